@@ -1,0 +1,20 @@
+// pybind11 only; no logic lives here. Each area of the core binds itself in its own file; module.cpp lists them.
+#pragma once
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+namespace py = pybind11;
+
+namespace tq::bindings {
+
+void bind_format(py::module_& m);  // layout constants, the scalar oracle
+void bind_quant(py::module_& m);   // encode, decode, rotate
+void bind_gguf(py::module_& m);    // GgufFile
+void bind_engine(py::module_& m);  // Model, Context, Sampler, backends
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;  // conversion only where the caller asked for it: wrong dtypes are errors, see `require`
+
+}  // namespace tq::bindings

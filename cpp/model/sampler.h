@@ -1,0 +1,34 @@
+// Choosing the next token from logits. Same options, same logits, same seed: same tokens.
+#pragma once
+#include <cstdint>
+#include <random>
+#include <span>
+#include <vector>
+
+namespace tq {
+
+struct SamplerOptions {
+  float temperature = 0.8f;  // <= 0: greedy
+  int top_k = 40;            // <= 0: all
+  float top_p = 0.95f;       // 1: off
+  float min_p = 0.05f;       // 0: off
+  float typical_p = 1.0f;    // 1: off
+  float repeat_penalty = 1.0f, frequency_penalty = 0.0f, presence_penalty = 0.0f;
+  int penalty_last_n = 64;   // -1: the whole history
+  uint64_t seed = 0;
+};
+
+class Sampler {
+ public:
+  explicit Sampler(const SamplerOptions& options);
+  // logits: (n_vocab), left as they are; history: tokens so far. Throws invalid_argument when every logit is NaN or -inf.
+  int32_t sample(std::span<const float> logits, std::span<const int32_t> history);
+  void reseed(uint64_t seed);
+
+ private:
+  SamplerOptions options_;
+  std::mt19937_64 rng_;
+  std::vector<std::pair<float, int32_t>> candidates_;
+};
+
+}  // namespace tq

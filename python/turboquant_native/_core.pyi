@@ -1,0 +1,145 @@
+"""The compiled core. Arrays are NumPy, C-contiguous; every compute call releases the GIL.
+
+Errors: ValueError (arguments), FormatError (a damaged or hostile file), UnsupportedError (this build or machine cannot), OSError, MemoryError.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+class FormatError(ValueError): ...
+class UnsupportedError(RuntimeError): ...
+
+# --- the format (cpp/format/tqn.h) -------------------------------------------------------------------------------------------------------
+FORMAT_VERSION: int
+TILE_ROWS: int
+TILE_COLS: int
+TILE_STEPS: int
+CODEBOOK_SIZE: int
+FORMATS: tuple[int, ...]
+
+def plane_bytes(n_out: int, n_in: int, bits: int) -> dict[str, int]:
+    """Bytes of the planes "codes", "row_scale" and "codebook"; ValueError where the shape or width is unusable."""
+
+def default_codebook(bits: int) -> tuple[NDArray[np.int8], float]:
+    """(64,) int8 and the unit that scales it to N(0, 1); empty and 0.0 for 8 bits."""
+
+def reference_decode(codes: NDArray[np.uint8], bits: int, n_out: int, n_in: int, codebook: NDArray[np.int8]) -> NDArray[np.int8]:
+    """(n_out, n_in) int8 values by the scalar oracle."""
+
+# --- quantization (cpp/quant) --------------------------------------------------------------------------------------------------------------
+class Packed:
+    bits: int
+    n_out: int
+    n_in: int
+    scale: float
+    squared_error: float
+    @property
+    def codes(self) -> NDArray[np.uint8]: ...
+    @property
+    def row_scale(self) -> NDArray[np.float16]:
+        """(padded rows,)"""
+    @property
+    def codebook(self) -> NDArray[np.int8]:
+        """(64,), empty for 8 bits"""
+
+def encode(
+    w: NDArray[np.float32],
+    bits: int,
+    *,
+    codebook: NDArray[np.int8] | None = None,
+    unit_scale: NDArray[np.float32] | None = None,
+    feedback: NDArray[np.float32] | None = None,
+    threads: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Packed:
+    """Round rotated weights w (n_out, n_in) onto codes. feedback: (n_in, n_in) strictly block upper, LDLQ; None: plain rounding.
+
+    `progress` is called with the number of weights done; an exception it raises (KeyboardInterrupt) stops the work.
+    """
+
+def decode(packed: Packed, threads: int = 0) -> NDArray[np.float32]:
+    """(n_out, n_in) scale * row_scale * c, still rotated."""
+
+def rotate_rows(w: NDArray[np.float32], seed: int, inverse: bool = False, threads: int = 0) -> NDArray[np.float32]:
+    """Rows w -> w D K (inverse: w K D); a new array."""
+
+def encoder_isa() -> str: ...
+
+# --- files (cpp/gguf) ------------------------------------------------------------------------------------------------------------------------
+class GgufFile:
+    """A validated, memory-mapped GGUF file; arrays are views that keep it alive."""
+    def __init__(self, path: str) -> None: ...
+    path: str
+    metadata: dict[str, Any]
+    def tensors(self) -> list[tuple[str, int, tuple[int, ...]]]:
+        """(name, ggml type number, shape in NumPy order), in file order."""
+    def data(self, name: str) -> NDArray[Any]:
+        """The raw plane: float32, float16, uint16 for BF16, int8/16/32/64, else uint8 bytes."""
+    def quantized(self) -> dict[str, dict[str, Any]]:
+        """The entries of turboquant.tensors, validated: bits, n_out, n_in, scale, rotation, seed (int), outliers (count)."""
+    def dequantize(self, name: str, rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
+        """A matrix, quantized or not, as float32 (n_out, n_in) in the original basis (rows [a, b) only, when given)."""
+
+# --- the engine (cpp/model) --------------------------------------------------------------------------------------------------------------------
+class Model:
+    def __init__(self, path: str, *, device: str = "cpu", threads: int = 0, precision: str = "int8", lock_memory: bool = False, main_device: int = 0) -> None:
+        """precision: "int8" (activations of packed matrices) or "f32"."""
+    file: GgufFile
+    config: dict[str, Any]
+    backend: str
+    parameters: int
+    weight_bytes: int
+    def close(self) -> None: ...
+
+class Context:
+    def __init__(self, model: Model, *, n_ctx: int = 0, n_slots: int = 1, n_batch: int = 512) -> None: ...
+    n_ctx: int
+    n_slots: int
+    n_batch: int
+    n_vocab: int
+    n_embd: int
+    memory_bytes: int
+    def forward(
+        self, tokens: NDArray[np.int32], positions: NDArray[np.int32], slots: NDArray[np.int32], output_rows: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
+        """(len(output_rows), n_vocab) logits; at most n_batch rows."""
+    def embed(
+        self, tokens: NDArray[np.int32], positions: NDArray[np.int32], slots: NDArray[np.int32], output_rows: NDArray[np.int32]
+    ) -> NDArray[np.float32]: ...
+    def eval(self, tokens: NDArray[np.int32], position: int, slot: int = 0, logits: str = "last") -> NDArray[np.float32]:
+        """Tokens of one slot from `position` on, cut into batches; logits "last" (n_vocab,), "all" (n, n_vocab), "none" (0,)."""
+    def save(self, slot: int, n: int) -> bytes: ...
+    def load(self, slot: int, state: bytes) -> None: ...
+    def copy_slot(self, source: int, target: int, n: int) -> None: ...
+    def set_threads(self, decode: int, prompt: int) -> None: ...
+    def close(self) -> None:
+        """Frees everything; waits for a running pass. Later calls raise RuntimeError."""
+
+class Sampler:
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        repeat_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        penalty_last_n: int = 64,
+        seed: int = 0,
+    ) -> None: ...
+    def sample(self, logits: NDArray[np.float32], history: Sequence[int] | NDArray[np.int32]) -> int: ...
+    def reseed(self, seed: int) -> None: ...
+
+def isa() -> str: ...
+def available_isas() -> list[str]: ...
+def backends() -> dict[str, str]:
+    """Each backend's state: {"cpu": "available: ...", "cuda": "unsupported: why", "metal": ...}."""
+
+def cpu_count() -> int:
+    """Cores this process may use (affinity and cgroup limits)."""
