@@ -118,6 +118,20 @@ class Context:
     def close(self) -> None:
         """Frees everything; waits for a running pass. Later calls raise RuntimeError."""
 
+class LayerRunner:
+    """The model one layer at a time over windows of seq_len tokens, for calibration (CPU)."""
+    def __init__(self, model: Model, seq_len: int) -> None: ...
+    def set_matrix(self, name: str, w: NDArray[np.float32] | None) -> None:
+        """Use w (n_out, n_in) in place of the file's matrix; None: the file's own again."""
+    def embed(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """(windows, seq_len) -> (windows, seq_len, n_embd)"""
+    def layer(
+        self, index: int, hidden: NDArray[np.float32], tap: Callable[[str, NDArray[np.float32]], None] | None = None
+    ) -> NDArray[np.float32]:
+        """A new array of hidden's shape. tap(site, x): x (rows, width), valid during the call only; sites as in layer_runner.h."""
+    def head(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(rows, n_embd) -> (rows, n_vocab)"""
+
 class Sampler:
     def __init__(
         self,
