@@ -1,4 +1,4 @@
-// A bounded, memory-mapped GGUF v3 reader. Files are hostile until validated: every size is checked arithmetic, nothing is allocated by an
+// A bounded, memory-mapped reader of GGUF versions 2 and 3. Files are hostile until validated: every size is checked arithmetic, nothing is allocated by an
 // unchecked count, every failure is an Error(bad_file) that names the file, the field or tensor, and the value.
 #pragma once
 #include <cstdint>
@@ -10,40 +10,45 @@
 #include <vector>
 
 #include "format/matrix.h"
+#include "gguf/types.h"
 
 namespace tq::gguf {
 
 enum class ValueType : uint32_t { u8, i8, u16, i16, u32, i32, f32, boolean, string, array, u64, i64, f64 };
 
-struct Value;
-struct Array {  // elements stay in the file; strings are indexed on demand
+struct Array {  // elements stay in the file, as stored; open() has checked the bounds of all of them, nested ones too
   ValueType element;
   uint64_t count = 0;
-  std::span<const uint8_t> bytes;  // the elements as stored, bounds already checked
+  std::span<const uint8_t> bytes;
 };
 struct Value {
-  ValueType type;
+  ValueType type = ValueType::u8;
   std::variant<uint64_t, int64_t, double, bool, std::string_view, Array> data;
 };
 
 struct Tensor {
   std::string_view name;
-  uint32_t type = 0;           // ggml type number (0 F32, 1 F16, 24 I8, 25 I16, 26 I32, 30 BF16, ...)
+  uint32_t type = 0;           // a number of types.h: kF32, kF16, kI8, ..., or of a foreign quantization
   std::vector<uint64_t> shape;  // as in the file: fastest dimension first
   std::span<const uint8_t> data;
   uint64_t elements() const;
 };
 
+std::vector<Value> elements_of(const Array& array);
+
 class File {
  public:
+  ~File();
   static std::shared_ptr<const File> open(const std::string& path);
   const std::string& path() const;
   uint64_t size() const;
+  uint64_t data_offset() const;  // where the header and its padding end
   std::span<const Tensor> tensors() const;
   const Tensor* find(std::string_view name) const;
   std::span<const std::pair<std::string_view, Value>> metadata() const;
   const Value* get(std::string_view key) const;
-  // Typed access: throws bad_file naming the key when it is absent (no default given) or has another type or range.
+  // Typed access: throws bad_file naming the key when it is absent (no fallback given), of another kind or out of range (a negative count,
+  // a number that is not finite).
   uint64_t u64(std::string_view key) const;
   uint64_t u64(std::string_view key, uint64_t fallback) const;
   double f64(std::string_view key) const;
@@ -58,8 +63,8 @@ class File {
 
  private:
   struct Impl;
+  explicit File(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
-  friend struct Opener;
 };
 
 // The quantized matrices of a file (key turboquant.tensors), each validated (format/matrix.h), zero-copy views into the mapping.
