@@ -35,8 +35,10 @@ std::string quoted(std::string_view bytes) {
   while (!bytes.empty() && out.size() <= limit) {
     const uint8_t c = uint8_t(bytes[0]);
     const size_t n = c < 0x20 || c == 0x7F ? 0 : utf8_length(bytes);
-    if (n == 0) out.append({'\\', 'x', hex[c >> 4], hex[c & 15]});
-    else out.append(bytes.substr(0, n));
+    if (n == 0)
+      out.append({'\\', 'x', hex[c >> 4], hex[c & 15]});
+    else
+      out.append(bytes.substr(0, n));
     bytes.remove_prefix(n == 0 ? 1 : n);
   }
   return out + (bytes.empty() ? "\"" : "...\"");

@@ -47,7 +47,8 @@ static std::string_view key_of(const std::pair<std::string_view, Value>& entry) 
 static std::string_view name_of(const Tensor& tensor) { return tensor.name; }
 
 template <class Items, class NameOf>
-static auto find_sorted(const Items& items, const std::vector<size_t>& order, NameOf name_of, std::string_view name) -> decltype(items.data()) {
+static auto find_sorted(const Items& items, const std::vector<size_t>& order, NameOf name_of, std::string_view name)
+    -> decltype(items.data()) {
   const auto at = std::lower_bound(order.begin(), order.end(), name, [&](size_t i, std::string_view n) { return name_of(items[i]) < n; });
   return at != order.end() && name_of(items[*at]) == name ? &items[*at] : nullptr;
 }
@@ -63,20 +64,24 @@ static Header read_header(Cursor& cursor) {
   if (std::string_view(reinterpret_cast<const char*>(magic.data()), 4) != "GGUF") cursor.fail("not a GGUF file: the magic number is wrong");
   const auto version = cursor.number<uint32_t>("the version");
   if (version == kNewestVersion << 24) cursor.fail("a big-endian GGUF file; only little-endian ones can be used");
-  if (version < kOldestVersion || version > kNewestVersion) cursor.fail("GGUF version " + std::to_string(version) + " is unknown; 2 and 3 are known");
+  if (version < kOldestVersion || version > kNewestVersion)
+    cursor.fail("GGUF version " + std::to_string(version) + " is unknown; 2 and 3 are known");
   Header header;
   header.n_tensors = cursor.number<uint64_t>("the number of tensors");
   header.n_metadata = cursor.number<uint64_t>("the number of metadata keys");
   constexpr uint64_t smallest_key = 8 + 1 + 4 + 1, smallest_tensor = 8 + 1 + 4 + 8 + 4 + 8;
-  if (header.n_metadata > cursor.remaining() / smallest_key) cursor.fail(std::to_string(header.n_metadata) + " metadata keys do not fit the file");
-  if (header.n_tensors > cursor.remaining() / smallest_tensor) cursor.fail(std::to_string(header.n_tensors) + " tensors do not fit the file");
+  if (header.n_metadata > cursor.remaining() / smallest_key)
+    cursor.fail(std::to_string(header.n_metadata) + " metadata keys do not fit the file");
+  if (header.n_tensors > cursor.remaining() / smallest_tensor)
+    cursor.fail(std::to_string(header.n_tensors) + " tensors do not fit the file");
   return header;
 }
 
 static std::string_view read_name(Cursor& cursor, const char* what, uint64_t limit) {
   const auto name = cursor.string(what);
   if (name.empty()) cursor.fail(std::string(what) + " is empty");
-  if (name.size() > limit) cursor.fail(std::string(what) + " has " + std::to_string(name.size()) + " bytes; the limit is " + std::to_string(limit));
+  if (name.size() > limit)
+    cursor.fail(std::string(what) + " has " + std::to_string(name.size()) + " bytes; the limit is " + std::to_string(limit));
   if (!is_utf8(name)) cursor.fail(std::string(what) + " " + quoted(name) + " is not UTF-8");
   return name;
 }
@@ -126,7 +131,8 @@ static Placed read_tensor(Cursor& cursor, Tensor& tensor) {
   const TypeLayout* layout = type_layout(tensor.type);
   if (!layout) cursor.fail("unknown tensor type " + std::to_string(tensor.type));
   if (tensor.shape[0] % layout->block != 0) {
-    cursor.fail("its rows of " + std::to_string(tensor.shape[0]) + " elements are not whole " + layout->name + " blocks of " + std::to_string(layout->block));
+    cursor.fail("its rows of " + std::to_string(tensor.shape[0]) + " elements are not whole " + layout->name + " blocks of " +
+                std::to_string(layout->block));
   }
   const auto bytes = checked_product(elements / layout->block, layout->bytes);
   if (!bytes) cursor.fail("its size in bytes overflows");
@@ -151,7 +157,8 @@ static uint64_t checked_alignment(const Cursor& cursor, uint64_t alignment) {
   return alignment;
 }
 
-static void place_tensors(Cursor& cursor, std::span<const uint8_t> data, uint64_t alignment, const std::vector<Placed>& places, std::vector<Tensor>& tensors) {
+static void place_tensors(Cursor& cursor, std::span<const uint8_t> data, uint64_t alignment, const std::vector<Placed>& places,
+                          std::vector<Tensor>& tensors) {
   for (size_t i = 0; i < tensors.size(); i++) {
     const Placed& place = places[i];
     cursor.set_context("tensor " + quoted(tensors[i].name));
@@ -159,8 +166,8 @@ static void place_tensors(Cursor& cursor, std::span<const uint8_t> data, uint64_
       cursor.fail("its offset " + std::to_string(place.offset) + " is not a multiple of the alignment " + std::to_string(alignment));
     }
     if (place.offset > data.size() || place.bytes > data.size() - place.offset) {
-      cursor.fail("its " + std::to_string(place.bytes) + " bytes at offset " + std::to_string(place.offset) + " reach past the end of the data (" +
-                  std::to_string(data.size()) + " bytes): the file is truncated or damaged");
+      cursor.fail("its " + std::to_string(place.bytes) + " bytes at offset " + std::to_string(place.offset) +
+                  " reach past the end of the data (" + std::to_string(data.size()) + " bytes): the file is truncated or damaged");
     }
     tensors[i].data = data.subspan(place.offset, place.bytes);
   }
@@ -173,7 +180,8 @@ static void refuse_overlaps(const Cursor& cursor, const std::vector<Tensor>& ten
   std::sort(by_place.begin(), by_place.end(), [](const Tensor* a, const Tensor* b) { return a->data.data() < b->data.data(); });
   for (size_t i = 1; i < by_place.size(); i++) {
     const Tensor &a = *by_place[i - 1], &b = *by_place[i];
-    if (a.data.data() + a.data.size() > b.data.data()) cursor.fail("the data of tensors " + quoted(a.name) + " and " + quoted(b.name) + " overlap");
+    if (a.data.data() + a.data.size() > b.data.data())
+      cursor.fail("the data of tensors " + quoted(a.name) + " and " + quoted(b.name) + " overlap");
   }
 }
 
@@ -189,7 +197,8 @@ std::shared_ptr<const File> File::open(const std::string& path) {
 
   const uint64_t alignment = checked_alignment(cursor, file->u64("general.alignment", kDefaultAlignment));
   const uint64_t size = impl.mapping.bytes().size();
-  impl.data_offset = std::min((cursor.offset() + alignment - 1) / alignment * alignment, size);  // a file without tensors may lack the padding
+  impl.data_offset =
+      std::min((cursor.offset() + alignment - 1) / alignment * alignment, size);  // a file without tensors may lack the padding
   place_tensors(cursor, impl.mapping.bytes().subspan(impl.data_offset), alignment, places, impl.tensors);
   refuse_overlaps(cursor, impl.tensors);
   return file;

@@ -1,5 +1,5 @@
-// A bounded, memory-mapped reader of GGUF versions 2 and 3. Files are hostile until validated: every size is checked arithmetic, nothing is allocated by an
-// unchecked count, every failure is an Error(bad_file) that names the file, the field or tensor, and the value.
+// A bounded, memory-mapped reader of GGUF versions 2 and 3. Files are hostile until validated: every size is checked arithmetic, nothing is
+// allocated by an unchecked count, every failure is an Error(bad_file) that names the file, the field or tensor, and the value.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -28,7 +28,7 @@ struct Value {
 
 struct Tensor {
   std::string_view name;
-  uint32_t type = 0;           // a number of types.h: kF32, kF16, kI8, ..., or of a foreign quantization
+  uint32_t type = 0;            // a number of types.h: kF32, kF16, kI8, ..., or of a foreign quantization
   std::vector<uint64_t> shape;  // as in the file: fastest dimension first
   std::span<const uint8_t> data;
   uint64_t elements() const;
@@ -56,10 +56,10 @@ class File {
   bool boolean(std::string_view key, bool fallback) const;
   std::string_view string(std::string_view key) const;
   std::string_view string(std::string_view key, std::string_view fallback) const;
-  std::vector<uint64_t> u64s(std::string_view key) const;         // a scalar counts as one element; empty when absent
+  std::vector<uint64_t> u64s(std::string_view key) const;             // a scalar counts as one element; empty when absent
   std::vector<std::string_view> strings(std::string_view key) const;  // empty when absent
-  void prefetch() const;  // madvise(WILLNEED) over the data
-  bool lock() const;      // mlock over the data; false where the system refuses
+  void prefetch() const;                                              // madvise(WILLNEED) over the data
+  bool lock() const;                                                  // mlock over the data; false where the system refuses
 
  private:
   struct Impl;

@@ -49,13 +49,20 @@ class Parser {
     if (++values_ > kMaxValues) error("more than " + std::to_string(kMaxValues) + " values");
     skip_space();
     switch (peek()) {
-      case '{': return object(depth);
-      case '[': return array(depth);
-      case '"': return {Kind::string, string(), {}};
-      case 't': return word("true", Kind::boolean);
-      case 'f': return word("false", Kind::boolean);
-      case 'n': return word("null", Kind::null);
-      default: return {Kind::number, number(), {}};
+      case '{':
+        return object(depth);
+      case '[':
+        return array(depth);
+      case '"':
+        return {Kind::string, string(), {}};
+      case 't':
+        return word("true", Kind::boolean);
+      case 'f':
+        return word("false", Kind::boolean);
+      case 'n':
+        return word("null", Kind::null);
+      default:
+        return {Kind::number, number(), {}};
     }
   }
 
@@ -124,8 +131,10 @@ class Parser {
       if (at_ >= text_.size()) error("a string does not end");
       const char c = text_[at_++];
       if (uint8_t(c) < 0x20) error("a control character in a string");
-      if (c == '\\') escape(out);
-      else out += c;
+      if (c == '\\')
+        escape(out);
+      else
+        out += c;
     }
     return out;
   }

@@ -1,4 +1,5 @@
-// A small strict JSON reader for the lists in a file's metadata: bounded depth and size, no duplicate keys, numbers kept as text until asked for.
+// A small strict JSON reader for the lists in a file's metadata: bounded depth and size, no duplicate keys, numbers kept as text until
+// asked for.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -12,7 +13,7 @@ enum class Kind : uint8_t { null, boolean, number, string, array, object };
 
 struct Value {
   Kind kind = Kind::null;
-  std::string text;  // of a string, decoded; of a number or boolean, as written
+  std::string text;                                    // of a string, decoded; of a number or boolean, as written
   std::vector<std::pair<std::string, Value>> members;  // of an object, in order; of an array, with empty names
 
   const Value* find(std::string_view name) const;

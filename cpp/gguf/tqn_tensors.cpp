@@ -34,7 +34,8 @@ class PlaneFinder {
     const Tensor* tensor = file_.find(matrix + plane.suffix);
     if (!tensor) return nullptr;
     if (tensor->type != plane.type) {
-      fail(file_, "tensor " + quoted(tensor->name) + " has the type " + type_layout(tensor->type)->name + " where " + type_layout(plane.type)->name + " is needed");
+      fail(file_, "tensor " + quoted(tensor->name) + " has the type " + type_layout(tensor->type)->name + " where " +
+                      type_layout(plane.type)->name + " is needed");
     }
     used_->insert(tensor->name);
     *bytes = tensor->data.size();
@@ -59,9 +60,11 @@ static int64_t dimension(const json::Value& entry, std::string_view name) {
 }
 
 static TqnMatrix parse_entry(const json::Value& entry) {
+  if (entry.kind != json::Kind::object) throw Error(Cause::bad_file, "its entry in the list is not an object");
   TqnMatrix matrix;
   const uint64_t bits = entry.integer("bits");
-  if (bits > 64 || !tqn::is_format(int(bits))) throw Error(Cause::bad_file, "\"bits\" is " + std::to_string(bits) + "; 1, 2, 3, 4, 6 and 8 are possible");
+  if (bits > 64 || !tqn::is_format(int(bits)))
+    throw Error(Cause::bad_file, "\"bits\" is " + std::to_string(bits) + "; 1, 2, 3, 4, 6 and 8 are possible");
   matrix.k = int(bits);
   matrix.n_out = dimension(entry, "n_out");
   matrix.n_in = dimension(entry, "n_in");
@@ -88,7 +91,8 @@ static void refuse_strays(const File& file, const std::set<std::string_view>& us
   for (const Tensor& tensor : file.tensors()) {
     const size_t dot = tensor.name.rfind('.');
     const bool plane = dot != std::string_view::npos && tensor.name.substr(dot).starts_with(kCodes.suffix);
-    if (plane && !used.contains(tensor.name)) fail(file, "tensor " + quoted(tensor.name) + " belongs to no matrix of " + std::string(kTensorsKey));
+    if (plane && !used.contains(tensor.name))
+      fail(file, "tensor " + quoted(tensor.name) + " belongs to no matrix of " + std::string(kTensorsKey));
   }
 }
 
@@ -99,46 +103,55 @@ static bool has_packed_tensors(const File& file) {
   }
   const uint64_t version = file.u64(kVersionKey);
   if (version != tqn::kVersion) {
-    fail(file, std::string(kVersionKey) + " is " + std::to_string(version) + "; this release reads version " + std::to_string(tqn::kVersion), Cause::unsupported);
+    fail(file,
+         std::string(kVersionKey) + " is " + std::to_string(version) + "; this release reads version " + std::to_string(tqn::kVersion),
+         Cause::unsupported);
   }
   return true;
 }
 
-static json::Value parse_list(const File& file) {
+// Runs `body`; an Error that leaves it says where it happened.
+template <class Body>
+static auto in_context(const std::string& context, Body body) {
   try {
-    json::Value list = json::parse(file.string(kTensorsKey));
-    if (list.kind != json::Kind::object) fail(file, "metadata key " + quoted(kTensorsKey) + " is not a JSON object");
-    return list;
+    return body();
   } catch (const Error& e) {
-    throw Error(e.cause, std::string(e.what()).starts_with("JSON") ? quoted(file.path()) + ": " + std::string(kTensorsKey) + ": " + e.what() : e.what());
+    throw Error(e.cause, context + ": " + e.what());
   }
 }
 
-TqnTensors::TqnTensors(std::shared_ptr<const File> shared) : file_(std::move(shared)) {
-  const File& file = *file_;
+static json::Value parse_list(const File& file) {
+  const std::string_view text = file.string(kTensorsKey);
+  return in_context(quoted(file.path()) + ": metadata key " + quoted(kTensorsKey), [&] {
+    json::Value list = json::parse(text);
+    if (list.kind != json::Kind::object) throw Error(Cause::bad_file, "is not a JSON object");
+    return list;
+  });
+}
+
+static TqnMatrix read_matrix(const File& file, const PlaneFinder& finder, const std::string& name, const json::Value& entry) {
+  if (file.find(name)) fail(file, "matrix " + quoted(name) + " is stored twice: packed and as an ordinary tensor");
+  const std::string label = quoted(file.path()) + ": matrix " + quoted(name);
+  TqnMatrix matrix = in_context(label, [&] { return parse_entry(entry); });
+  const PlaneSizes sizes = attach_planes(finder, name, matrix);
+  validate(label, matrix, sizes);
+  return matrix;
+}
+
+TqnTensors::TqnTensors(std::shared_ptr<const File> file) : file_(std::move(file)) {
   std::set<std::string_view> used;
-  if (has_packed_tensors(file)) {
-    const PlaneFinder finder(file, &used);
-    for (const auto& [name, entry] : parse_list(file).members) {
-      const std::string label = quoted(file.path()) + ": matrix " + quoted(name);
-      if (entry.kind != json::Kind::object) fail(file, std::string(kTensorsKey) + ": the entry of " + quoted(name) + " is not an object");
-      if (file.find(name)) fail(file, "matrix " + quoted(name) + " is stored twice: packed and as an ordinary tensor");
-      TqnMatrix matrix;
-      try {
-        matrix = parse_entry(entry);
-      } catch (const Error& e) {
-        throw Error(e.cause, label + ": " + e.what());
-      }
-      validate(label, matrix, attach_planes(finder, name, matrix));
-      matrices_.emplace_back(name, matrix);
-    }
+  if (has_packed_tensors(*file_)) {
+    const PlaneFinder finder(*file_, &used);
+    const json::Value list = parse_list(*file_);
+    for (const auto& [name, entry] : list.members) matrices_.emplace_back(name, read_matrix(*file_, finder, name, entry));
   }
-  refuse_strays(file, used);
+  refuse_strays(*file_, used);
   std::sort(matrices_.begin(), matrices_.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
 }
 
 const TqnMatrix* TqnTensors::find(std::string_view name) const {
-  const auto at = std::lower_bound(matrices_.begin(), matrices_.end(), name, [](const auto& entry, std::string_view n) { return entry.first < n; });
+  const auto at =
+      std::lower_bound(matrices_.begin(), matrices_.end(), name, [](const auto& entry, std::string_view n) { return entry.first < n; });
   return at != matrices_.end() && at->first == name ? &at->second : nullptr;
 }
 
