@@ -1,7 +1,214 @@
-#include "bindings/bindings.h"
+#include <pybind11/stl/filesystem.h>
+
+#include <algorithm>
+#include <cstring>
+#include <future>
+#include <thread>
+
+#include "bindings/gguf_file.h"
+#include "common/error.h"
+#include "common/text.h"
+#include "format/reference.h"
 
 namespace tq::bindings {
 
-void bind_gguf(py::module_& m) { (void)m; }
+using gguf::ValueType;
+
+// ---- metadata as Python values ----
+
+// Token texts of some models are no valid UTF-8: surrogate escapes keep their bytes.
+static py::object text(std::string_view s) {
+  PyObject* decoded = PyUnicode_DecodeUTF8(s.data(), Py_ssize_t(s.size()), "surrogateescape");
+  if (!decoded) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(decoded);
+}
+
+static py::object to_python(const gguf::Value& value);
+
+static py::list to_list(const gguf::Array& array) {
+  const auto elements = gguf::elements_of(array);
+  py::list list(elements.size());
+  for (size_t i = 0; i < elements.size(); i++) list[i] = to_python(elements[i]);
+  return list;
+}
+
+static py::object to_python(const gguf::Value& value) {
+  struct Visitor {
+    py::object operator()(uint64_t v) const { return py::int_(v); }
+    py::object operator()(int64_t v) const { return py::int_(v); }
+    py::object operator()(double v) const { return py::float_(v); }
+    py::object operator()(bool v) const { return py::bool_(v); }
+    py::object operator()(std::string_view v) const { return text(v); }
+    py::object operator()(const gguf::Array& v) const { return to_list(v); }
+  };
+  return std::visit(Visitor{}, value.data);
+}
+
+GgufFile::GgufFile(std::shared_ptr<const gguf::File> file, bool validate) : file_(std::move(file)) {
+  if (validate) packed_ = std::make_unique<gguf::TqnTensors>(file_);
+}
+
+const gguf::TqnTensors& GgufFile::packed() {
+  if (!packed_) packed_ = std::make_unique<gguf::TqnTensors>(file_);
+  return *packed_;
+}
+
+py::dict GgufFile::metadata() {
+  if (!metadata_) {
+    py::dict dict;
+    for (const auto& [key, value] : file_->metadata()) dict[text(key)] = to_python(value);
+    metadata_ = std::move(dict);
+  }
+  return *metadata_;
+}
+
+// ---- tensors as arrays ----
+
+static const gguf::Tensor& tensor_named(const gguf::File& file, const std::string& name) {
+  const gguf::Tensor* tensor = file.find(name);
+  if (!tensor) throw Error(Cause::invalid_argument, printable(file.path()) + " has no tensor " + printable(name));
+  return *tensor;
+}
+
+static std::vector<py::ssize_t> numpy_shape(const gguf::Tensor& tensor) { return {tensor.shape.rbegin(), tensor.shape.rend()}; }
+
+static py::dtype numpy_type(uint32_t type) {
+  switch (type) {
+    case gguf::kF32:
+      return py::dtype("float32");
+    case gguf::kF16:
+      return py::dtype("float16");
+    case gguf::kBF16:
+      return py::dtype("uint16");
+    case gguf::kI8:
+      return py::dtype("int8");
+    case gguf::kI16:
+      return py::dtype("int16");
+    case gguf::kI32:
+      return py::dtype("int32");
+    case gguf::kI64:
+      return py::dtype("int64");
+    case gguf::kF64:
+      return py::dtype("float64");
+    default:
+      return py::dtype("uint8");  // the bytes of a foreign quantization
+  }
+}
+
+static py::array data(const std::shared_ptr<GgufFile>& self, const std::string& name) {
+  const gguf::Tensor& tensor = tensor_named(self->file(), name);
+  std::vector<py::ssize_t> shape = numpy_shape(tensor);
+  const gguf::TypeLayout& layout = *gguf::type_layout(tensor.type);
+  if (layout.block > 1) shape.back() = shape.back() / layout.block * layout.bytes;
+  py::array view(numpy_type(tensor.type), shape, tensor.data.data(), py::cast(self));
+  py::detail::array_proxy(view.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+  return view;
+}
+
+static py::list tensors(const GgufFile& self) {
+  py::list list;
+  for (const gguf::Tensor& tensor : self.file().tensors()) {
+    list.append(py::make_tuple(text(tensor.name), tensor.type, py::tuple(py::cast(numpy_shape(tensor)))));
+  }
+  return list;
+}
+
+static py::dict quantized(GgufFile& self) {
+  py::dict all;
+  for (const auto& [name, m] : self.packed().all()) {
+    py::dict entry;
+    entry["bits"] = m.k;
+    entry["n_out"] = m.n_out;
+    entry["n_in"] = m.n_in;
+    entry["scale"] = m.scale;
+    entry["rotation"] = m.rotation == Rotation::none ? "none" : "hartley-hadamard";
+    entry["seed"] = m.seed;
+    entry["outliers"] = m.outliers.count;
+    all[text(name)] = entry;
+  }
+  return all;
+}
+
+// ---- dequantization ----
+
+struct Rows {  // where the rows of a matrix come from; decode(row, out) is called from several threads
+  int64_t n_out = 0, n_in = 0;
+  std::function<void(int64_t, float*)> decode;
+};
+
+static Rows packed_rows(const TqnMatrix& m) {
+  return {m.n_out, m.n_in, [&m](int64_t row, float* out) {
+            std::vector<double> exact(size_t(m.n_in));
+            reference::decode_row(m, row, exact.data());
+            std::copy(exact.begin(), exact.end(), out);
+          }};
+}
+
+static Rows dense_rows(const gguf::File& file, const gguf::Tensor& tensor) {
+  const int64_t n_in = int64_t(tensor.shape[0]), n_out = int64_t(tensor.elements()) / n_in;
+  const uint8_t* bytes = tensor.data.data();
+  const auto halves = [=](float (*widen)(uint16_t)) {
+    return [=](int64_t row, float* out) {
+      const uint16_t* in = reinterpret_cast<const uint16_t*>(bytes) + row * n_in;
+      std::transform(in, in + n_in, out, widen);
+    };
+  };
+  switch (tensor.type) {
+    case gguf::kF32:
+      return {n_out, n_in, [=](int64_t row, float* out) { std::memcpy(out, bytes + row * n_in * 4, size_t(n_in) * 4); }};
+    case gguf::kF16:
+      return {n_out, n_in, halves(f16_to_f32)};
+    case gguf::kBF16:
+      return {n_out, n_in, halves(bf16_to_f32)};
+    default:
+      throw Error(Cause::unsupported, printable(file.path()) + ": tensor " + printable(tensor.name) + " of type " +
+                                          gguf::type_layout(tensor.type)->name + " has no float values here");
+  }
+}
+
+static void decode_rows(const Rows& rows, int64_t first, int64_t last, float* out) {
+  const int64_t n_threads =
+      std::clamp<int64_t>(std::thread::hardware_concurrency(), 1, std::max<int64_t>(1, (last - first) * rows.n_in >> 16));
+  const auto part = [&](int64_t thread) {
+    const int64_t begin = first + (last - first) * thread / n_threads, end = first + (last - first) * (thread + 1) / n_threads;
+    for (int64_t row = begin; row < end; row++) rows.decode(row, out + (row - first) * rows.n_in);
+  };
+  std::vector<std::future<void>> parts;  // futures: an exception in one of them arrives here
+  for (int64_t t = 1; t < n_threads; t++) parts.push_back(std::async(std::launch::async, part, t));
+  part(0);
+  for (auto& finished : parts) finished.get();
+}
+
+static py::array_t<float> dequantize(GgufFile& self, const std::string& name, std::optional<std::pair<int64_t, int64_t>> range) {
+  const TqnMatrix* packed = self.packed().find(name);
+  const Rows rows = packed ? packed_rows(*packed) : dense_rows(self.file(), tensor_named(self.file(), name));
+  const auto [first, last] = range.value_or(std::pair<int64_t, int64_t>{0, rows.n_out});
+  if (first < 0 || first > last || last > rows.n_out) {
+    throw Error(Cause::invalid_argument, "rows " + std::to_string(first) + " to " + std::to_string(last) + " of " + printable(name) +
+                                             ", which has " + std::to_string(rows.n_out));
+  }
+  py::array_t<float> out({last - first, rows.n_in});
+  float* values = out.mutable_data();
+  py::gil_scoped_release release;
+  decode_rows(rows, first, last, values);
+  return out;
+}
+
+void bind_gguf(py::module_& m) {
+  py::class_<GgufFile, std::shared_ptr<GgufFile>>(m, "GgufFile")
+      .def(py::init([](const std::filesystem::path& path, bool validate) {
+             py::gil_scoped_release release;
+             return std::make_shared<GgufFile>(gguf::File::open(path.string()), validate);
+           }),
+           py::arg("path"), py::kw_only(), py::arg("validate") = true)
+      .def_property_readonly("path", [](const GgufFile& self) { return std::filesystem::path(self.file().path()).string(); })
+      .def_property_readonly("size", [](const GgufFile& self) { return self.file().size(); })
+      .def_property_readonly("data_offset", [](const GgufFile& self) { return self.file().data_offset(); })
+      .def_property_readonly("metadata", &GgufFile::metadata)
+      .def("tensors", &tensors)
+      .def("data", &data, py::arg("name"))
+      .def("quantized", &quantized)
+      .def("dequantize", &dequantize, py::arg("name"), py::arg("rows") = py::none());
+}
 
 }  // namespace tq::bindings

@@ -28,7 +28,7 @@ bool is_utf8(std::string_view bytes) {
   return true;
 }
 
-std::string quoted(std::string_view bytes) {
+std::string printable(std::string_view bytes) {
   constexpr size_t limit = 100;
   constexpr char hex[] = "0123456789abcdef";
   std::string out = "\"";

@@ -23,7 +23,7 @@ class Cursor {
   uint64_t remaining() const { return bytes_.size() - at_; }
 
   [[noreturn]] void fail(const std::string& why) const {
-    throw Error(Cause::bad_file, quoted(path_) + ": " + context_ + (context_.empty() ? "" : ": ") + why);
+    throw Error(Cause::bad_file, printable(path_) + ": " + context_ + (context_.empty() ? "" : ": ") + why);
   }
 
   std::span<const uint8_t> take(uint64_t n, std::string_view what) {

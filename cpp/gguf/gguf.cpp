@@ -38,7 +38,7 @@ static std::vector<size_t> sorted_by_name(const Items& items, NameOf name_of, co
   std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return name_of(items[a]) < name_of(items[b]); });
   for (size_t i = 1; i < order.size(); i++) {
     const std::string_view name = name_of(items[order[i]]);
-    if (name == name_of(items[order[i - 1]])) cursor.fail(std::string(what) + " " + quoted(name) + " appears twice");
+    if (name == name_of(items[order[i - 1]])) cursor.fail(std::string(what) + " " + printable(name) + " appears twice");
   }
   return order;
 }
@@ -82,7 +82,7 @@ static std::string_view read_name(Cursor& cursor, const char* what, uint64_t lim
   if (name.empty()) cursor.fail(std::string(what) + " is empty");
   if (name.size() > limit)
     cursor.fail(std::string(what) + " has " + std::to_string(name.size()) + " bytes; the limit is " + std::to_string(limit));
-  if (!is_utf8(name)) cursor.fail(std::string(what) + " " + quoted(name) + " is not UTF-8");
+  if (!is_utf8(name)) cursor.fail(std::string(what) + " " + printable(name) + " is not UTF-8");
   return name;
 }
 
@@ -90,7 +90,7 @@ static void read_metadata(Cursor& cursor, uint64_t count, std::vector<std::pair<
   for (uint64_t i = 0; i < count; i++) {  // grows with what the file really holds: no reserve by a hostile count
     cursor.set_context("metadata key " + std::to_string(i));
     const auto key = read_name(cursor, "the key", kMaxKeyBytes);
-    cursor.set_context("metadata key " + quoted(key));
+    cursor.set_context("metadata key " + printable(key));
     const auto type = cursor.number<uint32_t>("the value type");
     out.emplace_back(key, read_value(cursor, type));
   }
@@ -124,7 +124,7 @@ static std::vector<uint64_t> read_shape(Cursor& cursor, uint64_t* elements) {
 
 static Placed read_tensor(Cursor& cursor, Tensor& tensor) {
   tensor.name = read_name(cursor, "the name", kMaxNameBytes);
-  cursor.set_context("tensor " + quoted(tensor.name));
+  cursor.set_context("tensor " + printable(tensor.name));
   uint64_t elements = 0;
   tensor.shape = read_shape(cursor, &elements);
   tensor.type = cursor.number<uint32_t>("the type");
@@ -161,7 +161,7 @@ static void place_tensors(Cursor& cursor, std::span<const uint8_t> data, uint64_
                           std::vector<Tensor>& tensors) {
   for (size_t i = 0; i < tensors.size(); i++) {
     const Placed& place = places[i];
-    cursor.set_context("tensor " + quoted(tensors[i].name));
+    cursor.set_context("tensor " + printable(tensors[i].name));
     if (place.offset % alignment != 0) {
       cursor.fail("its offset " + std::to_string(place.offset) + " is not a multiple of the alignment " + std::to_string(alignment));
     }
@@ -181,7 +181,7 @@ static void refuse_overlaps(const Cursor& cursor, const std::vector<Tensor>& ten
   for (size_t i = 1; i < by_place.size(); i++) {
     const Tensor &a = *by_place[i - 1], &b = *by_place[i];
     if (a.data.data() + a.data.size() > b.data.data())
-      cursor.fail("the data of tensors " + quoted(a.name) + " and " + quoted(b.name) + " overlap");
+      cursor.fail("the data of tensors " + printable(a.name) + " and " + printable(b.name) + " overlap");
   }
 }
 
@@ -224,7 +224,7 @@ const Value* File::get(std::string_view key) const {
 }
 
 [[noreturn]] static void fail_key(const File& file, std::string_view key, const std::string& why) {
-  throw Error(Cause::bad_file, quoted(file.path()) + ": metadata key " + quoted(key) + " " + why);
+  throw Error(Cause::bad_file, printable(file.path()) + ": metadata key " + printable(key) + " " + why);
 }
 
 static const Value& required(const File& file, std::string_view key) {

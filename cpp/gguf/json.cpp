@@ -105,7 +105,7 @@ class Parser {
     for (const auto& [name, value] : object.members) names.push_back(name);
     std::sort(names.begin(), names.end());
     const auto twice = std::adjacent_find(names.begin(), names.end());
-    if (twice != names.end()) error("the name " + quoted(*twice) + " appears twice in the object that ends");
+    if (twice != names.end()) error("the name " + printable(*twice) + " appears twice in the object that ends");
   }
 
   std::string number() {
@@ -197,8 +197,8 @@ const Value* Value::find(std::string_view name) const {
 const Value& Value::member(std::string_view name, Kind wanted) const {
   constexpr const char* kinds[] = {"null", "a boolean", "a number", "a string", "an array", "an object"};
   const Value* value = find(name);
-  if (!value) fail(quoted(name) + " is missing");
-  if (value->kind != wanted) fail(quoted(name) + " is " + kinds[int(value->kind)] + " where " + kinds[int(wanted)] + " is needed");
+  if (!value) fail(printable(name) + " is missing");
+  if (value->kind != wanted) fail(printable(name) + " is " + kinds[int(value->kind)] + " where " + kinds[int(wanted)] + " is needed");
   return *value;
 }
 
@@ -208,7 +208,7 @@ double Value::number(std::string_view name) const {
   std::istringstream in(member(name, Kind::number).text);
   in.imbue(std::locale::classic());  // a decimal point, whatever the user's language
   double value = 0;
-  if (!(in >> value)) fail(quoted(name) + " is out of range: " + in.str());
+  if (!(in >> value)) fail(printable(name) + " is out of range: " + in.str());
   return value;
 }
 
@@ -218,7 +218,7 @@ uint64_t parse_u64(std::string_view digits, std::string_view name) {
   uint64_t value = 0;
   const char* end = digits.data() + digits.size();
   const auto [stopped, error] = std::from_chars(digits.data(), end, value);
-  if (error != std::errc() || stopped != end) fail(quoted(name) + " is no unsigned 64-bit integer: " + quoted(digits));
+  if (error != std::errc() || stopped != end) fail(printable(name) + " is no unsigned 64-bit integer: " + printable(digits));
   return value;
 }
 

@@ -15,7 +15,7 @@
 namespace tq::gguf {
 
 [[noreturn]] static void fail(const std::string& path, const std::string& why) {
-  throw Error(Cause::io, "cannot open " + quoted(path) + ": " + why);
+  throw Error(Cause::io, "cannot open " + printable(path) + ": " + why);
 }
 [[noreturn]] static void fail_errno(const std::string& path) { fail(path, std::generic_category().message(errno)); }
 

@@ -13,7 +13,7 @@ namespace tq::gguf {
 static constexpr std::string_view kVersionKey = "turboquant.version", kTensorsKey = "turboquant.tensors";
 
 [[noreturn]] static void fail(const File& file, const std::string& what, Cause cause = Cause::bad_file) {
-  throw Error(cause, quoted(file.path()) + ": " + what);
+  throw Error(cause, printable(file.path()) + ": " + what);
 }
 
 struct PlaneName {
@@ -34,7 +34,7 @@ class PlaneFinder {
     const Tensor* tensor = file_.find(matrix + plane.suffix);
     if (!tensor) return nullptr;
     if (tensor->type != plane.type) {
-      fail(file_, "tensor " + quoted(tensor->name) + " has the type " + type_layout(tensor->type)->name + " where " +
+      fail(file_, "tensor " + printable(tensor->name) + " has the type " + type_layout(tensor->type)->name + " where " +
                       type_layout(plane.type)->name + " is needed");
     }
     used_->insert(tensor->name);
@@ -50,12 +50,12 @@ class PlaneFinder {
 static Rotation parse_rotation(const std::string& text) {
   if (text == "none") return Rotation::none;
   if (text == "hartley-hadamard") return Rotation::hartley_hadamard;
-  throw Error(Cause::bad_file, "\"rotation\" is unknown: " + quoted(text));
+  throw Error(Cause::bad_file, "\"rotation\" is unknown: " + printable(text));
 }
 
 static int64_t dimension(const json::Value& entry, std::string_view name) {
   const uint64_t value = entry.integer(name);
-  if (value > uint64_t(INT64_MAX)) throw Error(Cause::bad_file, quoted(name) + " is too large: " + std::to_string(value));
+  if (value > uint64_t(INT64_MAX)) throw Error(Cause::bad_file, printable(name) + " is too large: " + std::to_string(value));
   return int64_t(value);
 }
 
@@ -92,13 +92,13 @@ static void refuse_strays(const File& file, const std::set<std::string_view>& us
     const size_t dot = tensor.name.rfind('.');
     const bool plane = dot != std::string_view::npos && tensor.name.substr(dot).starts_with(kCodes.suffix);
     if (plane && !used.contains(tensor.name))
-      fail(file, "tensor " + quoted(tensor.name) + " belongs to no matrix of " + std::string(kTensorsKey));
+      fail(file, "tensor " + printable(tensor.name) + " belongs to no matrix of " + std::string(kTensorsKey));
   }
 }
 
 static bool has_packed_tensors(const File& file) {
   if (!file.get(kVersionKey)) {
-    if (file.get(kTensorsKey)) fail(file, "metadata key " + quoted(kVersionKey) + " is missing");
+    if (file.get(kTensorsKey)) fail(file, "metadata key " + printable(kVersionKey) + " is missing");
     return false;
   }
   const uint64_t version = file.u64(kVersionKey);
@@ -122,7 +122,7 @@ static auto in_context(const std::string& context, Body body) {
 
 static json::Value parse_list(const File& file) {
   const std::string_view text = file.string(kTensorsKey);
-  return in_context(quoted(file.path()) + ": metadata key " + quoted(kTensorsKey), [&] {
+  return in_context(printable(file.path()) + ": metadata key " + printable(kTensorsKey), [&] {
     json::Value list = json::parse(text);
     if (list.kind != json::Kind::object) throw Error(Cause::bad_file, "is not a JSON object");
     return list;
@@ -130,8 +130,8 @@ static json::Value parse_list(const File& file) {
 }
 
 static TqnMatrix read_matrix(const File& file, const PlaneFinder& finder, const std::string& name, const json::Value& entry) {
-  if (file.find(name)) fail(file, "matrix " + quoted(name) + " is stored twice: packed and as an ordinary tensor");
-  const std::string label = quoted(file.path()) + ": matrix " + quoted(name);
+  if (file.find(name)) fail(file, "matrix " + printable(name) + " is stored twice: packed and as an ordinary tensor");
+  const std::string label = printable(file.path()) + ": matrix " + printable(name);
   TqnMatrix matrix = in_context(label, [&] { return parse_entry(entry); });
   const PlaneSizes sizes = attach_planes(finder, name, matrix);
   validate(label, matrix, sizes);
