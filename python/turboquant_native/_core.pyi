@@ -3,6 +3,7 @@
 Errors: ValueError (arguments), FormatError (a damaged or hostile file), UnsupportedError (this build or machine cannot), OSError, MemoryError.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,9 +72,19 @@ def encoder_isa() -> str: ...
 # --- files (cpp/gguf) ------------------------------------------------------------------------------------------------------------------------
 class GgufFile:
     """A validated, memory-mapped GGUF file; arrays are views that keep it alive."""
-    def __init__(self, path: str) -> None: ...
-    path: str
-    metadata: dict[str, Any]
+    def __init__(self, path: str | os.PathLike[str], *, validate: bool = True) -> None:
+        """validate=False checks the packed matrices at their first use instead of now: for tools that look at damaged files."""
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+    @property
+    def data_offset(self) -> int:
+        """Bytes of the header with its padding."""
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Key -> bool, int, float, str or list; bytes of strings that are no UTF-8 as surrogate escapes."""
     def tensors(self) -> list[tuple[str, int, tuple[int, ...]]]:
         """(name, ggml type number, shape in NumPy order), in file order."""
     def data(self, name: str) -> NDArray[Any]:
@@ -81,7 +92,10 @@ class GgufFile:
     def quantized(self) -> dict[str, dict[str, Any]]:
         """The entries of turboquant.tensors, validated: bits, n_out, n_in, scale, rotation, seed (int), outliers (count)."""
     def dequantize(self, name: str, rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """A matrix, quantized or not, as float32 (n_out, n_in) in the original basis (rows [a, b) only, when given)."""
+        """A matrix, packed or F32, F16, BF16, as float32 (n_out, n_in) in the original basis (rows [a, b) only, when given).
+
+        Dimensions above the first of an ordinary tensor count as rows. ValueError for an unknown name or rows out of range, UnsupportedError for other types.
+        """
 
 # --- the engine (cpp/model) --------------------------------------------------------------------------------------------------------------------
 class Model:

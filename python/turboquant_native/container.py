@@ -223,7 +223,9 @@ class ContainerWriter:
     Raises FileExistsError, OutputError (an OSError: no space, no permission, another writer), ValueError (names, shapes, types).
     """
 
-    def __init__(self, path: str | os.PathLike[str], architecture: str, *, overwrite: bool = False, key: str = "", resume: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], architecture: str, *, overwrite: bool = False, key: str = "", resume: bool = False
+    ) -> None:
         self.path = Path(path)
         self.architecture = architecture
         self._resume = resume
