@@ -1,0 +1,145 @@
+// Linear layers on int8 activations: codes are decoded into row operands (four columns of kLanes rows), multiplied as 4-way dot products
+// and summed in int32 over the whole row. Few tokens multiply straight from the decoder's registers; many tokens share a decoded panel in
+// cache.
+#pragma once
+#include "kernels/body/epilogue.h"
+
+namespace tq::kernels::TQ_ISA_NAMESPACE {
+
+inline constexpr int kRows = tqn::kTileRows;
+inline constexpr int kRegisters = kRows / kLanes;         // row operands of a tile
+inline constexpr int kPanelTiles = 256;                   // 64 KiB of decoded weights: a share of L2
+inline constexpr int kOperand = tqn::kTileCols * kLanes;  // bytes of a row operand
+inline constexpr int kTile = tqn::kTileSteps;             // bytes of a decoded tile
+static_assert(int64_t(tqn::kMaxInputs) * 255 * tqn::kActivationMax < (int64_t(1) << 31), "offset operands fit int32 accumulators");
+
+// Scratch: the panel, each token's starting value (it takes the operands' offset back) and int32 accumulators (n_tokens, 64).
+struct Int8Scratch {
+  int8_t* panel;
+  int32_t* start;
+  int32_t* acc;
+  Int8Scratch(void* scratch, int64_t n_tokens)
+      : panel(static_cast<int8_t*>(scratch)),
+        start(reinterpret_cast<int32_t*>(panel + kPanelTiles * kTile)),
+        acc(start + (n_tokens + 15) / 16 * 16) {}
+  static int64_t bytes(int64_t n_tokens) { return kPanelTiles * kTile + (n_tokens + 15) / 16 * 64 + n_tokens * kRows * 4; }
+};
+
+// acc (T, 64) = start_t + strip * a_t.
+template <int K, int T>
+void gemv_strip(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, const int8_t* a, int64_t n_in, const int32_t* start,
+                int32_t* acc) {
+  const Decoder<K> decode(codebook);
+  I32 sums[T][kRegisters];
+  for (int t = 0; t < T; t++)
+    for (auto& sum : sums[t]) sum = set1_i32(start[t]);
+  for (int64_t tile = 0; tile < n_tiles; tile++, codes += tqn::tile_bytes(K)) {
+    I8 x[T];
+    for (int t = 0; t < T; t++) x[t] = broadcast4(a + t * n_in + 4 * tile);
+#pragma GCC unroll 16
+    for (int g = 0; g < kRegisters; g++) {
+      const I8 w = decode(codes, g);
+      for (int t = 0; t < T; t++) sums[t][g] = dot(sums[t][g], w, x[t]);
+    }
+  }
+  for (int t = 0; t < T; t++)
+    for (int g = 0; g < kRegisters; g++) store_i32(acc + t * kRows + g * kLanes, sums[t][g]);
+}
+
+template <int K>
+void decode_panel(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, int8_t* panel) {
+  const Decoder<K> decode(codebook);
+  for (int64_t tile = 0; tile < n_tiles; tile++, codes += tqn::tile_bytes(K), panel += kTile)
+#pragma GCC unroll 16
+    for (int g = 0; g < kRegisters; g++) store_i8(panel + g * kOperand, decode(codes, g));
+}
+
+// acc (T, 64) += panel * a_t: T tokens by kPanelRegisters registers of rows at a time.
+template <int T>
+void gemm_panel(const int8_t* panel, int64_t n_tiles, const int8_t* a, int64_t n_in, int32_t* acc) {
+  for (int first = 0; first < kRegisters; first += kPanelRegisters, acc += kPanelRegisters * kLanes) {
+    I32 sums[T][kPanelRegisters];
+    for (int t = 0; t < T; t++)
+      for (int g = 0; g < kPanelRegisters; g++) sums[t][g] = load_i32(acc + t * kRows + g * kLanes);
+    const int8_t* p = panel + first * kOperand;
+    for (int64_t tile = 0; tile < n_tiles; tile++, p += kTile) {
+      I8 w[kPanelRegisters];
+      for (int g = 0; g < kPanelRegisters; g++) w[g] = load_i8(p + g * kOperand);
+      for (int t = 0; t < T; t++) {
+        const I8 x = broadcast4(a + t * n_in + 4 * tile);
+        for (int g = 0; g < kPanelRegisters; g++) sums[t][g] = dot(sums[t][g], w[g], x);
+      }
+    }
+    for (int t = 0; t < T; t++)
+      for (int g = 0; g < kPanelRegisters; g++) store_i32(acc + t * kRows + g * kLanes, sums[t][g]);
+  }
+}
+
+template <int K>
+void gemm_strip(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, const int8_t* a, int64_t n_in, int64_t n_tokens,
+                const Int8Scratch& scratch) {
+  for (int64_t t = 0; t < n_tokens; t++)
+    for (int r = 0; r < kRows; r++) scratch.acc[t * kRows + r] = scratch.start[t];
+  for (int64_t tile = 0; tile < n_tiles; tile += kPanelTiles) {
+    const int64_t count = n_tiles - tile < kPanelTiles ? n_tiles - tile : kPanelTiles;
+    decode_panel<K>(codes + tile * tqn::tile_bytes(K), codebook, count, scratch.panel);
+    for_token_groups<kPanelTokens>(n_tokens, [&](auto group, int64_t t) {
+      gemm_panel<group.size>(scratch.panel, count, a + t * n_in + 4 * tile, n_in, scratch.acc + t * kRows);
+    });
+  }
+}
+
+// What cancels the operands' offset: - kOffset * sum of the activations.
+inline int32_t starting_value(const int8_t* a, int64_t n) {
+  if (kOffset == 0) return 0;
+  I32 sums = set1_i32(0);
+  int64_t i = 0;
+  for (; i + kOperand <= n; i += kOperand) sums = dot(sums, ones(), load_i8(a + i));
+  int32_t lanes[kLanes], total = 0;
+  store_i32(lanes, sums);
+  for (int32_t lane : lanes) total += lane;
+  for (; i < n; i++) total += a[i];
+  return -kOffset * total;
+}
+
+template <int K>
+void accumulate_strip(const TqnMatrix& w, int64_t strip, const Activations& x, const Int8Scratch& scratch) {
+  const uint8_t* codes = w.codes + strip * int64_t(tqn::strip_bytes(w.n_in, K));
+  const int64_t n_tiles = tqn::tiles_per_strip(w.n_in);
+  if (x.n_tokens > kDirectTokens) return gemm_strip<K>(codes, w.codebook, n_tiles, x.quantized, w.n_in, x.n_tokens, scratch);
+  for_token_groups<kDirectTokens>(x.n_tokens, [&](auto group, int64_t t) {
+    gemv_strip<K, group.size>(codes, w.codebook, n_tiles, x.quantized + t * w.n_in, w.n_in, scratch.start + t, scratch.acc + t * kRows);
+  });
+}
+
+// Runs `finish(strip)` for each strip with its accumulators in the scratch.
+template <class Finish>
+void for_strips(const TqnMatrix& w, int64_t first, int64_t last, const Activations& x, const Int8Scratch& scratch, const Finish& finish) {
+  for (int64_t t = 0; t < x.n_tokens; t++) scratch.start[t] = starting_value(x.quantized + t * w.n_in, w.n_in);
+  with_format(w.k, [&](auto format) {
+    for (int64_t strip = first; strip < last; strip++) {
+      accumulate_strip<format.k>(w, strip, x, scratch);
+      finish(strip);
+    }
+  });
+}
+
+inline void linear_int8(const TqnMatrix& w, int64_t first, int64_t last, const Activations& x, float alpha, bool add, float* y, int64_t ldy,
+                        void* memory) {
+  const Int8Scratch scratch(memory, x.n_tokens);
+  for_strips(w, first, last, x, scratch, [&](int64_t strip) {
+    const StripOutput out(w, strip, x, alpha, add, y, ldy);
+    for (int64_t t = 0; t < x.n_tokens; t++) out.write_int8(t, scratch.acc + t * kRows);
+    out.add_outliers();
+  });
+}
+
+inline void accumulate(const TqnMatrix& w, int64_t first, int64_t last, const Activations& x, int32_t* acc, int64_t ld, void* memory) {
+  const Int8Scratch scratch(memory, x.n_tokens);
+  for_strips(w, first, last, x, scratch, [&](int64_t strip) {
+    for (int64_t t = 0; t < x.n_tokens; t++)
+      for (int r = 0; r < kRows; r++) acc[t * ld + strip * kRows + r] = scratch.acc[t * kRows + r];
+  });
+}
+
+}  // namespace tq::kernels::TQ_ISA_NAMESPACE

@@ -1,0 +1,78 @@
+// The vocabulary in portable C++: one lane. It is also the plainest statement of what each word of an instruction set must mean.
+//
+//   F32, I32: kLanes floats or int32.  I8: 4 * kLanes int8, the four columns of kLanes rows of a tile ("row operand": value + kOffset).
+//   Decoder<K>: cuts a tile into its 64 / kLanes row operands.  dot: I32 += per lane the 4-way product of row operand and activations.
+//   kDirectTokens: so many tokens are multiplied straight from the decoder's registers.  kPanelRegisters x kPanelTokens: accumulators of
+//   the panel kernels, what the register file holds.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "format/matrix.h"
+
+namespace tq::kernels::scalar {
+
+inline constexpr char kName[] = "scalar";
+inline constexpr int kLanes = 1;
+inline constexpr int kDirectTokens = 1;
+inline constexpr int kPanelRegisters = 4, kPanelTokens = 2;
+inline constexpr int kOffset = 0;
+
+using F32 = float;
+using I32 = int32_t;
+struct I8 {
+  int8_t v[4];
+};
+
+inline F32 load(const float* p) { return *p; }
+inline void store(float* p, F32 x) { *p = x; }
+inline F32 set1(float x) { return x; }
+inline F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
+inline F32 maximum(F32 a, F32 b) { return a > b ? a : b; }  // b where a is NaN
+inline F32 minimum(F32 a, F32 b) { return a < b ? a : b; }
+inline F32 absolute(F32 a) { return __builtin_fabsf(a); }
+inline F32 round_even(F32 x) { return __builtin_nearbyintf(x); }
+inline F32 select_less(F32 a, F32 b, F32 yes, F32 no) { return a < b ? yes : no; }
+inline F32 pow2(F32 n) {  // n: an integer in [-126, 127]
+  const uint32_t bits = uint32_t(int32_t(n) + 127) << 23;
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+inline float sum(F32 x) { return x; }
+inline float largest(F32 x) { return x; }
+inline F32 hadamard_lanes(F32 x) { return x; }  // the Walsh-Hadamard transform, not normalized, of the lanes
+inline F32 load_f16(const uint16_t* p) { return f16_to_f32(*p); }
+inline void store_f16(uint16_t* p, F32 x) { *p = f32_to_f16(x); }
+inline float f16_value(uint16_t bits) { return f16_to_f32(bits); }
+inline float bf16_value(uint16_t bits) { return bf16_to_f32(bits); }
+inline F32 load_bf16(const uint16_t* p) { return bf16_to_f32(*p); }
+inline void store_i8(int8_t* p, F32 integers) { *p = int8_t(integers); }  // lanes are integers in [-127, 127]
+
+inline I32 set1_i32(int32_t x) { return x; }
+inline I32 load_i32(const int32_t* p) { return *p; }
+inline void store_i32(int32_t* p, I32 x) { *p = x; }
+inline F32 to_f32(I32 x) { return float(x); }
+
+inline I8 load_i8(const int8_t* p) { return {p[0], p[1], p[2], p[3]}; }
+inline void store_i8(int8_t* p, I8 x) { std::memcpy(p, x.v, 4); }
+inline I8 broadcast4(const int8_t* p) { return load_i8(p); }
+inline I8 ones() { return {1, 1, 1, 1}; }
+inline I32 dot(I32 acc, I8 w, I8 a) { return acc + w.v[0] * a.v[0] + w.v[1] * a.v[1] + w.v[2] * a.v[2] + w.v[3] * a.v[3]; }
+template <int C>
+inline F32 column(I8 w) {
+  return float(w.v[C] - kOffset);
+}
+
+template <int K>
+struct Decoder {
+  const int8_t* codebook;
+  explicit Decoder(const int8_t* codebook) : codebook(codebook) {}
+  I8 operator()(const uint8_t* tile, int group) const {
+    I8 w;
+    for (int c = 0; c < 4; c++) w.v[c] = int8_t(tqn::value(tile, K, tqn::step_of(group, c), codebook));
+    return w;
+  }
+};
+
+}  // namespace tq::kernels::scalar

@@ -1,0 +1,50 @@
+// The choice of an instruction set, once, at run time.
+#include "kernels/kernels.h"
+
+#include <cstdlib>
+#include <string>
+
+#include "common/error.h"
+
+namespace tq::kernels {
+
+namespace scalar {
+extern const Kernels table;
+}
+
+namespace {
+
+// __builtin_cpu_supports reads CPUID, and XCR0 for what the operating system saves.
+std::vector<const Kernels*> usable_kernels() {
+  std::vector<const Kernels*> usable;
+  usable.push_back(&scalar::table);
+  return usable;
+}
+
+const Kernels& choose() {
+  const char* wanted = std::getenv("TQ_ISA");
+  return wanted && *wanted ? kernels_named(wanted) : *all_kernels().front();
+}
+
+}  // namespace
+
+std::span<const Kernels* const> all_kernels() {
+  static const std::vector<const Kernels*> usable = usable_kernels();
+  return usable;
+}
+
+const Kernels& kernels_named(std::string_view isa) {
+  std::string names;
+  for (const Kernels* k : all_kernels()) {
+    if (k->isa == isa) return *k;
+    names += (names.empty() ? "" : ", ") + std::string(k->isa);
+  }
+  throw Error(Cause::invalid_argument, "TQ_ISA: \"" + std::string(isa) + "\" is unknown or not usable here; this machine runs " + names);
+}
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+}  // namespace tq::kernels
