@@ -1,0 +1,83 @@
+"""A model in a GGUF file, of any type that the gguf package can dequantize."""
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf.quants import QuantError
+from numpy.typing import NDArray
+
+from .._core import FormatError, GgufFile
+from ..architectures import Shape, by_gguf_name, hyperparameters_of_gguf
+from ..errors import ConvertError
+from ..tokenizer import tokenizer_of_gguf
+from .base import Source
+from .safetensors_file import widen_bf16
+
+# Stored, but recomputed by every engine.
+_IGNORED_SUFFIXES = ("attn_rot_embd.weight", ".attn_rot_embd")
+# Descriptive strings that stay with the model.
+_GENERAL = ("author", "organization", "license", "license.name", "license.link", "description", "url", "source.url")
+
+
+class GgufSource(Source):
+    """One GGUF file in llama.cpp's conventions."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = GgufFile(str(path))
+        except (FormatError, OSError) as error:
+            raise ConvertError(str(error)) from None
+        metadata = self._file.metadata
+        if "turboquant.tensors" in metadata:
+            raise ConvertError(f"{path}: the file is already quantized to TQN; convert the original one")
+        if int(metadata.get("split.count", 1)) > 1:
+            raise ConvertError(f"{path}: one of {metadata['split.count']} parts of a model; merge them first (llama-gguf-split --merge)")
+        self._types = {name: (kind, shape) for name, kind, shape in self._file.tensors()}
+        self._describe(metadata)
+        stored: dict[str, tuple[str, Shape]] = {
+            name: (name, shape) for name, (_, shape) in self._types.items() if not name.endswith(_IGNORED_SUFFIXES)
+        }
+        self._pieces = self._bind(stored, unknown=[])
+        self.tokenizer = tokenizer_of_gguf(metadata)
+
+    def _describe(self, metadata: dict[str, Any]) -> None:
+        if "general.architecture" not in metadata:
+            raise ConvertError(f"{self.path}: no general.architecture, so not a language model")
+        name = metadata["general.architecture"]
+        self.architecture = by_gguf_name(name, has_experts=bool(metadata.get(f"{name}.expert_count", 0)))
+        if "token_embd.weight" not in self._types:
+            raise ConvertError(f"{self.path}: missing tensors: token_embd.weight")
+        self.hyperparameters = hyperparameters_of_gguf(self.architecture, metadata, n_vocab=self._types["token_embd.weight"][1][0])
+        self.name = str(metadata.get("general.name", self.path.stem))
+        self.general = {f"general.{key}": metadata[f"general.{key}"] for key in _GENERAL if f"general.{key}" in metadata}
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        piece = self._pieces[name]
+        kind, shape = self._types[piece.stored]
+        data = _by_rows(self._file.data(piece.stored), gguf.GGMLQuantizationType(kind), shape)
+        if piece.expert is not None:
+            data = data[piece.expert]
+        if piece.rows is not None:
+            data = data[piece.rows[0] : piece.rows[1]]
+        try:
+            return np.ascontiguousarray(_to_float32(data, gguf.GGMLQuantizationType(kind)).reshape(self.shapes[name]))
+        except (NotImplementedError, QuantError):
+            raise ConvertError(f"{self.path}: {piece.stored} has type {gguf.GGMLQuantizationType(kind).name}, which cannot be read") from None
+
+
+def _by_rows(data: NDArray[Any], kind: gguf.GGMLQuantizationType, shape: Shape) -> NDArray[Any]:
+    """Raw data as an array whose leading dimensions are the tensor's, the last one numbers or bytes."""
+    if data.dtype == np.uint8:
+        return data.reshape(gguf.quant_shape_to_byte_shape(shape, kind))
+    return data.reshape(shape)
+
+
+def _to_float32(data: NDArray[Any], kind: gguf.GGMLQuantizationType) -> NDArray[np.float32]:
+    if kind == gguf.GGMLQuantizationType.BF16:
+        return widen_bf16(data.view(np.uint16))
+    if data.dtype.kind == "f":
+        return data.astype(np.float32)
+    return gguf.dequantize(data, kind)
