@@ -88,7 +88,9 @@ def window_pattern(windowed: list[bool]) -> int:
         return 0
     pattern = windowed.index(False) + 1
     if any(use != bool((layer + 1) % pattern) for layer, use in enumerate(windowed)):
-        raise ConvertError(f"layer_types: sliding and full attention alternate irregularly ({sum(windowed)} of {len(windowed)} layers slide)")
+        raise ConvertError(
+            f"layer_types: sliding and full attention alternate irregularly ({sum(windowed)} of {len(windowed)} layers slide)"
+        )
     return pattern
 
 
@@ -200,7 +202,12 @@ ARCHITECTURES: dict[str, Architecture] = {
             options=_gemma2,
             gguf_defaults=_gemma_gguf(pattern=2, layers_27b=46),
             defaults=_GEMMA_DEFAULTS
-            | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window_pattern": 2, "max_position_embeddings": 8192},
+            | {
+                "attn_logit_softcapping": 50.0,
+                "final_logit_softcapping": 30.0,
+                "sliding_window_pattern": 2,
+                "max_position_embeddings": 8192,
+            },
             norm_offset=True,
         ),
         Architecture(
@@ -266,10 +273,10 @@ def by_gguf_name(name: str, has_experts: bool) -> Architecture:
 # --- hyperparameters ---------------------------------------------------------------------------------------------------------------------
 
 _INTEGERS = (
-    "context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size", "attention.head_count", "attention.head_count_kv",
-    "attention.key_length", "attention.value_length", "attention.sliding_window", "attention.sliding_window_pattern", "rope.dimension_count",
-    "rope.scaling.original_context_length", "expert_count", "expert_used_count", "expert_feed_forward_length",
-    "expert_shared_feed_forward_length",
+    "context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size",
+    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
+    "attention.sliding_window", "attention.sliding_window_pattern", "rope.dimension_count", "rope.scaling.original_context_length",
+    "expert_count", "expert_used_count", "expert_feed_forward_length", "expert_shared_feed_forward_length",
 )  # fmt: skip
 _FLOATS = (
     "attention.layer_norm_rms_epsilon", "attention.scale", "rope.freq_base", "rope.freq_base_swa", "rope.scaling.factor",

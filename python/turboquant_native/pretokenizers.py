@@ -62,14 +62,16 @@ _QWEN2 = PreTokenizer(splits=(_words(r"\p{N}"),), nfc=True)
 _TEKKEN = PreTokenizer(splits=(rf"{_CAMEL[0]}|{_CAMEL[1]}|\p{{N}}|{_CAMEL_TAIL}",), whole_words=True, adds_bos=True)
 _O200K = PreTokenizer(splits=(rf"{_CAMEL[0]}{_CONTRACTIONS}?|{_CAMEL[1]}{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_CAMEL_TAIL}",))
 _DEEPSEEK_LLM = PreTokenizer(
-    splits=(r"[\r\n]", r"\s?[\p{Lu}\p{Ll}\p{Lt}]+", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", r"\s+$", _CJK), digits=True
+    splits=(r"[\r\n]", r"\s?[\p{Lu}\p{Ll}\p{Lt}]+", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", r"\s+$", _CJK),
+    digits=True,
 )
 _DEEPSEEK_CODER = PreTokenizer(splits=(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK), digits=True)
 _DEEPSEEK_V3 = PreTokenizer(
     splits=(
         r"\p{N}{1,3}",
         "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
-        rf"{_ASCII_PUNCTUATION}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        rf"{_ASCII_PUNCTUATION}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
     ),
 )
 

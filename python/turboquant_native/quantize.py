@@ -1,7 +1,7 @@
 """One matrix from float32 to TQN: outliers out, rotation, rounding. Everything that decides *how* is in the `MatrixSpec`.
 
-The stages of a conversion meet here: plain conversion gives every matrix a spec and no Hessian; calibration adds `hessian`, allocation chooses
-the specs.
+The stages of a conversion meet here: plain conversion gives every matrix a spec and no Hessian; calibration adds `hessian`,
+allocation chooses the specs.
 """
 
 import hashlib
@@ -68,7 +68,7 @@ class QuantizedMatrix:
 
 
 def input_site(name: str) -> str:
-    """The site whose activations a matrix reads, as the engine's taps name it: q, k and v share one, gate and up (of an expert) share one."""
+    """The site whose activations a matrix reads, as the engine's taps name it: q, k, v share one; gate, up (of an expert) too."""
     site = name.removesuffix(".weight")
     return re.sub(r"attn_[kv]$", "attn_q", re.sub(r"ffn_up", "ffn_gate", site))
 

@@ -1,7 +1,7 @@
 """The tokenizer of a model to convert, as it goes into the file: a `tokenizers` JSON and the keys that other tools read.
 
-`tokenizer.huggingface.json` is the tokenizer. Beside it stand `tokenizer.ggml.*` (token texts and types, ids of the special tokens, whether a
-BOS is put first; `eos_token_ids` lists every token that ends generation) and `tokenizer.chat_template`.
+`tokenizer.huggingface.json` is the tokenizer. Beside it stand `tokenizer.ggml.*` (token texts and types, ids of the special tokens, whether
+a BOS is put first; `eos_token_ids` lists every token that ends generation) and `tokenizer.chat_template`.
 """
 
 import json
@@ -67,7 +67,7 @@ def _keys(
     return keys | {f"tokenizer.chat_template.{name}": text for name, text in templates.items() if name != "default"}
 
 
-# --- from a Hugging Face folder ------------------------------------------------------------------------------------------------------------
+# --- from a Hugging Face folder ----------------------------------------------------------------------------------------------------------
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def tokenizer_of_folder(folder: Path, n_vocab: int, model_config: dict[str, Any]
     )
 
 
-# --- from a GGUF file ----------------------------------------------------------------------------------------------------------------------
+# --- from a GGUF file --------------------------------------------------------------------------------------------------------------------
 
 
 def _byte_level_bpe(metadata: dict[str, Any], vocab: dict[str, int]) -> Tokenizer:
@@ -193,7 +193,9 @@ def _sentencepiece_bpe(metadata: dict[str, Any], vocab: dict[str, int], types: S
 
 def _add_special_tokens(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
     """Control and user-defined tokens are found in a text before anything else, as they stand."""
-    control = [AddedToken(text, special=True, normalized=False) for text, kind in zip(tokens, types, strict=True) if kind in (CONTROL, UNKNOWN)]
+    control = [
+        AddedToken(text, special=True, normalized=False) for text, kind in zip(tokens, types, strict=True) if kind in (CONTROL, UNKNOWN)
+    ]
     plain = [AddedToken(text, special=False, normalized=False) for text, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED]
     tokenizer.add_special_tokens(control)
     tokenizer.add_tokens(plain)

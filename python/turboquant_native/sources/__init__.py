@@ -28,7 +28,7 @@ def open_source(model: str, cache_dir: str | None = None, revision: str | None =
         return GgufSource(path)
     if path.suffix in (".gguf", ".safetensors") or path.is_absolute() or model.count("/") != 1 or model.startswith("."):
         raise ConvertError(f"{model}: no such file or folder")
-    from .huggingface import HuggingFaceSource
     from .hub import download
+    from .huggingface import HuggingFaceSource
 
     return HuggingFaceSource(download(model, cache_dir, revision), name=model.split("/")[1])

@@ -85,7 +85,11 @@ class Source(ABC):
         wrong = [f"{name} is {_text(found[name])}, expected {_text(expected[name])}" for name in found if found[name] != expected[name]]
         problems = [
             f"{what}: {listing(names)}"
-            for what, names in (("missing tensors", missing), ("tensors with no place in this architecture", unknown), ("wrong shapes", wrong))
+            for what, names in (
+                ("missing tensors", missing),
+                ("tensors with no place in this architecture", unknown),
+                ("wrong shapes", wrong),
+            )
             if names
         ]
         if problems:

@@ -56,23 +56,16 @@ class GgufSource(Source):
 
     def read(self, name: str) -> NDArray[np.float32]:
         piece = self._pieces[name]
-        kind, shape = self._types[piece.stored]
-        data = _by_rows(self._file.data(piece.stored), gguf.GGMLQuantizationType(kind), shape)
+        kind = gguf.GGMLQuantizationType(self._types[piece.stored][0])
+        data = self._file.data(piece.stored)  # the leading dimensions are the tensor's; the last one holds numbers, or bytes of blocks
         if piece.expert is not None:
             data = data[piece.expert]
         if piece.rows is not None:
             data = data[piece.rows[0] : piece.rows[1]]
         try:
-            return np.ascontiguousarray(_to_float32(data, gguf.GGMLQuantizationType(kind)).reshape(self.shapes[name]))
+            return np.ascontiguousarray(_to_float32(data, kind).reshape(self.shapes[name]))
         except (NotImplementedError, QuantError):
-            raise ConvertError(f"{self.path}: {piece.stored} has type {gguf.GGMLQuantizationType(kind).name}, which cannot be read") from None
-
-
-def _by_rows(data: NDArray[Any], kind: gguf.GGMLQuantizationType, shape: Shape) -> NDArray[Any]:
-    """Raw data as an array whose leading dimensions are the tensor's, the last one numbers or bytes."""
-    if data.dtype == np.uint8:
-        return data.reshape(gguf.quant_shape_to_byte_shape(shape, kind))
-    return data.reshape(shape)
+            raise ConvertError(f"{self.path}: {piece.stored} has type {kind.name}, which cannot be read") from None
 
 
 def _to_float32(data: NDArray[Any], kind: gguf.GGMLQuantizationType) -> NDArray[np.float32]:

@@ -4,7 +4,15 @@ from pathlib import Path
 
 from ..errors import ConvertError
 
-_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "chat_template*", "*tokens*.json"]
+_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "chat_template*",
+    "*tokens*.json",
+]
 
 
 def download(repo_id: str, cache_dir: str | None = None, revision: str | None = None) -> Path:
