@@ -113,6 +113,13 @@ static py::list tensors(const GgufFile& self) {
   return list;
 }
 
+static py::list places(const GgufFile& self) {
+  py::list list;
+  for (const gguf::Tensor& tensor : self.file().tensors())
+    list.append(py::make_tuple(text(tensor.name), tensor.offset, tensor.data.size()));
+  return list;
+}
+
 static py::dict quantized(GgufFile& self) {
   py::dict all;
   for (const auto& [name, m] : self.packed().all()) {
@@ -206,6 +213,7 @@ void bind_gguf(py::module_& m) {
       .def_property_readonly("data_offset", [](const GgufFile& self) { return self.file().data_offset(); })
       .def_property_readonly("metadata", &GgufFile::metadata)
       .def("tensors", &tensors)
+      .def("places", &places)
       .def("data", &data, py::arg("name"))
       .def("quantized", &quantized)
       .def("dequantize", &dequantize, py::arg("name"), py::arg("rows") = py::none());

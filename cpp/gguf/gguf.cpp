@@ -157,8 +157,9 @@ static uint64_t checked_alignment(const Cursor& cursor, uint64_t alignment) {
   return alignment;
 }
 
-static void place_tensors(Cursor& cursor, std::span<const uint8_t> data, uint64_t alignment, const std::vector<Placed>& places,
-                          std::vector<Tensor>& tensors) {
+static void place_tensors(Cursor& cursor, std::span<const uint8_t> file, uint64_t data_offset, uint64_t alignment,
+                          const std::vector<Placed>& places, std::vector<Tensor>& tensors) {
+  const auto data = file.subspan(data_offset);
   for (size_t i = 0; i < tensors.size(); i++) {
     const Placed& place = places[i];
     cursor.set_context("tensor " + printable(tensors[i].name));
@@ -169,6 +170,7 @@ static void place_tensors(Cursor& cursor, std::span<const uint8_t> data, uint64_
       cursor.fail("its " + std::to_string(place.bytes) + " bytes at offset " + std::to_string(place.offset) +
                   " reach past the end of the data (" + std::to_string(data.size()) + " bytes): the file is truncated or damaged");
     }
+    tensors[i].offset = data_offset + place.offset;
     tensors[i].data = data.subspan(place.offset, place.bytes);
   }
   cursor.set_context("");
@@ -199,7 +201,7 @@ std::shared_ptr<const File> File::open(const std::string& path) {
   const uint64_t size = impl.mapping.bytes().size();
   impl.data_offset =
       std::min((cursor.offset() + alignment - 1) / alignment * alignment, size);  // a file without tensors may lack the padding
-  place_tensors(cursor, impl.mapping.bytes().subspan(impl.data_offset), alignment, places, impl.tensors);
+  place_tensors(cursor, impl.mapping.bytes(), impl.data_offset, alignment, places, impl.tensors);
   refuse_overlaps(cursor, impl.tensors);
   return file;
 }

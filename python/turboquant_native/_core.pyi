@@ -87,6 +87,8 @@ class GgufFile:
         """Key -> bool, int, float, str or list; bytes of strings that are no UTF-8 as surrogate escapes."""
     def tensors(self) -> list[tuple[str, int, tuple[int, ...]]]:
         """(name, ggml type number, shape in NumPy order), in file order."""
+    def places(self) -> list[tuple[str, int, int]]:
+        """(name, offset from the start of the file, bytes) of each tensor's data, in file order."""
     def data(self, name: str) -> NDArray[Any]:
         """The raw plane: float32, float16, uint16 for BF16, int8/16/32/64, else uint8 bytes."""
     def quantized(self) -> dict[str, dict[str, Any]]:
@@ -94,7 +96,8 @@ class GgufFile:
     def dequantize(self, name: str, rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
         """A matrix, packed or F32, F16, BF16, as float32 (n_out, n_in) in the original basis (rows [a, b) only, when given).
 
-        Dimensions above the first of an ordinary tensor count as rows. ValueError for an unknown name or rows out of range, UnsupportedError for other types.
+        All dimensions of an ordinary tensor but the last count as rows. ValueError for an unknown name or rows out of range,
+        UnsupportedError for other types.
         """
 
 # --- the engine (cpp/model) --------------------------------------------------------------------------------------------------------------------

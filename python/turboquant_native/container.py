@@ -1,8 +1,8 @@
-"""Writing model files: tensor by tensor, with a checksum each, so that a crash leaves the old file or the new one and nothing half-made.
+"""Writing model files: tensor by tensor, with a checksum each, so that a crash leaves the old file or the new one, never half of one.
 
-Tensors are appended to a spool beside the target (`.NAME.partial`) and journaled (`.NAME.partial.journal`) as they are produced, so that memory holds
-one tensor at a time and a conversion that was killed goes on where it stopped. `finish` puts header and data together in a third
-file, flushes it to the disk and renames it over the target. The layout is docs/format.md's; what is checked is in docs/reliability.md.
+Tensors are appended to a spool beside the target (`.NAME.partial`) and journaled (`.NAME.partial.journal`) as they are produced, so that
+memory holds one tensor at a time and a conversion that was killed goes on where it stopped. `finish` puts header and data together in a
+third file, flushes it to the disk and renames it over the target. The layout is docs/format.md's; what is checked is in docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ VERSION_KEY = "turboquant.version"
 TENSORS_KEY = "turboquant.tensors"
 CHECKSUMS_KEY = "turboquant.checksums"  # JSON: tensor name -> SHA-256 of its data, hexadecimal
 HEADER_KEY = "turboquant.header_sha256"  # SHA-256 of everything before the data, taken with this value as 64 zeros
+PLANE_SUFFIXES = (".tqn", ".tqn_scale", ".tqn_cb", ".tqn_out_ptr", ".tqn_out_col", ".tqn_out_val")  # of a packed matrix, in file order
 JOURNAL_VERSION = 1
 
 _TYPES = {
@@ -189,7 +190,7 @@ class _Spool:
         self._journal.flush()
 
     def _write(self, name: str, array: NDArray[Any], type_number: int) -> _Plane:
-        data = memoryview(np.ascontiguousarray(array)).cast("B")
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         offset = self._data.tell()
         self._data.write(data)
         return _Plane(name, type_number, array.shape, offset, data.nbytes, hashlib.sha256(data).hexdigest())
@@ -214,11 +215,11 @@ class ContainerWriter:
                 out.add_quantized("blk.0.attn_q.weight", encode(...), seed=7, rotation="hartley-hadamard")
             out.finish()
 
-    Tensors stand in the file in the order of the calls (`reuse` counts), so that a resumed run writes the same bytes as an uninterrupted one.
+    Tensors stand in the file in the order of the calls (`reuse` counts), so that a resumed run writes the bytes of an uninterrupted one.
 
-    path: the target. architecture: GGUF's name, "llama". overwrite: replace an existing file. key: fingerprint of source and settings; finished
-    tensors are taken over only from a run with the same key. resume: take over, and keep, finished tensors when this run fails too;
-    without it an error or KeyboardInterrupt removes them (a kill cannot: the next run does).
+    path: the target. architecture: GGUF's name, "llama". overwrite: replace an existing file. key: fingerprint of source and settings;
+    finished tensors are taken over only from a run with the same key. resume: take over finished tensors, and keep them when this run
+    fails too; without it an error or KeyboardInterrupt removes them (a kill cannot: the next run does).
 
     Raises FileExistsError, OutputError (an OSError: no space, no permission, another writer), ValueError (names, shapes, types).
     """
@@ -256,8 +257,8 @@ class ContainerWriter:
         return self._spool
 
     def add_metadata(self, key: str, value: Any, kind: GGUFValueType | None = None) -> None:
-        """Sets a metadata key: bool, int (uint32, or int32 when negative, or 64 bits when larger), float (float32), str, a list of one of these, bytes
-        (an array of uint8). `kind` overrides the type of a scalar. An array must not be empty."""
+        """Sets a metadata key: bool, int (uint32; int32 when negative; 64 bits when larger), float (float32), str, a list of one of these, or
+        bytes (an array of uint8). `kind` overrides the type of a scalar. An array must not be empty."""
         if isinstance(value, (np.generic, np.ndarray)):
             value = value.tolist()
         if isinstance(value, (list, tuple, bytes)) and not value:
@@ -365,17 +366,12 @@ class ContainerWriter:
 def _planes(packed: PackedMatrix, outliers: Outliers | None) -> dict[str, NDArray[Any]]:
     """Suffix -> array, in file order, with the shapes that docs/format.md gives."""
     strips = packed.row_scale.size // TILE_ROWS
-    planes: dict[str, NDArray[Any]] = {
-        ".tqn": np.ascontiguousarray(packed.codes).view(np.int8).reshape(strips, -1),
-        ".tqn_scale": packed.row_scale,
-    }
-    if packed.codebook.size:
-        planes[".tqn_cb"] = packed.codebook
-    if outliers is not None and outliers.val.size:
-        planes[".tqn_out_ptr"] = outliers.ptr
-        planes[".tqn_out_col"] = np.ascontiguousarray(outliers.col).view(np.int16)
-        planes[".tqn_out_val"] = outliers.val
-    return planes
+    codes = np.ascontiguousarray(packed.codes).view(np.int8).reshape(strips, -1)
+    arrays: list[NDArray[Any]] = [codes, packed.row_scale, packed.codebook]
+    if outliers is not None:
+        arrays += [outliers.ptr, np.ascontiguousarray(outliers.col).view(np.int16), outliers.val]
+    present = 3 if outliers is None or outliers.val.size == 0 else 6
+    return {suffix: array for suffix, array in zip(PLANE_SUFFIXES, arrays[:present], strict=False) if array.size}
 
 
 def _metadata_type(key: str, value: Any) -> GGUFValueType:
