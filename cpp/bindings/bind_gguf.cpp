@@ -8,7 +8,7 @@
 #include "bindings/gguf_file.h"
 #include "common/error.h"
 #include "common/text.h"
-#include "format/reference.h"
+#include "kernels/kernels.h"
 
 namespace tq::bindings {
 
@@ -138,39 +138,37 @@ static py::dict quantized(GgufFile& self) {
 
 // ---- dequantization ----
 
-struct Rows {  // where the rows of a matrix come from; decode(row, out) is called from several threads
+struct Rows {  // of a matrix; decode(row, out) may be called from several threads
   int64_t n_out = 0, n_in = 0;
   std::function<void(int64_t, float*)> decode;
 };
 
 static Rows packed_rows(const TqnMatrix& m) {
-  return {m.n_out, m.n_in, [&m](int64_t row, float* out) {
-            std::vector<double> exact(size_t(m.n_in));
-            reference::decode_row(m, row, exact.data());
-            std::copy(exact.begin(), exact.end(), out);
-          }};
+  kernels::RotationPlan plan;
+  if (m.rotation != Rotation::none) plan = kernels::RotationPlan::make(m.n_in, m.seed);
+  return {m.n_out, m.n_in,
+          [&m, plan](int64_t row, float* out) { kernels::kernels().tqn_row(m, m.rotation == Rotation::none ? nullptr : &plan, row, out); }};
+}
+
+static kernels::DType dense_type(const gguf::File& file, const gguf::Tensor& tensor) {
+  switch (tensor.type) {
+    case gguf::kF32:
+      return kernels::DType::f32;
+    case gguf::kF16:
+      return kernels::DType::f16;
+    case gguf::kBF16:
+      return kernels::DType::bf16;
+    default:
+      break;
+  }
+  throw Error(Cause::unsupported, printable(file.path()) + ": tensor " + printable(tensor.name) + " has the type " +
+                                      gguf::type_layout(tensor.type)->name + "; F32, F16, BF16 and packed matrices can be decoded");
 }
 
 static Rows dense_rows(const gguf::File& file, const gguf::Tensor& tensor) {
   const int64_t n_in = int64_t(tensor.shape[0]), n_out = int64_t(tensor.elements()) / n_in;
-  const uint8_t* bytes = tensor.data.data();
-  const auto halves = [=](float (*widen)(uint16_t)) {
-    return [=](int64_t row, float* out) {
-      const uint16_t* in = reinterpret_cast<const uint16_t*>(bytes) + row * n_in;
-      std::transform(in, in + n_in, out, widen);
-    };
-  };
-  switch (tensor.type) {
-    case gguf::kF32:
-      return {n_out, n_in, [=](int64_t row, float* out) { std::memcpy(out, bytes + row * n_in * 4, size_t(n_in) * 4); }};
-    case gguf::kF16:
-      return {n_out, n_in, halves(f16_to_f32)};
-    case gguf::kBF16:
-      return {n_out, n_in, halves(bf16_to_f32)};
-    default:
-      throw Error(Cause::unsupported, printable(file.path()) + ": tensor " + printable(tensor.name) + " of type " +
-                                          gguf::type_layout(tensor.type)->name + " has no float values here");
-  }
+  const kernels::DenseMatrix matrix{dense_type(file, tensor), n_out, n_in, tensor.data.data()};
+  return {n_out, n_in, [matrix](int64_t row, float* out) { kernels::kernels().dense_row(matrix, row, out); }};
 }
 
 static void decode_rows(const Rows& rows, int64_t first, int64_t last, float* out) {

@@ -2,7 +2,7 @@
 
 Tensors are appended to a spool beside the target (`.NAME.partial`) and journaled (`.NAME.partial.journal`) as they are produced, so that
 memory holds one tensor at a time and a conversion that was killed goes on where it stopped. `finish` puts header and data together in a
-third file, flushes it to the disk and renames it over the target. The layout is docs/format.md's; what is checked is in docs/reliability.md.
+third file, flushes it to the disk and renames it over the target. docs/format.md has the layout, docs/reliability.md what is checked.
 """
 
 from __future__ import annotations
@@ -257,8 +257,8 @@ class ContainerWriter:
         return self._spool
 
     def add_metadata(self, key: str, value: Any, kind: GGUFValueType | None = None) -> None:
-        """Sets a metadata key: bool, int (uint32; int32 when negative; 64 bits when larger), float (float32), str, a list of one of these, or
-        bytes (an array of uint8). `kind` overrides the type of a scalar. An array must not be empty."""
+        """Sets a metadata key: bool, int (uint32; int32 when negative; 64 bits when larger), float (float32), str, a list of one of
+        these, or bytes (an array of uint8). `kind` overrides the type of a scalar. An array must not be empty."""
         if isinstance(value, (np.generic, np.ndarray)):
             value = value.tolist()
         if isinstance(value, (list, tuple, bytes)) and not value:

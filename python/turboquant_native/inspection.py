@@ -123,7 +123,7 @@ class TensorSummary:
 
 @dataclass(frozen=True)
 class FileSummary:
-    """What `describe` returns. Bits per weight count the bytes of all tensors: codes, scales, codebooks, outliers, norms; not the tokenizer."""
+    """What `describe` returns. Bits per weight count all tensors (codes, scales, codebooks, outliers, norms), not the tokenizer."""
 
     path: str
     architecture: str
