@@ -1,0 +1,119 @@
+"""`convert_hf_to_tq.py MODEL OUT`: a Hugging Face model, hub id or GGUF file becomes a TQN file."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .architectures import supported
+from .errors import ConvertError
+
+_WIDTHS = (1, 2, 3, 4, 6, 8)
+_EPILOG = """examples:
+  convert_hf_to_tq.py ./SmolLM2-135M-Instruct smollm2.gguf --bits 4
+  convert_hf_to_tq.py HuggingFaceTB/SmolLM2-135M-Instruct smollm2.gguf --bits 3 --outliers 0.002
+  convert_hf_to_tq.py model-f16.gguf model-tq3.gguf --bits 3 --tensor-bits 'ffn_down=4' --embed-bits 6
+  convert_hf_to_tq.py ./model reference.gguf --outtype f32
+"""
+
+
+def _tensor_bits(text: str) -> tuple[str, int]:
+    pattern, separator, bits = text.rpartition("=")
+    if not separator or not bits.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: write REGEX=BITS, for example 'ffn_down=4'")
+    return pattern, int(bits)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, for this script and for `tqn convert`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    parser.add_argument("model", nargs="?", help="folder with config.json, hub id (org/name), or .gguf file")
+    parser.add_argument("out", nargs="?", type=Path, help="the file to write")
+    widths = parser.add_argument_group("widths (1, 2, 3, 4, 6 or 8 bits; 16: F16, 32: F32)")
+    widths.add_argument("--bits", type=int, default=4, choices=_WIDTHS, help="bits per weight of the layers' matrices (default: 4)")
+    widths.add_argument(
+        "--tensor-bits",
+        type=_tensor_bits,
+        action="append",
+        default=[],
+        metavar="REGEX=BITS",
+        help="width of the tensors whose name contains the expression; repeatable, the last match wins",
+    )
+    widths.add_argument("--embed-bits", type=int, default=8, metavar="BITS", help="width of the token embedding (default: 8)")
+    widths.add_argument("--output-bits", type=int, metavar="BITS", help="width of the output matrix (default: the embedding's)")
+    widths.add_argument("--outliers", type=float, default=0.0, metavar="FRACTION", help="fraction of the weights kept in FP16 (default: 0)")
+    widths.add_argument("--outtype", choices=("f32", "f16", "bf16"), help="do not quantize: a reference file of this type")
+    run = parser.add_argument_group("the run")
+    run.add_argument("--dry-run", action="store_true", help="print the table of tensors and sizes, write nothing")
+    run.add_argument("--resume", action="store_true", help="go on where an interrupted run with the same settings stopped")
+    run.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    run.add_argument("--threads", type=int, default=0, metavar="N", help="threads (default: all cores)")
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the rotations (default: 0)")
+    run.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    run.add_argument("--json", action="store_true", help="print the summary as JSON")
+    run.add_argument("--list-supported", action="store_true", help="print the supported architectures")
+    run.add_argument("--cache-dir", metavar="DIR", help="where downloads from the hub go")
+    run.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from .conversion import Options, check_target, make_plan, plain_rounding, plan_table, write_model
+    from .sources import open_source
+
+    if args.model is None or (args.out is None and not args.dry_run):
+        raise ConvertError("name the model and the file to write (see --help)")
+    if args.threads < 0:
+        raise ConvertError(f"--threads {args.threads}: give 0 (all cores) or more")
+    options = Options(args.bits, tuple(args.tensor_bits), args.embed_bits, args.output_bits, args.outliers, args.outtype, args.seed)
+    source = open_source(args.model, args.cache_dir, args.revision)
+    plan = make_plan(source, options)
+    if args.dry_run:
+        print(plan_table(source, plan))
+        return
+    check_target(source, args.out, args.overwrite)
+    summary = write_model(
+        source,
+        plan,
+        args.out,
+        rounder=plain_rounding(args.threads),
+        overwrite=args.overwrite,
+        resume=args.resume,
+        quiet=args.quiet,
+    )
+    if args.json:
+        import json
+
+        print(json.dumps(summary.to_dict()))
+    elif not args.quiet:
+        print(summary.text())
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out parsed arguments; 0, or 1 after one line on standard error (130 when interrupted)."""
+    if args.list_supported:
+        print("\n".join(supported()))
+        return 0
+    try:
+        _convert(args)
+    except (ConvertError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("error: out of memory", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        kept = "; run again with --resume to go on" if args.resume else ""
+        print(f"interrupted{kept}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The console script."""
+    parser = argparse.ArgumentParser(prog="convert_hf_to_tq.py", description=__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

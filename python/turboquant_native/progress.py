@@ -1,0 +1,57 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere, nothing when quiet."""
+
+import sys
+import time
+from types import TracebackType
+from typing import IO
+
+from tqdm import tqdm
+
+_LINE_SECONDS = 10.0
+
+
+def duration(seconds: float) -> str:
+    """`1:05:09`, `12:34`, `0:07`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Progress:
+    """Counts work in weights.
+
+    Args:
+        total: weights in all.
+        title: what is going on.
+        quiet: show nothing.
+        stream: where to; None: standard error.
+    """
+
+    def __init__(self, total: int, title: str, quiet: bool = False, stream: IO[str] | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._total, self._title, self._done = max(total, 1), title, 0
+        self._start = self._last_line = time.monotonic()
+        self._lines = not quiet and not self._stream.isatty()
+        hide = quiet or self._lines
+        self._bar = tqdm(total=total, desc=title, unit="w", unit_scale=True, disable=hide, file=self._stream, smoothing=0.05)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.close()
+
+    def at(self, item: str) -> None:
+        """Name what is being worked on."""
+        self._bar.set_postfix_str(item, refresh=False)
+
+    def advance_to(self, done: int) -> None:
+        """`done` weights are finished, of the total."""
+        self._bar.update(done - self._done)
+        self._done = done
+        now = time.monotonic()
+        if self._lines and (now - self._last_line >= _LINE_SECONDS or done >= self._total):
+            self._last_line = now
+            left = (now - self._start) * (self._total - done) / max(done, 1)
+            percent = 100 * done / self._total
+            print(f"{self._title}: {percent:.0f} % of {self._total / 1e6:.1f} M weights, {duration(left)} left", file=self._stream, flush=True)
