@@ -7,7 +7,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +161,10 @@ class Summary:
         lines = [
             f"{self.path}: {self.file_bytes / 1e6:.2f} MB, {self.parameters / 1e6:.2f} M weights",
             f"{self.bpw:.3f} bits per weight (layers alone {self.bpw_layers:.3f}), {self.ratio:.2f} x smaller than FP16",
-            f"relative error {self.relative_error:.5f}, {duration(self.seconds)}, peak memory {self.peak_bytes / 1e6:.0f} MB",
+            f"{duration(self.seconds)}, peak memory {self.peak_bytes / 1e6:.0f} MB",
         ]
+        if self.relative_error:
+            lines[-1] += f", relative error {self.relative_error:.5f}"
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 
@@ -235,7 +237,9 @@ def _cast(source: Source, tensor: TensorPlan, w: NDArray[np.float32]) -> NDArray
         bits = w.view(np.uint32)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     if (largest := float(np.abs(w).max(initial=0))) > _FP16_MAX:
-        raise ConvertError(f"{source.path}: {tensor.name} has a weight of magnitude {largest:g}, which float16 cannot hold; use bf16 or f32")
+        raise ConvertError(
+            f"{source.path}: {tensor.name} has a weight of magnitude {largest:g}, which float16 cannot hold; use bf16 or f32"
+        )
     return w.astype(np.float16)
 
 
@@ -333,25 +337,19 @@ def _summarize(source: Source, plan: Sequence[TensorPlan], target: Path, size: i
     )
 
 
+def _row(tensor: TensorPlan, width: int) -> str:
+    shape, bits = " x ".join(map(str, tensor.shape)), 8 * tensor.bytes / tensor.weights
+    return f"{tensor.name:{width}}  {shape:>16}  {tensor.label:>5}  {bits:7.3f}  {tensor.bytes:>12,}  {tensor.note}".rstrip()
+
+
 def plan_table(source: Source, plan: Sequence[TensorPlan]) -> str:
     """The plan as a text table with totals."""
     width = max(len(tensor.name) for tensor in plan)
-    rows = [
-        f"{tensor.name:{width}}  {' x '.join(map(str, tensor.shape)):>16}  {tensor.label:>5}  {8 * tensor.bytes / tensor.weights:7.3f}  {tensor.bytes:>12,}"
-        + (f"  {tensor.note}" if tensor.note else "")
-        for tensor in plan
-    ]
-    total = sum(tensor.bytes for tensor in plan)
     head = f"{'tensor':{width}}  {'shape':>16}  {'type':>5}  {'bits/w':>7}  {'bytes':>12}"
+    rows = [_row(tensor, width) for tensor in plan]
+    total = sum(tensor.bytes for tensor in plan)
     foot = (
         f"{len(plan)} tensors, {source.parameters / 1e6:.2f} M weights, {total / 1e6:.2f} MB, {bits_per_weight(plan):.3f} bits per weight, "
         f"{2 * source.parameters / total:.2f} x smaller than FP16"
     )
     return "\n".join([head, *rows, foot])
-
-
-def with_bits(tensor: TensorPlan, bits: int) -> TensorPlan:
-    """The same quantized tensor at another width."""
-    if tensor.spec is None:
-        raise ConvertError(f"{tensor.name} is not quantized, so it has no width")
-    return replace(tensor, spec=replace(tensor.spec, bits=bits))

@@ -54,4 +54,6 @@ class Progress:
             self._last_line = now
             left = (now - self._start) * (self._total - done) / max(done, 1)
             percent = 100 * done / self._total
-            print(f"{self._title}: {percent:.0f} % of {self._total / 1e6:.1f} M weights, {duration(left)} left", file=self._stream, flush=True)
+            print(
+                f"{self._title}: {percent:.0f} % of {self._total / 1e6:.1f} M weights, {duration(left)} left", file=self._stream, flush=True
+            )

@@ -4,6 +4,8 @@ The stages of a conversion meet here: plain conversion gives every matrix a spec
 allocation chooses the specs.
 """
 
+from __future__ import annotations
+
 import hashlib
 import re
 from collections.abc import Callable
