@@ -33,35 +33,44 @@ float default_unit(int k) { return tqn::default_unit(k); }
 namespace {
 
 // The search walks the circle from the last step to the first, so that new bits enter at the window's low end: the state of step t - 1 is
-// (state << k | new bits) mod 4096. Costs are float32, (x - value)^2 rounded and then added; of equal predecessors the lowest wins.
+// (state << k | new bits) mod 4096. Costs are float32, a squared distance is rounded before it is added. Of states with equal costs the
+// first by (hash mod 2^(12 - k), hash) wins, where hash = state * M mod 4096, so that the result is one and the same everywhere.
 class Viterbi {
  public:
-  Viterbi(int k, const int8_t* codebook) : k_(k), overlaps_(kStates >> k), value_(kStates), cost_(kStates), next_(kStates) {
-    for (int s = 0; s < kStates; s++) value_[s] = codebook[tqn::codebook_index(uint32_t(s), tqn::multiplier(k))];
+  Viterbi(int k, const int8_t* codebook)
+      : k_(k), overlaps_(kStates >> k), codebook_(codebook), distance_(kCodebookSize), cost_(kStates), next_(kStates) {
+    for (int s = 0; s < kStates; s++) {
+      const int hash = int(uint32_t(s) * tqn::multiplier(k) % kStates);
+      entry_.push_back(hash >> 6);
+      rank_.push_back(hash % overlaps_ << k | hash / overlaps_);
+    }
   }
 
   // Best path over x, in search order; start and end: the overlap that the first and the last state must share with their neighbours
   // outside, or -1 where free.
   std::vector<int> search(std::span<const float> x, int start, int end) {
     back_.assign(x.size() * overlaps_, 0);
-    for (int s = 0; s < kStates; s++) cost_[s] = start >= 0 && s >> k_ != start ? INFINITY : distance(x[0], s);
+    measure(x[0]);
+    for (int s = 0; s < kStates; s++) cost_[s] = start >= 0 && s >> k_ != start ? INFINITY : distance_[entry_[s]];
     for (size_t t = 1; t < x.size(); t++) step(x[t], &back_[t * overlaps_]);
     return trace(x.size(), best_end(end));
   }
 
  private:
-  float distance(float x, int state) const {
-    const float d = x - value_[state], square = d * d;
-    return square;
+  bool better(int a, int b) const { return cost_[a] != cost_[b] ? cost_[a] < cost_[b] : rank_[a] < rank_[b]; }
+
+  void measure(float x) {
+    for (int i = 0; i < kCodebookSize; i++) distance_[i] = (x - codebook_[i]) * (x - codebook_[i]);
   }
 
   void step(float x, uint8_t* back) {
+    measure(x);
     for (int u = 0; u < overlaps_; u++) {
       int best = 0;
       for (int h = 1; h < 1 << k_; h++)
-        if (cost_[h * overlaps_ + u] < cost_[best * overlaps_ + u]) best = h;
+        if (better(h * overlaps_ + u, best * overlaps_ + u)) best = h;
       back[u] = uint8_t(best);
-      for (int s = u << k_; s < (u + 1) << k_; s++) next_[s] = cost_[best * overlaps_ + u] + distance(x, s);
+      for (int s = u << k_; s < (u + 1) << k_; s++) next_[s] = cost_[best * overlaps_ + u] + distance_[entry_[s]];
     }
     cost_.swap(next_);
   }
@@ -69,7 +78,7 @@ class Viterbi {
   int best_end(int end) const {
     int best = -1;
     for (int s = 0; s < kStates; s++)
-      if ((end < 0 || s % overlaps_ == end) && (best < 0 || cost_[s] < cost_[best])) best = s;
+      if ((end < 0 || s % overlaps_ == end) && (best < 0 || better(s, best))) best = s;
     return best;
   }
 
@@ -83,7 +92,9 @@ class Viterbi {
   }
 
   int k_, overlaps_;
-  std::vector<float> value_, cost_, next_;
+  const int8_t* codebook_;
+  std::vector<int> entry_, rank_;  // (states) codebook index; order among equals
+  std::vector<float> distance_, cost_, next_;
   std::vector<uint8_t> back_;  // (steps, overlaps) branch taken into each group of states that share an overlap
 };
 

@@ -29,10 +29,11 @@ class TileEncoder {
 
 struct EncodeOptions {
   int k = 4;
-  std::span<const int8_t> codebook;     // empty: the default of k
-  std::span<const float> unit_scale;    // (n_out) weight that one codebook integer stands for, per row; empty: rms(row) * unit, k = 8: max|row| / 127
-  std::span<const float> feedback;      // (n_in, n_in) strictly block upper U in blocks of 4 columns (see ldlq.h); empty: plain rounding
-  int threads = 0;                      // 0: all cores
+  std::span<const int8_t> codebook;  // empty: the default of k
+  std::span<const float>
+      unit_scale;  // (n_out) weight that one codebook integer stands for, per row; empty: rms(row) * unit, k = 8: max|row| / 127
+  std::span<const float> feedback;        // (n_in, n_in) strictly block upper U in blocks of 4 columns (see ldlq.h); empty: plain rounding
+  int threads = 0;                        // 0: all cores
   std::function<void(int64_t)> progress;  // called from the calling thread with weights done so far
   const std::atomic<bool>* cancel = nullptr;  // set: throw Error(closed) soon
 };

@@ -1,0 +1,70 @@
+// The bodies, written once over a vocabulary V of float vectors: kLanes, load, all, store, +, min, multiply_add, runs, zip.
+// Nothing of the standard library is instantiated here: the linker may keep any one unit's copy, whatever its instruction set.
+#pragma once
+#include <cstring>
+
+#include "quant/isa.h"
+
+namespace tq::quant {
+
+// Vectors v[0..n) become the sequence v[0][0], v[1][0] ... v[n - 1][0], v[0][1], v[1][1] ...
+template <int n, class V>
+inline void interleave(V* v) {
+  if constexpr (n > 1) {
+    V even[n / 2], odd[n / 2];
+    for (int i = 0; i < n / 2; i++) even[i] = v[2 * i], odd[i] = v[2 * i + 1];
+    interleave<n / 2>(even);
+    interleave<n / 2>(odd);
+    for (int i = 0; i < n / 2; i++) V::zip(even[i], odd[i], v[2 * i], v[2 * i + 1]);
+  }
+}
+
+template <int k, class V>
+inline void forward_step(const float* distance, const uint32_t* shift, const float* costs, float* out) {
+  constexpr int kBranches = 1 << k, kCount = cost_count(k), kPlane = kCount / kBranches, kRun = 64 / kBranches;
+  for (int v = 0; v < kPlane; v += V::kLanes) {
+    V best[kBranches];  // by residue r
+    for (int h = 0; h < kBranches; h++) {
+      const int w = h * kPlane + v;
+      const V d = V::template runs<kRun>(distance + w / kRun);
+      for (int r = 0; r < kBranches; r++) {
+        const V cost = V::load(costs + ((uint32_t(w) + shift[r]) & (kCount - 1))) + d;
+        best[r] = h ? min(best[r], cost) : cost;
+      }
+    }
+    interleave<kBranches>(best);
+    for (int r = 0; r < kBranches; r++) best[r].store(out + v * kBranches + r * V::kLanes);
+  }
+  std::memcpy(out + kCount, out, kCostPadding * sizeof(float));
+}
+
+template <int k, class V>
+void forward_pass(const float* distance, int steps, const uint32_t* shift, float* costs) {
+  for (int i = 0; i < steps; i++, distance += tqn::kCodebookSize, costs += cost_stride(k))
+    forward_step<k, V>(distance, shift, costs, costs + cost_stride(k));
+}
+
+// Two vectors of rows by four columns are eight independent sums: enough to hide the latency of a multiply-add.
+template <class V>
+void add_errors(const float* errors, const float* u, int64_t stride, int64_t count, float* sum) {
+  constexpr int kRows = tqn::kTileRows, kCols = tqn::kTileCols;
+  for (int r = 0; r < kRows; r += 2 * V::kLanes) {
+    V s[2][kCols];
+    for (int c = 0; c < kCols; c++) s[0][c] = V::load(sum + c * kRows + r), s[1][c] = V::load(sum + c * kRows + r + V::kLanes);
+    for (int64_t i = 0; i < count; i++) {
+      const V e0 = V::load(errors + i * kRows + r), e1 = V::load(errors + i * kRows + r + V::kLanes);
+      for (int c = 0; c < kCols; c++) {
+        const V factor = V::all(u[i * stride + c]);
+        s[0][c] = multiply_add(e0, factor, s[0][c]), s[1][c] = multiply_add(e1, factor, s[1][c]);
+      }
+    }
+    for (int c = 0; c < kCols; c++) s[0][c].store(sum + c * kRows + r), s[1][c].store(sum + c * kRows + r + V::kLanes);
+  }
+}
+
+template <class V>
+constexpr Isa isa_of(std::string_view name) {
+  return {name, {forward_pass<1, V>, forward_pass<2, V>, forward_pass<3, V>, forward_pass<4, V>}, add_errors<V>};
+}
+
+}  // namespace tq::quant
