@@ -11,12 +11,39 @@ namespace tq::kernels {
 namespace scalar {
 extern const Kernels table;
 }
+#if TQ_X86
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
+namespace avx512vbmi {
+extern const Kernels table;
+}
+#elif TQ_ARM
+namespace neon {
+extern const Kernels table;
+}
+#endif
 
 namespace {
 
 // __builtin_cpu_supports reads CPUID, and XCR0 for what the operating system saves.
 std::vector<const Kernels*> usable_kernels() {
   std::vector<const Kernels*> usable;
+#if TQ_X86
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool vbmi = avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+  if (vbmi) usable.push_back(&avx512vbmi::table);
+  if (avx512) usable.push_back(&avx512::table);
+  if (avx2) usable.push_back(&avx2::table);
+#elif TQ_ARM
+  usable.push_back(&neon::table);
+#endif
   usable.push_back(&scalar::table);
   return usable;
 }

@@ -396,8 +396,9 @@ TEST("norm, gates, soft cap, scaled addition") {
       }
       isa->gelu_mul(x.data(), weight.data(), n, out.data());
       for (int i = 0; i < n; i++) {
+        // the sigmoid turns the relative error of z, a few 2^-24, into |z| times it
         const double g = x[i], z = std::sqrt(2 / M_PI) * (g + 0.044715 * g * g * g), exact = g / (1 + std::exp(-2 * z)) * weight[i];
-        CHECK_NEAR(out[i], exact, (1e-6 + 2e-7 * std::fabs(std::min(z, 0.))) * std::fabs(exact) + 1e-30);
+        CHECK_NEAR(out[i], exact, (1e-6 + 5e-7 * std::fabs(std::min(z, 0.))) * std::fabs(exact) + 1e-30);
       }
       out = x;
       isa->soft_cap(out.data(), 30, n);

@@ -13,7 +13,7 @@ void decode_float_panel(const uint8_t* codes, const int8_t* codebook, int64_t n_
   const Decoder<K> decode(codebook);
   for (int64_t tile = 0; tile < n_tiles; tile++, codes += tqn::tile_bytes(K), panel += tqn::kTileSteps)
     for (int g = 0; g < tqn::kTileRows / kLanes; g++) {
-      const I8 w = decode(codes, g);
+      const Row w = decode(codes, g);
       float* p = panel + g * kLanes;
       store(p, column<0>(w));
       store(p + tqn::kTileRows, column<1>(w));

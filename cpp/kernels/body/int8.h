@@ -7,10 +7,9 @@
 namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int kRows = tqn::kTileRows;
-inline constexpr int kRegisters = kRows / kLanes;         // row operands of a tile
-inline constexpr int kPanelTiles = 256;                   // 64 KiB of decoded weights: a share of L2
-inline constexpr int kOperand = tqn::kTileCols * kLanes;  // bytes of a row operand
-inline constexpr int kTile = tqn::kTileSteps;             // bytes of a decoded tile
+inline constexpr int kRegisters = kRows / kLanes;          // row operands of a tile
+inline constexpr int kPanelTiles = 256;                    // decoded at a time: a share of L2
+inline constexpr int kPanelTile = kRegisters * kRowBytes;  // bytes of a decoded tile
 static_assert(int64_t(tqn::kMaxInputs) * 255 * tqn::kActivationMax < (int64_t(1) << 31), "offset operands fit int32 accumulators");
 
 // Scratch: the panel, each token's starting value (it takes the operands' offset back) and int32 accumulators (n_tokens, 64).
@@ -20,9 +19,9 @@ struct Int8Scratch {
   int32_t* acc;
   Int8Scratch(void* scratch, int64_t n_tokens)
       : panel(static_cast<int8_t*>(scratch)),
-        start(reinterpret_cast<int32_t*>(panel + kPanelTiles * kTile)),
+        start(reinterpret_cast<int32_t*>(panel + kPanelTiles * kPanelTile)),
         acc(start + (n_tokens + 15) / 16 * 16) {}
-  static int64_t bytes(int64_t n_tokens) { return kPanelTiles * kTile + (n_tokens + 15) / 16 * 64 + n_tokens * kRows * 4; }
+  static int64_t bytes(int64_t n_tokens) { return kPanelTiles * kPanelTile + (n_tokens + 15) / 16 * 64 + n_tokens * kRows * 4; }
 };
 
 // acc (T, 64) = start_t + strip * a_t.
@@ -34,11 +33,11 @@ void gemv_strip(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, c
   for (int t = 0; t < T; t++)
     for (auto& sum : sums[t]) sum = set1_i32(start[t]);
   for (int64_t tile = 0; tile < n_tiles; tile++, codes += tqn::tile_bytes(K)) {
-    I8 x[T];
-    for (int t = 0; t < T; t++) x[t] = broadcast4(a + t * n_in + 4 * tile);
+    Acts x[T];
+    for (int t = 0; t < T; t++) x[t] = load_acts(a + t * n_in + 4 * tile);
 #pragma GCC unroll 16
     for (int g = 0; g < kRegisters; g++) {
-      const I8 w = decode(codes, g);
+      const Row w = decode(codes, g);
       for (int t = 0; t < T; t++) sums[t][g] = dot(sums[t][g], w, x[t]);
     }
   }
@@ -49,9 +48,9 @@ void gemv_strip(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, c
 template <int K>
 void decode_panel(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, int8_t* panel) {
   const Decoder<K> decode(codebook);
-  for (int64_t tile = 0; tile < n_tiles; tile++, codes += tqn::tile_bytes(K), panel += kTile)
+  for (int64_t tile = 0; tile < n_tiles; tile++, codes += tqn::tile_bytes(K), panel += kPanelTile)
 #pragma GCC unroll 16
-    for (int g = 0; g < kRegisters; g++) store_i8(panel + g * kOperand, decode(codes, g));
+    for (int g = 0; g < kRegisters; g++) store_row(panel + g * kRowBytes, decode(codes, g));
 }
 
 // acc (T, 64) += panel * a_t: T tokens by kPanelRegisters registers of rows at a time.
@@ -61,12 +60,12 @@ void gemm_panel(const int8_t* panel, int64_t n_tiles, const int8_t* a, int64_t n
     I32 sums[T][kPanelRegisters];
     for (int t = 0; t < T; t++)
       for (int g = 0; g < kPanelRegisters; g++) sums[t][g] = load_i32(acc + t * kRows + g * kLanes);
-    const int8_t* p = panel + first * kOperand;
-    for (int64_t tile = 0; tile < n_tiles; tile++, p += kTile) {
-      I8 w[kPanelRegisters];
-      for (int g = 0; g < kPanelRegisters; g++) w[g] = load_i8(p + g * kOperand);
+    const int8_t* p = panel + first * kRowBytes;
+    for (int64_t tile = 0; tile < n_tiles; tile++, p += kPanelTile) {
+      Row w[kPanelRegisters];
+      for (int g = 0; g < kPanelRegisters; g++) w[g] = load_row(p + g * kRowBytes);
       for (int t = 0; t < T; t++) {
-        const I8 x = broadcast4(a + t * n_in + 4 * tile);
+        const Acts x = load_acts(a + t * n_in + 4 * tile);
         for (int g = 0; g < kPanelRegisters; g++) sums[t][g] = dot(sums[t][g], w[g], x);
       }
     }
@@ -91,14 +90,8 @@ void gemm_strip(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, c
 
 // What cancels the operands' offset: - kOffset * sum of the activations.
 inline int32_t starting_value(const int8_t* a, int64_t n) {
-  if (kOffset == 0) return 0;
-  I32 sums = set1_i32(0);
-  int64_t i = 0;
-  for (; i + kOperand <= n; i += kOperand) sums = dot(sums, ones(), load_i8(a + i));
-  int32_t lanes[kLanes], total = 0;
-  store_i32(lanes, sums);
-  for (int32_t lane : lanes) total += lane;
-  for (; i < n; i++) total += a[i];
+  int32_t total = 0;
+  for (int64_t i = 0; kOffset != 0 && i < n; i++) total += a[i];
   return -kOffset * total;
 }
 

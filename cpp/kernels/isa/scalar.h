@@ -1,7 +1,8 @@
 // The vocabulary in portable C++: one lane. It is also the plainest statement of what each word of an instruction set must mean.
 //
-//   F32, I32: kLanes floats or int32.  I8: 4 * kLanes int8, the four columns of kLanes rows of a tile ("row operand": value + kOffset).
-//   Decoder<K>: cuts a tile into its 64 / kLanes row operands.  dot: I32 += per lane the 4-way product of row operand and activations.
+//   F32, I32: kLanes floats or int32.
+//   Row: a row operand, the four columns of kLanes rows of a tile, each value + kOffset; Acts: the four activations that meet them.
+//   dot: I32 += per lane the 4-way product.  Decoder<K>: cuts a tile into its 64 / kLanes row operands.
 //   kDirectTokens: so many tokens are multiplied straight from the decoder's registers.  kPanelRegisters x kPanelTokens: accumulators of
 //   the panel kernels, what the register file holds.
 #pragma once
@@ -20,9 +21,11 @@ inline constexpr int kOffset = 0;
 
 using F32 = float;
 using I32 = int32_t;
-struct I8 {
+struct Row {
   int8_t v[4];
 };
+using Acts = Row;
+inline constexpr int kRowBytes = 4;
 
 inline F32 load(const float* p) { return *p; }
 inline void store(float* p, F32 x) { *p = x; }
@@ -54,22 +57,21 @@ inline I32 load_i32(const int32_t* p) { return *p; }
 inline void store_i32(int32_t* p, I32 x) { *p = x; }
 inline F32 to_f32(I32 x) { return float(x); }
 
-inline I8 load_i8(const int8_t* p) { return {p[0], p[1], p[2], p[3]}; }
-inline void store_i8(int8_t* p, I8 x) { std::memcpy(p, x.v, 4); }
-inline I8 broadcast4(const int8_t* p) { return load_i8(p); }
-inline I8 ones() { return {1, 1, 1, 1}; }
-inline I32 dot(I32 acc, I8 w, I8 a) { return acc + w.v[0] * a.v[0] + w.v[1] * a.v[1] + w.v[2] * a.v[2] + w.v[3] * a.v[3]; }
+inline Row load_row(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+inline void store_row(int8_t* p, Row w) { std::memcpy(p, w.v, 4); }
+inline Acts load_acts(const int8_t* p) { return load_row(p); }
+inline I32 dot(I32 acc, Row w, Acts a) { return acc + w.v[0] * a.v[0] + w.v[1] * a.v[1] + w.v[2] * a.v[2] + w.v[3] * a.v[3]; }
 template <int C>
-inline F32 column(I8 w) {
-  return float(w.v[C] - kOffset);
+F32 column(Row w) {
+  return float(w.v[C]);
 }
 
 template <int K>
 struct Decoder {
   const int8_t* codebook;
   explicit Decoder(const int8_t* codebook) : codebook(codebook) {}
-  I8 operator()(const uint8_t* tile, int group) const {
-    I8 w;
+  Row operator()(const uint8_t* tile, int group) const {
+    Row w;
     for (int c = 0; c < 4; c++) w.v[c] = int8_t(tqn::value(tile, K, tqn::step_of(group, c), codebook));
     return w;
   }

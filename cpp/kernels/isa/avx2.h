@@ -1,0 +1,204 @@
+// AVX2 with FMA and F16C (Haswell, Zen and later). Row operands are signed bytes; the dot product moves their signs to the activations,
+// because `vpmaddubsw` takes one unsigned operand: |w| <= 128 and |a| <= 127 keep its 16-bit pair sums within 32512, so it never saturates.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "format/matrix.h"
+
+namespace tq::kernels::avx2 {
+
+inline constexpr char kName[] = "avx2";
+inline constexpr int kLanes = 8;
+inline constexpr int kDirectTokens = 1;
+inline constexpr int kPanelRegisters = 2, kPanelTokens = 4;
+inline constexpr int kOffset = 0;
+inline constexpr int kRowBytes = 32;
+
+using F32 = __m256;
+using I32 = __m256i;
+using Row = __m256i;
+using Acts = __m256i;
+
+inline F32 load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, F32 x) { _mm256_storeu_ps(p, x); }
+inline F32 set1(float x) { return _mm256_set1_ps(x); }
+inline F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
+inline F32 maximum(F32 a, F32 b) { return _mm256_max_ps(a, b); }
+inline F32 minimum(F32 a, F32 b) { return _mm256_min_ps(a, b); }
+inline F32 absolute(F32 a) { return _mm256_andnot_ps(set1(-0.f), a); }
+inline F32 round_even(F32 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F32 select_less(F32 a, F32 b, F32 yes, F32 no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
+inline F32 pow2(F32 n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+inline float sum(F32 x) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline float largest(F32 x) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+// Each stage adds the partner at distance 1, 2, 4; the upper one of a pair has its own sign flipped.
+inline F32 hadamard_lanes(F32 x) {
+  const float m = -0.f;
+  x = _mm256_add_ps(_mm256_permute_ps(x, 0xB1), _mm256_xor_ps(x, _mm256_setr_ps(0, m, 0, m, 0, m, 0, m)));
+  x = _mm256_add_ps(_mm256_permute_ps(x, 0x4E), _mm256_xor_ps(x, _mm256_setr_ps(0, 0, m, m, 0, 0, m, m)));
+  return _mm256_add_ps(_mm256_permute2f128_ps(x, x, 1), _mm256_xor_ps(x, _mm256_setr_ps(0, 0, 0, 0, m, m, m, m)));
+}
+
+inline float f16_value(uint16_t bits) { return _cvtsh_ss(bits); }
+inline float bf16_value(uint16_t bits) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(int(uint32_t(bits) << 16)))); }
+inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline void store32(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+inline F32 load_f16(const uint16_t* p) { return _mm256_cvtph_ps(load16(p)); }
+inline F32 load_bf16(const uint16_t* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p)), 16)); }
+inline void store_f16(uint16_t* p, F32 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline void store_i8(int8_t* p, F32 integers) {
+  const __m256i i = _mm256_cvtps_epi32(integers);
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+
+inline I32 set1_i32(int32_t x) { return _mm256_set1_epi32(x); }
+inline I32 load_i32(const int32_t* p) { return load32(p); }
+inline void store_i32(int32_t* p, I32 x) { store32(p, x); }
+inline F32 to_f32(I32 x) { return _mm256_cvtepi32_ps(x); }
+
+inline Row load_row(const int8_t* p) { return load32(p); }
+inline void store_row(int8_t* p, Row w) { store32(p, w); }
+inline Acts load_acts(const int8_t* p) {
+  int32_t four;
+  std::memcpy(&four, p, 4);
+  return _mm256_set1_epi32(four);
+}
+inline I32 dot(I32 acc, Row w, Acts a) {
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+template <int C>
+F32 column(Row w) {
+  return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(w, 24 - 8 * C), 24));
+}
+
+// Codebook look-up: four 16-entry shuffles, chosen by the index's upper two bits.
+class Table {
+ public:
+  explicit Table(const int8_t* codebook) {
+    for (int q = 0; q < 4; q++) quarter_[q] = _mm256_broadcastsi128_si256(load16(codebook + 16 * q));
+  }
+  // index: in bits 2..7 of each byte; bits 0 and 1 are anything.
+  __m256i operator()(__m256i index) const {
+    const __m256i low = _mm256_and_si256(_mm256_srli_epi16(index, 2), _mm256_set1_epi8(15));
+    const __m256i bit4 = _mm256_add_epi8(index, index);
+    const __m256i lower = _mm256_blendv_epi8(_mm256_shuffle_epi8(quarter_[0], low), _mm256_shuffle_epi8(quarter_[1], low), bit4);
+    const __m256i upper = _mm256_blendv_epi8(_mm256_shuffle_epi8(quarter_[2], low), _mm256_shuffle_epi8(quarter_[3], low), bit4);
+    return _mm256_blendv_epi8(lower, upper, index);
+  }
+  // The same for the even steps' and odd steps' indices in bits 10..15 of 16-bit lanes.
+  __m256i operator()(__m256i even, __m256i odd) const {
+    return (*this)(_mm256_blendv_epi8(_mm256_srli_epi16(even, 8), odd, _mm256_set1_epi16(-256)));
+  }
+
+ private:
+  __m256i quarter_[4];
+};
+
+template <class T, class F>
+__m256i register_of(const F& f) {
+  alignas(32) T lanes[32 / sizeof(T)];
+  for (int i = 0; i < int(32 / sizeof(T)); i++) lanes[i] = T(f(i));
+  return _mm256_load_si256(reinterpret_cast<const __m256i*>(lanes));
+}
+
+// 16 bytes of a tile's circular string.
+template <int K>
+__m128i circular16(const uint8_t* tile, int byte) {
+  constexpr int bytes = tqn::tile_bytes(K);
+  if (byte + 16 <= bytes) return load16(tile + byte);
+  alignas(16) uint8_t joined[32];
+  _mm_store_si128(reinterpret_cast<__m128i*>(joined), load16(tile + bytes - 16));
+  _mm_store_si128(reinterpret_cast<__m128i*>(joined + 16), load16(tile));
+  return load16(joined + byte - (bytes - 16));
+}
+
+// A 128-bit lane is 16 steps. Their bits, at most 57 for k <= 3, are brought to both quadwords, the second shifted by 4, so that every
+// window starts at bit 0..4 of some byte and lies within two bytes. With the bits below it cleared, (window << s) * (M << (4 - s)) has the
+// codebook's index in its upper 6 bits: what stands above the window leaves the 16-bit product.
+template <int K>
+class Decoder {
+ public:
+  explicit Decoder(const int8_t* codebook) : table_(codebook) {
+    spread_ = register_of<uint8_t>([](int i) { return 2 * K * (i / 16) + i % 8; });
+    shift_ = register_of<uint64_t>([](int i) { return 4 * (i % 2); });
+    for (int odd = 0; odd < 2; odd++) {
+      const auto bit = [odd](int lane) { return K * (2 * (lane % 8) + odd); };
+      const auto shift = [bit](int lane) { return K < 4 && bit(lane) % 8 > 4 ? bit(lane) % 8 - 4 : bit(lane) % 8; };
+      gather_[odd] = register_of<uint8_t>([bit](int i) { return bit(i / 2) / 8 + (bit(i / 2) % 8 > 4 ? 8 : 0) + i % 2; });
+      mask_[odd] = register_of<uint16_t>([shift](int lane) { return 0xFFFF << shift(lane); });
+      factor_[odd] = register_of<uint16_t>([shift](int lane) { return tqn::multiplier(K) << (4 - shift(lane)); });
+    }
+  }
+  Row operator()(const uint8_t* tile, int g) const {
+    const __m256i bits = spread(tile, g);
+    return table_(product(bits, 0), product(bits, 1));
+  }
+
+ private:
+  __m256i spread(const uint8_t* tile, int g) const {
+    const int byte = 4 * K * g;
+    if constexpr (K == 4) return _mm256_inserti128_si256(_mm256_castsi128_si256(load16(tile + byte)), circular16<K>(tile, byte + 8), 1);
+    const __m256i both = _mm256_broadcastsi128_si256(circular16<K>(tile, byte));
+    return _mm256_srlv_epi64(_mm256_shuffle_epi8(both, spread_), shift_);
+  }
+  __m256i product(__m256i bits, int odd) const {
+    return _mm256_mullo_epi16(_mm256_and_si256(_mm256_shuffle_epi8(bits, gather_[odd]), mask_[odd]), factor_[odd]);
+  }
+  Table table_;
+  __m256i spread_, shift_, gather_[2], mask_[2], factor_[2];
+};
+
+// Six bits a step: 12 bytes a 128-bit lane; a multiplication moves each window to the top of its 16 bits.
+template <>
+class Decoder<6> {
+ public:
+  explicit Decoder(const int8_t* codebook) : table_(codebook) {
+    for (int last = 0; last < 2; last++)
+      for (int odd = 0; odd < 2; odd++) {
+        const auto bit = [odd](int lane) { return 6 * (2 * (lane % 8) + odd); };
+        gather_[last][odd] = register_of<uint8_t>([=](int i) { return bit(i / 2) / 8 + i % 2 + (last && i >= 16 ? 4 : 0); });
+        factor_[odd] = register_of<uint16_t>([bit](int lane) { return 1 << (10 - bit(lane) % 8); });
+      }
+  }
+  // Group g is 24 bytes from byte 24 g; the last lane is read from 4 bytes before, to stay within the tile.
+  Row operator()(const uint8_t* tile, int g) const {
+    const uint8_t* p = tile + 24 * g;
+    const __m256i bits = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(p)), load16(p + (g == 7 ? 8 : 12)), 1);
+    return table_(product(bits, g == 7, 0), product(bits, g == 7, 1));
+  }
+
+ private:
+  __m256i product(__m256i bits, int last, int odd) const {
+    return _mm256_mullo_epi16(_mm256_shuffle_epi8(bits, gather_[last][odd]), factor_[odd]);
+  }
+  Table table_;
+  __m256i gather_[2][2], factor_[2];
+};
+
+template <>
+class Decoder<8> {
+ public:
+  explicit Decoder(const int8_t*) {}
+  Row operator()(const uint8_t* tile, int g) const { return load32(tile + 32 * g); }
+};
+
+}  // namespace tq::kernels::avx2

@@ -1,0 +1,126 @@
+// AVX-512 F, BW, VL, DQ (Skylake-X and later): no byte permutes, so windows, indices and values live in 16-bit lanes. A row operand is a
+// pair of registers: columns 0, 2 and columns 1, 3 of 16 rows, which `vpmaddwd` sums to one int32 a row.
+#pragma once
+#include "kernels/isa/avx512_common.h"
+
+namespace tq::kernels::avx512 {
+
+inline constexpr char kName[] = "avx512";
+inline constexpr int kDirectTokens = 2;
+inline constexpr int kPanelRegisters = 4, kPanelTokens = 4;
+inline constexpr int kOffset = 0;
+
+struct Row {
+  __m512i even, odd;
+};
+using Acts = Row;
+inline constexpr int kRowBytes = 128;
+
+inline Row load_row(const int8_t* p) { return {load_bytes(p), load_bytes(p + 64)}; }
+inline void store_row(int8_t* p, Row w) {
+  _mm512_storeu_si512(p, w.even);
+  _mm512_storeu_si512(p + 64, w.odd);
+}
+// The even and the odd bytes of 16-bit lanes, sign-extended.
+inline Row widen(__m512i bytes) { return {_mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8), _mm512_srai_epi16(bytes, 8)}; }
+inline Acts load_acts(const int8_t* p) { return widen(broadcast4(p)); }
+inline I32 dot(I32 acc, Row w, Acts a) {
+  acc = _mm512_add_epi32(acc, _mm512_madd_epi16(w.even, a.even));
+  return _mm512_add_epi32(acc, _mm512_madd_epi16(w.odd, a.odd));
+}
+template <int C>
+F32 column(Row w) {
+  const __m512i pair = C % 2 ? w.odd : w.even;
+  return _mm512_cvtepi32_ps(_mm512_srai_epi32(C < 2 ? _mm512_slli_epi32(pair, 16) : pair, 16));
+}
+
+// The codebook as 16-bit values: 64 entries are the two sources of `vpermt2w`.
+class Table {
+ public:
+  explicit Table(const int8_t* codebook)
+      : low_(_mm512_cvtepi8_epi16(load_half(codebook))), high_(_mm512_cvtepi8_epi16(load_half(codebook + 32))) {}
+  __m512i operator()(__m512i index) const { return _mm512_permutex2var_epi16(low_, index, high_); }
+
+ private:
+  __m512i low_, high_;
+};
+
+template <class T, class F>
+__m512i register_of(const F& f) {
+  alignas(64) T lanes[64 / sizeof(T)];
+  for (int i = 0; i < int(64 / sizeof(T)); i++) lanes[i] = T(f(i));
+  return _mm512_load_si512(lanes);
+}
+
+// A 128-bit lane is 16 steps. Their bits, at most 57 for k <= 3, are brought to both quadwords, the second shifted by 4, so that every
+// window starts at bit 0..4 of some byte and lies within two bytes. With the bits below it cleared, (window << s) * (M << (4 - s)) has the
+// codebook's index in its upper 6 bits: what stands above the window leaves the 16-bit product.
+template <int K>
+class Decoder {
+ public:
+  explicit Decoder(const int8_t* codebook) : table_(codebook) {
+    spread_ = register_of<uint16_t>([](int i) { return K * (i / 8) + (K < 4 ? i % 4 : i % 8); });
+    spread_last_ = register_of<uint16_t>([](int i) {  // word 16 K - 16 is the first of the first source, the tile's start the second source
+      const int word = 4 * K * 3 + K * (i / 8) + (K < 4 ? i % 4 : i % 8) - (16 * K - 16);
+      return word < 16 ? word : 32 + word - 16;
+    });
+    shift_ = register_of<uint64_t>([](int i) { return K < 4 ? 4 * (i % 2) : 0; });
+    for (int odd = 0; odd < 2; odd++) {
+      const auto bit = [odd](int lane) { return K * (2 * (lane % 8) + odd); };
+      const auto shift = [bit](int lane) { return bit(lane) % 8 > 4 ? bit(lane) % 8 - 4 : bit(lane) % 8; };
+      gather_[odd] = register_of<uint8_t>([bit](int i) { return bit(i / 2) / 8 + (bit(i / 2) % 8 > 4 ? 8 : 0) + i % 2; });
+      mask_[odd] = register_of<uint16_t>([shift](int lane) { return 0xFFFF << shift(lane); });
+      factor_[odd] = register_of<uint16_t>([shift](int lane) { return tqn::multiplier(K) << (4 - shift(lane)); });
+    }
+  }
+  Row operator()(const uint8_t* tile, int g) const {
+    const __m512i bits = _mm512_srlv_epi64(spread(tile, g), shift_);
+    return {table_(index(bits, 0)), table_(index(bits, 1))};
+  }
+
+ private:
+  __m512i spread(const uint8_t* tile, int g) const {
+    if (g < 3) return _mm512_permutexvar_epi16(spread_, K < 4 ? load32(tile + 8 * K * g) : load_bytes(tile + 8 * K * g));
+    return _mm512_permutex2var_epi16(load32(tile + tqn::tile_bytes(K) - 32), spread_last_, load32(tile));
+  }
+  __m512i index(__m512i bits, int odd) const {
+    const __m512i window = _mm512_and_si512(_mm512_shuffle_epi8(bits, gather_[odd]), mask_[odd]);
+    return _mm512_srli_epi16(_mm512_mullo_epi16(window, factor_[odd]), 10);
+  }
+  Table table_;
+  __m512i spread_, spread_last_, shift_, gather_[2], mask_[2], factor_[2];
+};
+
+// Six bits a step: 12 bytes a 128-bit lane, no multiplication; the window is cut by a multiplication that moves it to the top.
+template <>
+class Decoder<6> {
+ public:
+  explicit Decoder(const int8_t* codebook) : table_(codebook) {
+    for (int last = 0; last < 2; last++) spread_[last] = register_of<uint16_t>([last](int i) { return 8 * last + 6 * (i / 8) + i % 8; });
+    for (int odd = 0; odd < 2; odd++) {
+      const auto bit = [odd](int lane) { return 6 * (2 * (lane % 8) + odd); };
+      gather_[odd] = register_of<uint8_t>([bit](int i) { return bit(i / 2) / 8 + i % 2; });
+      factor_[odd] = register_of<uint16_t>([bit](int lane) { return 1 << (10 - bit(lane) % 8); });
+    }
+  }
+  Row operator()(const uint8_t* tile, int g) const {
+    const __m512i bits = _mm512_permutexvar_epi16(spread_[g == 3], load_bytes(tile + (g == 3 ? 128 : 48 * g)));
+    return {table_(index(bits, 0)), table_(index(bits, 1))};
+  }
+
+ private:
+  __m512i index(__m512i bits, int odd) const {
+    return _mm512_srli_epi16(_mm512_mullo_epi16(_mm512_shuffle_epi8(bits, gather_[odd]), factor_[odd]), 10);
+  }
+  Table table_;
+  __m512i spread_[2], gather_[2], factor_[2];
+};
+
+template <>
+class Decoder<8> {
+ public:
+  explicit Decoder(const int8_t*) {}
+  Row operator()(const uint8_t* tile, int g) const { return widen(load_bytes(tile + 64 * g)); }
+};
+
+}  // namespace tq::kernels::avx512

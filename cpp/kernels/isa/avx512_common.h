@@ -1,0 +1,64 @@
+// What both AVX-512 vocabularies share: floats, int32 and byte loads, 16 lanes.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "format/matrix.h"
+
+namespace tq::kernels::TQ_ISA_NAMESPACE {
+
+inline constexpr int kLanes = 16;
+
+using F32 = __m512;
+using I32 = __m512i;
+
+inline F32 load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, F32 x) { _mm512_storeu_ps(p, x); }
+inline F32 set1(float x) { return _mm512_set1_ps(x); }
+inline F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+inline F32 maximum(F32 a, F32 b) { return _mm512_max_ps(a, b); }
+inline F32 minimum(F32 a, F32 b) { return _mm512_min_ps(a, b); }
+inline F32 absolute(F32 a) { return _mm512_abs_ps(a); }
+inline F32 round_even(F32 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F32 select_less(F32 a, F32 b, F32 yes, F32 no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes); }
+inline F32 pow2(F32 n) { return _mm512_scalef_ps(set1(1), n); }
+inline float sum(F32 x) { return _mm512_reduce_add_ps(x); }
+inline float largest(F32 x) { return _mm512_reduce_max_ps(x); }
+
+// Each stage adds the partner at distance 1, 2, 4, 8; the upper one of a pair subtracts itself.
+inline F32 hadamard_lanes(F32 x) {
+  const auto stage = [](F32 v, F32 partner, __mmask16 upper) { return _mm512_mask_sub_ps(_mm512_add_ps(v, partner), upper, partner, v); };
+  x = stage(x, _mm512_permute_ps(x, 0xB1), 0xAAAA);
+  x = stage(x, _mm512_permute_ps(x, 0x4E), 0xCCCC);
+  x = stage(x, _mm512_shuffle_f32x4(x, x, 0xB1), 0xF0F0);
+  return stage(x, _mm512_shuffle_f32x4(x, x, 0x4E), 0xFF00);
+}
+
+inline float f16_value(uint16_t bits) { return _cvtsh_ss(bits); }
+inline float bf16_value(uint16_t bits) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(int(uint32_t(bits) << 16)))); }
+inline __m256i load_half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline F32 load_f16(const uint16_t* p) { return _mm512_cvtph_ps(load_half(p)); }
+inline F32 load_bf16(const uint16_t* p) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_half(p)), 16)); }
+inline void store_f16(uint16_t* p, F32 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline void store_i8(int8_t* p, F32 integers) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(integers)));
+}
+
+inline I32 set1_i32(int32_t x) { return _mm512_set1_epi32(x); }
+inline I32 load_i32(const int32_t* p) { return _mm512_loadu_si512(p); }
+inline void store_i32(int32_t* p, I32 x) { _mm512_storeu_si512(p, x); }
+inline F32 to_f32(I32 x) { return _mm512_cvtepi32_ps(x); }
+
+inline __m512i load_bytes(const void* p) { return _mm512_loadu_si512(p); }
+inline __m512i load32(const uint8_t* p) { return _mm512_castsi256_si512(load_half(p)); }
+inline __m512i broadcast4(const int8_t* p) {
+  int32_t four;
+  std::memcpy(&four, p, 4);
+  return _mm512_set1_epi32(four);
+}
+
+}  // namespace tq::kernels::TQ_ISA_NAMESPACE
