@@ -80,7 +80,7 @@ struct AttentionOp {
   Buffer *k_cache, *v_cache;  // float16 (slots, n_kv_heads, capacity, head_dim)
   int64_t capacity = 0;
 };
-struct SoftCapOp { Plane x; float cap; };
+struct SoftCapOp { Plane x; float cap; };  // the logits: the first output_rows.size() rows of x
 // Mixture of experts: route = softmax or sigmoid of router x, the top_k experts' gated layers, weighted; y += sum.
 struct MoeOp {
   LinearInput in;
@@ -132,7 +132,8 @@ class Backend {
   virtual BufferPtr allocate(int64_t bytes) = 0;         // zeroed
   virtual void upload(Buffer& to, int64_t offset, const void* from, int64_t bytes) = 0;
   virtual void download(const Buffer& from, int64_t offset, void* to, int64_t bytes) = 0;
-  // `max_rows`: the largest batch; every buffer that the operations name must outlive the program.
+  // `max_rows`: the largest batch; every buffer that the operations name must outlive the program. Planes keep their contents from one run
+  // to the next, so that a second program (the output layer alone) can go on where a first one stopped.
   virtual std::unique_ptr<Program> prepare(std::vector<Op> ops, int64_t max_rows) = 0;
   virtual void run(Program& program, const Batch& batch) = 0;  // results are complete on return for download()
   virtual void set_threads(int decode, int prompt) { (void)decode, (void)prompt; }

@@ -10,6 +10,8 @@
 
 namespace tq {
 
+enum class QkNorm : uint8_t { none, per_head, full };  // RMS norm of q and k before the rope: each head by itself (weight head_dim), all heads as one
+
 // Everything that distinguishes one architecture from another; filled from the file's metadata and the table in architectures.cpp.
 struct Config {
   std::string architecture;  // GGUF's name: "llama", "qwen2", "gemma2", ...
@@ -20,8 +22,11 @@ struct Config {
   float attention_scale = 0;  // 0: 1 / sqrt(head_dim)
   float attention_soft_cap = 0, logit_soft_cap = 0;
   GatedActivation activation = GatedActivation::silu;
+  bool pre_norms = true, post_norms = false;  // of attention and feed-forward: before, after (gemma 2: both; olmo 2: after only)
+  QkNorm qk_norm = QkNorm::none;
   // Rotary embedding; `local` is the second base of models that alternate window and full attention (gemma 3).
   float rope_base = 10000, rope_base_local = 0, rope_linear_scale = 1, rope_magnitude = 1;
+  int64_t rope_original_ctx = 0;  // of models with rope factors for long and short contexts (phi 3): contexts above it use the long ones
   int rope_dims = 0;
   bool rope_pairs = false;  // llama.cpp's permuted layout: neighbours (2i, 2i + 1)
   int64_t window = 0;       // sliding window of the windowed layers; 0: none
@@ -45,7 +50,8 @@ struct Layer {
 struct Weights {
   MatrixPtr embed, output;  // output == embed when tied
   BufferPtr output_norm;
-  BufferPtr rope_inv_freq, rope_inv_freq_local;  // (rope_dims / 2)
+  // (rope_dims / 2); local: of windowed layers, long: of contexts above rope_original_ctx; null where the model has none
+  BufferPtr rope_inv_freq, rope_inv_freq_local, rope_inv_freq_long;
   std::vector<Layer> layers;
 };
 
@@ -108,8 +114,5 @@ class Context {
   ContextOptions options_;
   std::unique_ptr<Impl> impl_;
 };
-
-// The one graph of all architectures.
-std::vector<Op> build_graph(const Config& config, const Weights& weights, const struct Planes& planes);
 
 }  // namespace tq

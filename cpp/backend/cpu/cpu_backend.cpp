@@ -1,0 +1,185 @@
+// The CPU backend: programs are lists of steps that a pool of threads runs in one parallel region.
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <new>
+
+#include "backend/cpu/step.h"
+#include "common/cpu_count.h"
+#include "common/error.h"
+
+namespace tq::cpu {
+
+CpuBuffer::CpuBuffer(int64_t size) {
+  if (size < 0 || size > (int64_t(1) << 46)) throw Error(Cause::invalid_argument, "buffer of " + std::to_string(size) + " bytes");
+  bytes = size;
+  if (size == 0) return;
+  block_ = std::calloc(size_t(size) + 64, 1);  // large blocks come from the system already zero and cost memory only once touched
+  if (!block_) throw Error(Cause::out_of_memory, "cannot allocate " + std::to_string(size) + " bytes");
+  data = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(block_) + 63) / 64 * 64);
+}
+
+CpuBuffer::~CpuBuffer() { std::free(block_); }
+
+namespace {
+
+struct CpuProgram final : Program {
+  std::vector<Op> ops;
+  std::vector<std::unique_ptr<Angles>> angles;
+  std::vector<StepPtr> steps;
+  int64_t max_rows = 0;
+  int sized_for = 0;  // threads that the backend's scratch was last made large enough for
+};
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(const BackendOptions& options) : k_(kernels::kernels()), precision_(options.precision) {
+    if (options.threads < 0) throw Error(Cause::invalid_argument, "threads: " + std::to_string(options.threads) + " is negative");
+    set_threads(options.threads, options.threads);
+  }
+
+  std::string name() const override {
+    return "cpu (" + std::string(k_.isa) + ", " + std::to_string(prompt_threads_) + (prompt_threads_ == 1 ? " thread)" : " threads)");
+  }
+
+  MatrixPtr matrix(const HostMatrix& host) override {
+    auto matrix = std::make_shared<CpuMatrix>();
+    matrix->n_out = host.n_out(), matrix->n_in = host.n_in();
+    matrix->host = host;
+    if (host.packed && host.tqn.rotation != Rotation::none) matrix->plan = plan(host.tqn.n_in, host.tqn.seed);
+    return matrix;
+  }
+
+  BufferPtr allocate(int64_t bytes) override {
+    auto buffer = std::make_shared<CpuBuffer>(bytes);
+    std::lock_guard lock(mutex_);
+    std::erase_if(buffers_, [](const auto& b) { return b.expired(); });
+    buffers_.push_back(buffer);
+    return buffer;
+  }
+
+  void upload(Buffer& to, int64_t offset, const void* from, int64_t bytes) override { std::memcpy(data<uint8_t>(&to) + offset, from, size_t(bytes)); }
+  void download(const Buffer& from, int64_t offset, void* to, int64_t bytes) override {
+    std::memcpy(to, data<uint8_t>(&from) + offset, size_t(bytes));
+  }
+
+  std::unique_ptr<Program> prepare(std::vector<Op> ops, int64_t max_rows) override {
+    auto program = std::make_unique<CpuProgram>();
+    program->ops = std::move(ops), program->max_rows = max_rows;
+    for (const Op& op : program->ops)
+      if (op.kind == Op::attention && op.attention_op.rope.inv_freq) add_angles(*program, op.attention_op.rope);
+    for (const auto& angles : program->angles) program->steps.push_back(make_angles(*angles));
+    for (const Op& op : program->ops) program->steps.push_back(make_step(*program, op));
+    std::lock_guard lock(mutex_);
+    make_room(*program);
+    return program;
+  }
+
+  void run(Program& prepared, const Batch& batch) override {
+    auto& program = static_cast<CpuProgram&>(prepared);
+    std::lock_guard lock(mutex_);
+    make_room(program);
+    for (const StepPtr& step : program.steps) step->reset();
+    const int threads = batch.tokens.size() > kDecodeRows ? prompt_threads_ : decode_threads_;
+    pool_->run(threads, [&](int thread) { run_steps(program, batch, thread, threads); });
+  }
+
+  void set_threads(int decode, int prompt) override {
+    std::lock_guard lock(mutex_);
+    decode_threads_ = decode > 0 ? decode : cpu_count();
+    prompt_threads_ = prompt > 0 ? prompt : cpu_count();
+    const int most = std::max(decode_threads_, prompt_threads_);
+    if (!pool_ || pool_->size() != most) pool_ = std::make_unique<ThreadPool>(most);
+  }
+
+  int64_t memory_bytes() const override {
+    std::lock_guard lock(mutex_);
+    int64_t total = shared_ ? shared_->bytes : 0;
+    for (const auto& scratch : scratch_) total += scratch->bytes;
+    for (const auto& weak : buffers_)
+      if (const auto buffer = weak.lock()) total += buffer->bytes;
+    return total;
+  }
+
+ private:
+  static constexpr size_t kDecodeRows = 4;  // batches up to this size count as decoding when threads are chosen
+
+  std::shared_ptr<const RotationPlan> plan(int64_t n, uint64_t seed) {
+    std::lock_guard lock(mutex_);
+    std::shared_ptr<const RotationPlan>& entry = plans_[{n, seed}];
+    if (!entry) entry = std::make_shared<const RotationPlan>(RotationPlan::make(n, seed));
+    return entry;
+  }
+
+  static const Angles* find_angles(const CpuProgram& program, const RopeTable& table) {
+    for (const auto& a : program.angles)
+      if (a->table.inv_freq == table.inv_freq && a->table.dims == table.dims && a->table.magnitude == table.magnitude) return a.get();
+    return nullptr;
+  }
+
+  void add_angles(CpuProgram& program, const RopeTable& table) {
+    if (find_angles(program, table)) return;
+    const int64_t bytes = program.max_rows * (table.dims / 2) * int64_t(sizeof(float));
+    program.angles.push_back(std::make_unique<Angles>(Angles{table, allocate(bytes), allocate(bytes)}));
+  }
+
+  StepPtr make_step(const CpuProgram& program, const Op& op) const {
+    switch (op.kind) {
+      case Op::embed: return make_embed(op.embed_op);
+      case Op::linear: return make_linear(op.linear_op, precision_);
+      case Op::norm: return make_norm(op.norm_op);
+      case Op::add_norm: return make_add_norm(op.add_norm_op);
+      case Op::attention: return make_attention(op.attention_op, find_angles(program, op.attention_op.rope));
+      case Op::soft_cap: return make_soft_cap(op.soft_cap_op);
+      case Op::moe: return make_moe(op.moe_op, precision_);
+    }
+    throw Error(Cause::unsupported, "device cpu: operation " + std::to_string(int(op.kind)));
+  }
+
+  // Scratch belongs to the backend: passes run one at a time, so all programs share it.
+  void make_room(CpuProgram& program) {
+    if (program.sized_for == pool_->size()) return;
+    ScratchBytes need;
+    for (const StepPtr& step : program.steps) {
+      const ScratchBytes wants = step->scratch(k_, {program.max_rows, pool_->size(), precision_});
+      need.shared = std::max(need.shared, wants.shared), need.per_thread = std::max(need.per_thread, wants.per_thread);
+    }
+    if (!shared_ || shared_->bytes < need.shared) shared_ = std::make_unique<CpuBuffer>(need.shared);
+    scratch_.resize(size_t(pool_->size()));
+    const int64_t largest = std::max(need.per_thread, scratch_bytes_);
+    for (auto& scratch : scratch_)
+      if (!scratch || scratch->bytes < largest) scratch = std::make_unique<CpuBuffer>(largest);
+    scratch_bytes_ = largest;
+    program.sized_for = pool_->size();
+  }
+
+  void run_steps(CpuProgram& program, const Batch& batch, int thread, int threads) {
+    Worker worker{k_, *pool_, batch, thread, threads, shared_->data, scratch_[size_t(thread)]->data};
+    for (const StepPtr& step : program.steps) {
+      step->run(worker);
+      pool_->barrier();
+    }
+  }
+
+  const Kernels& k_;
+  const Precision precision_;
+  mutable std::mutex mutex_;
+  int decode_threads_ = 1, prompt_threads_ = 1;
+  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<CpuBuffer> shared_;
+  std::vector<std::unique_ptr<CpuBuffer>> scratch_;  // one a thread
+  int64_t scratch_bytes_ = 0;
+  std::map<std::pair<int64_t, uint64_t>, std::shared_ptr<const RotationPlan>> plans_;
+  std::vector<std::weak_ptr<Buffer>> buffers_;
+};
+
+}  // namespace
+}  // namespace tq::cpu
+
+namespace tq {
+
+std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options) { return std::make_unique<cpu::CpuBackend>(options); }
+
+}  // namespace tq

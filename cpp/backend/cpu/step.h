@@ -1,0 +1,124 @@
+// What the operations of the CPU backend share. A program is a list of steps; every thread runs each step, taking its part of the work,
+// and a barrier follows each step.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "backend/backend.h"
+#include "backend/cpu/thread_pool.h"
+#include "kernels/kernels.h"
+
+namespace tq::cpu {
+
+using kernels::Kernels;
+using kernels::RotationPlan;
+
+struct CpuBuffer final : Buffer {
+  explicit CpuBuffer(int64_t size);
+  ~CpuBuffer() override;
+  CpuBuffer(const CpuBuffer&) = delete;
+  CpuBuffer& operator=(const CpuBuffer&) = delete;
+  uint8_t* data = nullptr;  // 64-byte aligned, zeroed; null when empty
+
+ private:
+  void* block_ = nullptr;
+};
+
+struct CpuMatrix final : Matrix {
+  HostMatrix host;
+  std::shared_ptr<const RotationPlan> plan;  // null: not rotated
+};
+
+inline const CpuMatrix& cpu(const Matrix* matrix) { return static_cast<const CpuMatrix&>(*matrix); }
+template <class T = float>
+T* data(const Buffer* buffer) {
+  return buffer ? reinterpret_cast<T*>(static_cast<const CpuBuffer*>(buffer)->data) : nullptr;
+}
+inline float* row(const Plane& plane, int64_t r) { return data(plane.buffer) + r * plane.width; }
+
+// Hands out 64-byte aligned pieces of a block; over no block it only counts the bytes.
+class Arena {
+ public:
+  explicit Arena(uint8_t* base = nullptr) : base_(base) {}
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
+    used_ += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  uint8_t* base_;
+  int64_t used_ = 0;
+};
+
+struct Range {
+  int64_t first, last;
+};
+
+// Work items 0 .. total - 1, handed out in chunks to whichever thread is free.
+class WorkQueue {
+ public:
+  void reset() { next_.store(0, std::memory_order_relaxed); }
+  Range take(int64_t total, int64_t chunk) {
+    const int64_t first = std::min(next_.fetch_add(chunk, std::memory_order_relaxed), total);
+    return {first, std::min(first + chunk, total)};
+  }
+
+ private:
+  alignas(64) std::atomic<int64_t> next_{0};
+};
+
+// One thread's view of the running pass.
+struct Worker {
+  const Kernels& k;
+  ThreadPool& pool;
+  const Batch& batch;
+  int thread, threads;
+  uint8_t* shared;   // scratch seen by all threads, free at the start of a step
+  uint8_t* scratch;  // this thread's own
+  int64_t rows() const { return int64_t(batch.tokens.size()); }
+  void barrier() { pool.barrier(); }
+  Range share(int64_t n) const { return {n * thread / threads, n * (thread + 1) / threads}; }
+  // A chunk that gives each thread several turns, so that one that was held up does not hold up all.
+  int64_t chunk(int64_t total) const { return threads == 1 ? std::max<int64_t>(total, 1) : std::max<int64_t>(total / (threads * 6), 1); }
+};
+
+struct ScratchBytes {
+  int64_t shared = 0, per_thread = 0;
+};
+
+struct Limits {
+  int64_t rows = 0;
+  int threads = 1;
+  Precision precision = Precision::int8;
+};
+
+class Step {
+ public:
+  virtual ~Step() = default;
+  virtual ScratchBytes scratch(const Kernels& k, const Limits& limits) const = 0;
+  virtual void reset() {}  // before each run, by the calling thread
+  virtual void run(Worker& w) = 0;  // by every thread; no exceptions, no allocation
+};
+using StepPtr = std::unique_ptr<Step>;
+
+// cos and sin of the batch's positions for one rope table, (rows, dims / 2); filled once a pass and shared by all layers.
+struct Angles {
+  RopeTable table;
+  BufferPtr cos, sin;
+};
+
+StepPtr make_embed(const EmbedOp& op);
+StepPtr make_norm(const NormOp& op);
+StepPtr make_add_norm(const AddNormOp& op);
+StepPtr make_soft_cap(const SoftCapOp& op);
+StepPtr make_angles(const Angles& angles);
+StepPtr make_linear(const LinearOp& op, Precision precision);
+StepPtr make_attention(const AttentionOp& op, const Angles* angles);
+StepPtr make_moe(const MoeOp& op, Precision precision);
+
+}  // namespace tq::cpu
