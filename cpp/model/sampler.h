@@ -18,17 +18,36 @@ struct SamplerOptions {
   uint64_t seed = 0;
 };
 
+// Stages in llama.cpp's order: penalties, top-k, typical, top-p, min-p, temperature, draw.
 class Sampler {
  public:
-  explicit Sampler(const SamplerOptions& options);
+  explicit Sampler(const SamplerOptions& options);  // throws invalid_argument naming an option that makes no sense
   // logits: (n_vocab), left as they are; history: tokens so far. Throws invalid_argument when every logit is NaN or -inf.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> history);
   void reseed(uint64_t seed);
 
  private:
+  struct Candidate {
+    float logit, p;
+    int32_t token;
+  };
+  bool penalizes() const;
+  std::span<const float> penalize(std::span<const float> logits, std::span<const int32_t> history);
+  void take_top_k(std::span<const float> logits, size_t k);
+  void take_all(std::span<const float> logits);
+  void sort_prefix(float mass);
+  void softmax();
+  void keep_typical();
+  void keep_top_p();
+  void keep_min_p();
+  int32_t draw();
+
   SamplerOptions options_;
   std::mt19937_64 rng_;
-  std::vector<std::pair<float, int32_t>> candidates_;
+  std::vector<float> penalized_;
+  std::vector<int32_t> recent_;
+  std::vector<Candidate> candidates_;  // those left
+  bool sorted_ = false;                // candidates_ descend
 };
 
 }  // namespace tq

@@ -1,0 +1,229 @@
+// Opening a model: metadata -> Config, tensors -> Weights. Shapes are checked one by one; missing tensors are reported all at once.
+#include <cmath>
+
+#include "common/error.h"
+#include "model/architectures.h"
+#include "model/model.h"
+
+namespace tq {
+namespace {
+
+using gguf::Tensor;
+
+std::string shape_text(std::initializer_list<int64_t> shape) {
+  std::string text;
+  for (int64_t n : shape) text += (text.empty() ? "(" : ", ") + std::to_string(n);
+  return text + ")";
+}
+
+std::string shape_text(const Tensor& tensor) {  // as NumPy says it: slowest dimension first
+  std::string text;
+  for (auto n = tensor.shape.rbegin(); n != tensor.shape.rend(); ++n) text += (text.empty() ? "(" : ", ") + std::to_string(*n);
+  return text + ")";
+}
+
+bool dense_type(uint32_t type, kernels::DType* out) {
+  switch (type) {
+    case gguf::kF32: *out = kernels::DType::f32; return true;
+    case gguf::kF16: *out = kernels::DType::f16; return true;
+    case gguf::kBF16: *out = kernels::DType::bf16; return true;
+    default: return false;
+  }
+}
+
+float element(const uint8_t* data, kernels::DType type, int64_t i) {
+  if (type == kernels::DType::f32) return reinterpret_cast<const float*>(data)[i];
+  const uint16_t bits = reinterpret_cast<const uint16_t*>(data)[i];
+  return type == kernels::DType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+}
+
+}  // namespace
+
+struct Loader {
+  Loader(const std::string& path, const ModelOptions& options) : model(new Model) {
+    model->file_ = gguf::File::open(path);
+    model->packed_ = std::make_unique<gguf::TqnTensors>(model->file_);
+    c = read_config(file());
+    model->backend_ = make_backend(options);
+    if (options.lock_memory && !file().lock()) throw Error(Cause::out_of_memory, path + ": the system refuses to lock " + std::to_string(file().size()) + " bytes");
+    file().prefetch();
+  }
+
+  std::shared_ptr<Model> load() {
+    Weights& w = model->weights_;
+    load_ends(w);
+    load_rope(w);
+    for (int64_t i = 0; i < c.n_layers; i++) w.layers.push_back(load_layer("blk." + std::to_string(i) + "."));
+    if (!missing.empty()) throw Error(Cause::bad_file, file().path() + ": missing tensors: " + missing);
+    model->config_ = c;
+    return model;
+  }
+
+ private:
+  const gguf::File& file() const { return *model->file_; }
+  Backend& backend() const { return *model->backend_; }
+
+  static std::unique_ptr<Backend> make_backend(const ModelOptions& options) {
+    if (options.device == "cpu") return make_cpu_backend(options.backend);
+    if (options.device == "cuda") return make_cuda_backend(options.backend);
+    if (options.device == "metal") return make_metal_backend(options.backend);
+    throw Error(Cause::invalid_argument, "device: \"" + options.device + "\" is not \"cpu\", \"cuda\" or \"metal\"");
+  }
+
+  void miss(const std::string& name) { missing += (missing.empty() ? "" : ", ") + name; }
+  bool has(const std::string& name) const { return model->packed_->find(name) || file().find(name); }
+
+  [[noreturn]] void fail_shape(const std::string& name, const std::string& found, const std::string& expected) const {
+    throw Error(Cause::bad_file, file().path() + ": tensor " + name + " has the shape " + found + ", expected " + expected);
+  }
+
+  HostMatrix host_matrix(const std::string& name, const Tensor& tensor) const {
+    HostMatrix host{.name = name, .packed = false, .tqn = {}, .dense = {}};
+    if (tensor.shape.empty() || tensor.shape.size() > 2) fail_shape(name, shape_text(tensor), "one or two dimensions");
+    if (!dense_type(tensor.type, &host.dense.type))
+      throw Error(Cause::unsupported, file().path() + ": tensor " + name + " has the GGUF type " + std::to_string(tensor.type) +
+                                          "; only F32, F16, BF16 and TQN matrices can be run: convert the file first");
+    host.dense.n_out = tensor.shape.size() == 2 ? int64_t(tensor.shape[1]) : 1;  // a router to one expert may be stored as a vector
+    host.dense.n_in = int64_t(tensor.shape[0]);
+    host.dense.data = tensor.data.data();
+    return host;
+  }
+
+  // n_out < 0: any. Null, and noted as missing, when the file does not have it.
+  MatrixPtr matrix(const std::string& name, int64_t n_out, int64_t n_in, double read_share = 1) {
+    const TqnMatrix* packed = model->packed_->find(name);
+    const Tensor* tensor = packed ? nullptr : file().find(name);
+    if (!packed && !tensor) return miss(name), nullptr;
+    const HostMatrix host = packed ? HostMatrix{.name = name, .packed = true, .tqn = *packed, .dense = {}} : host_matrix(name, *tensor);
+    if ((n_out >= 0 && host.n_out() != n_out) || host.n_in() != n_in)
+      fail_shape(name, shape_text({host.n_out(), host.n_in()}), n_out < 0 ? "(any, " + std::to_string(n_in) + ")" : shape_text({n_out, n_in}));
+    model->parameters_ += host.n_out() * host.n_in();
+    model->weight_bytes_ += int64_t(read_share * double(host_bytes(host)));
+    return backend().matrix(host);
+  }
+
+  static int64_t host_bytes(const HostMatrix& host) {
+    if (!host.packed) return host.n_out() * host.n_in() * (host.dense.type == kernels::DType::f32 ? 4 : 2);
+    tqn::PlaneBytes planes;
+    tqn::plane_bytes(uint64_t(host.tqn.n_out), uint64_t(host.tqn.n_in), host.tqn.k, &planes);
+    const int64_t entry = 2 + (host.tqn.outliers.col16 ? 2 : 4);
+    return int64_t(planes.codes + planes.row_scale) + host.tqn.outliers.count * entry;
+  }
+
+  std::vector<float> floats(const std::string& name, int64_t n) {
+    const Tensor* tensor = file().find(name);
+    if (!tensor) return miss(name), std::vector<float>{};
+    kernels::DType type;
+    if (!dense_type(tensor->type, &type))
+      throw Error(Cause::unsupported, file().path() + ": tensor " + name + " has the GGUF type " + std::to_string(tensor->type));
+    if (tensor->elements() != uint64_t(n) || tensor->shape.empty() || tensor->shape[0] != uint64_t(n))
+      fail_shape(name, shape_text(*tensor), shape_text({n}));
+    std::vector<float> values(static_cast<size_t>(n));
+    for (int64_t i = 0; i < n; i++) {
+      values[size_t(i)] = element(tensor->data.data(), type, i);
+      if (!std::isfinite(values[size_t(i)])) throw Error(Cause::bad_file, file().path() + ": tensor " + name + " is not finite at " + std::to_string(i));
+    }
+    return values;
+  }
+
+  BufferPtr upload(const std::vector<float>& values) {
+    const int64_t bytes = int64_t(values.size() * sizeof(float));
+    BufferPtr buffer = backend().allocate(bytes);
+    backend().upload(*buffer, 0, values.data(), bytes);
+    return buffer;
+  }
+
+  BufferPtr vector(const std::string& name, int64_t n) {
+    const std::vector<float> values = floats(name, n);
+    if (values.empty()) return nullptr;
+    model->parameters_ += n;
+    return upload(values);
+  }
+  BufferPtr optional_vector(const std::string& name, int64_t n) { return has(name) ? vector(name, n) : nullptr; }
+
+  void load_ends(Weights& w) {
+    const bool tied = !has("output.weight");
+    w.embed = matrix("token_embd.weight", -1, c.n_embd, tied ? 1 : 0);
+    c.n_vocab = w.embed ? w.embed->n_out : 0;
+    w.output = tied ? w.embed : matrix("output.weight", c.n_vocab, c.n_embd);
+    w.output_norm = vector("output_norm.weight", c.n_embd);
+  }
+
+  std::vector<float> inv_freq(double base, double linear_scale, const std::vector<float>& factors) const {
+    std::vector<float> values(size_t(c.rope_dims / 2));
+    for (size_t i = 0; i < values.size(); i++) {
+      const double factor = factors.empty() ? 1 : factors[i];
+      if (!(factor > 0)) throw Error(Cause::bad_file, file().path() + ": rope factor " + std::to_string(i) + " is " + std::to_string(factor));
+      values[i] = float(std::pow(base, -2.0 * double(i) / c.rope_dims) / (linear_scale * factor));
+    }
+    return values;
+  }
+
+  void load_rope(Weights& w) {
+    const auto factors = [&](const char* name) { return has(name) ? floats(name, c.rope_dims / 2) : std::vector<float>{}; };
+    const std::vector<float> long_factors = factors("rope_factors_long.weight"), short_factors = factors("rope_factors_short.weight");
+    const std::vector<float> common = short_factors.empty() ? factors("rope_freqs.weight") : short_factors;
+    w.rope_inv_freq = upload(inv_freq(c.rope_base, c.rope_linear_scale, common));
+    if (!long_factors.empty()) w.rope_inv_freq_long = upload(inv_freq(c.rope_base, c.rope_linear_scale, long_factors));
+    if (c.rope_base_local > 0) w.rope_inv_freq_local = upload(inv_freq(c.rope_base_local, 1, {}));
+  }
+
+  Layer load_layer(const std::string& blk) {
+    Layer l;
+    if (c.pre_norms) l.attn_norm = vector(blk + "attn_norm.weight", c.n_embd), l.ffn_norm = vector(blk + "ffn_norm.weight", c.n_embd);
+    if (c.post_norms) {
+      l.attn_post_norm = vector(blk + "post_attention_norm.weight", c.n_embd);
+      l.ffn_post_norm = vector(blk + "post_ffw_norm.weight", c.n_embd);
+    }
+    load_attention(blk, l);
+    if (c.n_experts > 0) load_experts(blk, l);
+    else load_feed_forward(blk, l);
+    return l;
+  }
+
+  void load_attention(const std::string& blk, Layer& l) {
+    const int64_t q_width = int64_t(c.n_heads) * c.head_dim, kv_width = int64_t(c.n_kv_heads) * c.head_dim;
+    l.q = matrix(blk + "attn_q.weight", q_width, c.n_embd);
+    l.k = matrix(blk + "attn_k.weight", kv_width, c.n_embd);
+    l.v = matrix(blk + "attn_v.weight", kv_width, c.n_embd);
+    l.o = matrix(blk + "attn_output.weight", c.n_embd, q_width);
+    l.q_bias = optional_vector(blk + "attn_q.bias", q_width);
+    l.k_bias = optional_vector(blk + "attn_k.bias", kv_width);
+    l.v_bias = optional_vector(blk + "attn_v.bias", kv_width);
+    l.o_bias = optional_vector(blk + "attn_output.bias", c.n_embd);
+    if (c.qk_norm == QkNorm::none) return;
+    const bool per_head = c.qk_norm == QkNorm::per_head;
+    l.q_norm = vector(blk + "attn_q_norm.weight", per_head ? c.head_dim : q_width);
+    l.k_norm = vector(blk + "attn_k_norm.weight", per_head ? c.head_dim : kv_width);
+  }
+
+  void load_feed_forward(const std::string& blk, Layer& l) {
+    l.gate = matrix(blk + "ffn_gate.weight", c.n_ff, c.n_embd);
+    l.up = matrix(blk + "ffn_up.weight", c.n_ff, c.n_embd);
+    l.down = matrix(blk + "ffn_down.weight", c.n_embd, c.n_ff);
+  }
+
+  void load_experts(const std::string& blk, Layer& l) {
+    const double read_share = double(c.n_experts_used) / c.n_experts;
+    l.router = matrix(blk + "ffn_gate_inp.weight", c.n_experts, c.n_embd);
+    for (int e = 0; e < c.n_experts; e++) {
+      const std::string suffix = "." + std::to_string(e) + ".weight";
+      l.expert_gate.push_back(matrix(blk + "ffn_gate" + suffix, c.n_ff_expert, c.n_embd, read_share));
+      l.expert_up.push_back(matrix(blk + "ffn_up" + suffix, c.n_ff_expert, c.n_embd, read_share));
+      l.expert_down.push_back(matrix(blk + "ffn_down" + suffix, c.n_embd, c.n_ff_expert, read_share));
+    }
+    if (c.n_ff_shared == 0) return;
+    l.shared_gate = matrix(blk + "ffn_gate_shexp.weight", c.n_ff_shared, c.n_embd);
+    l.shared_up = matrix(blk + "ffn_up_shexp.weight", c.n_ff_shared, c.n_embd);
+    l.shared_down = matrix(blk + "ffn_down_shexp.weight", c.n_embd, c.n_ff_shared);
+    if (has(blk + "ffn_gate_inp_shexp.weight")) l.shared_router = matrix(blk + "ffn_gate_inp_shexp.weight", 1, c.n_embd);
+  }
+
+  std::shared_ptr<Model> model;
+  Config c;
+  std::string missing;
+};
+
+std::shared_ptr<Model> Model::open(const std::string& path, const ModelOptions& options) { return Loader(path, options).load(); }
+
+}  // namespace tq

@@ -1,0 +1,172 @@
+#include "model/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "common/error.h"
+
+namespace tq {
+namespace {
+
+void require(bool valid, const char* name, double value, const char* expected) {
+  if (!valid) throw Error(Cause::invalid_argument, std::string(name) + ": " + std::to_string(value) + ", expected " + expected);
+}
+
+// NaN compares as the lowest, so that it is never chosen before a number.
+bool usable(float logit) { return logit > -INFINITY; }
+
+int32_t argmax(std::span<const float> logits) {
+  int32_t best = -1;
+  float highest = -INFINITY;
+  for (size_t i = 0; i < logits.size(); i++)
+    if (logits[i] > highest) highest = logits[i], best = int32_t(i);
+  return best;
+}
+
+}  // namespace
+
+Sampler::Sampler(const SamplerOptions& o) : options_(o), rng_(o.seed) {
+  require(std::isfinite(o.temperature), "temperature", o.temperature, "a finite number");
+  require(o.top_p >= 0 && o.top_p <= 1, "top_p", o.top_p, "0 to 1");
+  require(o.min_p >= 0 && o.min_p <= 1, "min_p", o.min_p, "0 to 1");
+  require(o.typical_p >= 0 && o.typical_p <= 1, "typical_p", o.typical_p, "0 to 1");
+  require(o.repeat_penalty > 0 && std::isfinite(o.repeat_penalty), "repeat_penalty", o.repeat_penalty, "a finite number above 0");
+  require(std::isfinite(o.frequency_penalty), "frequency_penalty", o.frequency_penalty, "a finite number");
+  require(std::isfinite(o.presence_penalty), "presence_penalty", o.presence_penalty, "a finite number");
+  require(o.penalty_last_n >= -1, "penalty_last_n", o.penalty_last_n, "-1 or more");
+}
+
+void Sampler::reseed(uint64_t seed) { rng_.seed(seed); }
+
+bool Sampler::penalizes() const {
+  return options_.penalty_last_n != 0 && (options_.repeat_penalty != 1 || options_.frequency_penalty != 0 || options_.presence_penalty != 0);
+}
+
+// A copy of the logits with the recent tokens' lowered.
+std::span<const float> Sampler::penalize(std::span<const float> logits, std::span<const int32_t> history) {
+  const size_t n = options_.penalty_last_n < 0 ? history.size() : std::min(history.size(), size_t(options_.penalty_last_n));
+  recent_.assign(history.end() - std::ptrdiff_t(n), history.end());
+  std::sort(recent_.begin(), recent_.end());
+  penalized_.assign(logits.begin(), logits.end());
+  for (auto first = recent_.begin(); first != recent_.end();) {
+    const auto last = std::upper_bound(first, recent_.end(), *first);
+    if (*first >= 0 && size_t(*first) < penalized_.size()) {
+      float& logit = penalized_[size_t(*first)];
+      logit = logit > 0 ? logit / options_.repeat_penalty : logit * options_.repeat_penalty;
+      logit -= float(last - first) * options_.frequency_penalty + options_.presence_penalty;
+    }
+    first = last;
+  }
+  return penalized_;
+}
+
+// A heap of the k best: most logits fail one comparison with its worst.
+void Sampler::take_top_k(std::span<const float> logits, size_t k) {
+  const auto better = [](const Candidate& a, const Candidate& b) { return a.logit > b.logit || (a.logit == b.logit && a.token < b.token); };
+  candidates_.clear();
+  float worst = -INFINITY;
+  for (size_t i = 0; i < logits.size(); i++) {
+    if (!(logits[i] > worst)) continue;
+    if (candidates_.size() == k) {
+      std::pop_heap(candidates_.begin(), candidates_.end(), better);
+      candidates_.back() = {logits[i], 0, int32_t(i)};
+    } else {
+      candidates_.push_back({logits[i], 0, int32_t(i)});
+    }
+    std::push_heap(candidates_.begin(), candidates_.end(), better);
+    if (candidates_.size() == k) worst = candidates_.front().logit;
+  }
+  std::sort_heap(candidates_.begin(), candidates_.end(), better);
+  sorted_ = true;
+}
+
+void Sampler::take_all(std::span<const float> logits) {
+  candidates_.clear();
+  for (size_t i = 0; i < logits.size(); i++)
+    if (usable(logits[i])) candidates_.push_back({logits[i], 0, int32_t(i)});
+  sorted_ = false;
+}
+
+// p of each candidate among those left.
+void Sampler::softmax() {
+  float max = -INFINITY;
+  for (const Candidate& c : candidates_) max = std::max(max, c.logit);
+  double sum = 0;
+  for (Candidate& c : candidates_) sum += c.p = max == INFINITY ? float(c.logit == INFINITY) : std::exp(c.logit - max);
+  for (Candidate& c : candidates_) c.p = float(c.p / sum);
+}
+
+// Cuts candidates_ to its best, in descending order, that together reach `mass`: sorts only as much as that takes.
+void Sampler::sort_prefix(float mass) {
+  const auto better = [](const Candidate& a, const Candidate& b) { return a.p > b.p || (a.p == b.p && a.token < b.token); };
+  double reached = 0;
+  size_t done = 0;
+  for (size_t step = 64; done < candidates_.size(); step *= 8) {
+    const auto first = candidates_.begin() + std::ptrdiff_t(done);
+    const auto last = candidates_.begin() + std::ptrdiff_t(std::min(done + step, candidates_.size()));
+    if (!sorted_) std::partial_sort(first, last, candidates_.end(), better);
+    for (auto c = first; c != last; ++c) {
+      done++;
+      if ((reached += c->p) >= mass) return candidates_.resize(done), void(sorted_ = true);
+    }
+  }
+  sorted_ = true;
+}
+
+// Locally typical sampling: tokens whose surprise is nearest to the entropy, up to the mass typical_p.
+void Sampler::keep_typical() {
+  softmax();
+  double entropy = 0;
+  for (const Candidate& c : candidates_)
+    if (c.p > 0) entropy -= c.p * std::log(double(c.p));
+  const auto distance = [entropy](const Candidate& c) { return c.p > 0 ? std::fabs(-std::log(double(c.p)) - entropy) : INFINITY; };
+  std::sort(candidates_.begin(), candidates_.end(), [&](const Candidate& a, const Candidate& b) {
+    const double da = distance(a), db = distance(b);
+    return da < db || (da == db && a.token < b.token);
+  });
+  double reached = 0;
+  size_t kept = 0;
+  while (kept < candidates_.size() && reached <= options_.typical_p) reached += candidates_[kept++].p;
+  candidates_.resize(kept);
+  sorted_ = false;
+}
+
+void Sampler::keep_top_p() {
+  softmax();
+  sort_prefix(options_.top_p);
+}
+
+void Sampler::keep_min_p() {
+  float max = -INFINITY;
+  for (const Candidate& c : candidates_) max = std::max(max, c.logit);
+  const float least = max + std::log(options_.min_p);
+  std::erase_if(candidates_, [least](const Candidate& c) { return c.logit < least; });
+}
+
+int32_t Sampler::draw() {
+  for (Candidate& c : candidates_) c.logit /= options_.temperature;
+  softmax();
+  double point = double(rng_() >> 11) * 0x1p-53;  // uniform in [0, 1); the standard's distributions differ between libraries
+  for (const Candidate& c : candidates_)
+    if ((point -= c.p) < 0) return c.token;
+  return std::max_element(candidates_.begin(), candidates_.end(), [](auto& a, auto& b) { return a.p < b.p; })->token;  // p summed to just below 1
+}
+
+int32_t Sampler::sample(std::span<const float> original, std::span<const int32_t> history) {
+  const std::span<const float> logits = penalizes() ? penalize(original, history) : original;
+  if (options_.temperature <= 0) {
+    const int32_t best = argmax(logits);
+    if (best < 0) throw Error(Cause::invalid_argument, "logits: none of " + std::to_string(logits.size()) + " is above -inf");
+    return best;
+  }
+  if (options_.top_k > 0 && size_t(options_.top_k) < logits.size()) take_top_k(logits, size_t(options_.top_k));
+  else take_all(logits);
+  if (candidates_.empty()) throw Error(Cause::invalid_argument, "logits: none of " + std::to_string(logits.size()) + " is above -inf");
+  if (options_.typical_p < 1) keep_typical();
+  if (options_.top_p < 1) keep_top_p();
+  if (options_.min_p > 0) keep_min_p();
+  return draw();
+}
+
+}  // namespace tq
