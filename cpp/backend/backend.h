@@ -50,37 +50,37 @@ enum class GatedActivation : uint8_t { silu, gelu_tanh };
 // What a linear operation reads: a plane; its RMS norm; or activation(gate) * up.
 struct LinearInput {
   enum Kind : uint8_t { plain, rms_norm, gated } kind = plain;
-  Plane x;          // plain, rms_norm: the input; gated: the gate
-  Plane up;         // gated
+  Plane x{};        // plain, rms_norm: the input; gated: the gate
+  Plane up{};       // gated
   Buffer* weight = nullptr;  // rms_norm: (width)
   float eps = 0;
   GatedActivation activation = GatedActivation::silu;
 };
 struct LinearOutput {
   Matrix* matrix = nullptr;
-  Plane y;                 // (rows, n_out) at column y_offset of a plane that may be wider
+  Plane y{};               // (rows, n_out) at column y_offset of a plane that may be wider
   int64_t y_offset = 0;
   Buffer* bias = nullptr;  // (n_out)
   float alpha = 1;         // y (+)= alpha * (W x + bias)
   bool add = false;        // the residual
 };
 
-struct EmbedOp { Matrix* matrix; Plane y; float scale = 1; };                        // y = scale * rows of matrix at the batch's tokens
+struct EmbedOp { Matrix* matrix = nullptr; Plane y{}; float scale = 1; };                        // y = scale * rows of matrix at the batch's tokens
 struct LinearOp { LinearInput in; std::vector<LinearOutput> out; bool logits = false; };  // logits: only the batch's output rows, packed, through `in`
-struct NormOp { Plane x; int64_t groups = 1; Buffer* weight; float eps; Plane y; };    // y = rms_norm over each of `groups` equal parts of a row (q/k norm: heads)
-struct AddNormOp { Plane x, y; Buffer* weight; float eps; float alpha = 1; };           // y += alpha * rms_norm(x) (post norms)
+struct NormOp { Plane x{}; int64_t groups = 1; Buffer* weight = nullptr; float eps = 0; Plane y{}; }; // y = rms_norm over each of `groups` equal parts of a row (q/k norm: heads)
+struct AddNormOp { Plane x{}, y{}; Buffer* weight = nullptr; float eps = 0; float alpha = 1; }; // y += alpha * rms_norm(x) (post norms)
 struct RopeTable { Buffer* inv_freq = nullptr; int dims = 0; float magnitude = 1; bool pairs = false; };  // (dims / 2) inverse frequencies; pairs: (2i, 2i + 1)
 // Ropes q and k, writes k and v to the cache at (slot, position), then attends: out = softmax(q k^T) v over positions
 // max(0, pos + 1 - window) .. pos of the row's slot.
 struct AttentionOp {
-  Plane q, k, v, out;
-  RopeTable rope;           // inv_freq null: no rope
-  kernels::AttentionShape shape;
+  Plane q{}, k{}, v{}, out{};
+  RopeTable rope{};         // inv_freq null: no rope
+  kernels::AttentionShape shape{};
   int64_t window = 0;       // 0: all
-  Buffer *k_cache, *v_cache;  // float16 (slots, n_kv_heads, capacity, head_dim)
+  Buffer *k_cache = nullptr, *v_cache = nullptr;  // float16 (slots, n_kv_heads, capacity, head_dim)
   int64_t capacity = 0;
 };
-struct SoftCapOp { Plane x; float cap; };  // the logits: the first output_rows.size() rows of x
+struct SoftCapOp { Plane x{}; float cap = 0; };  // the logits: the first output_rows.size() rows of x
 // Mixture of experts: route = softmax or sigmoid of router x, the top_k experts' gated layers, weighted; y += sum.
 struct MoeOp {
   LinearInput in;

@@ -1,7 +1,229 @@
+// Model, Context, Sampler, and what this machine can do. Every pass runs without the GIL; objects may be used and closed from any thread.
 #include "bindings/bindings.h"
+#include "bindings/handles.h"
+#include "common/cpu_count.h"
+#include "common/error.h"
+#include "kernels/kernels.h"
+#include "model/architectures.h"
+#include "model/model.h"
+#include "model/sampler.h"
 
 namespace tq::bindings {
+namespace {
 
-void bind_engine(py::module_& m) { (void)m; }
+Precision parse_precision(const std::string& name) {
+  if (name == "int8") return Precision::int8;
+  if (name == "f32") return Precision::f32;
+  throw Error(Cause::invalid_argument, "precision: \"" + name + "\" is not \"int8\" or \"f32\"");
+}
+
+std::unique_ptr<ModelHandle> open_model(const std::string& path, const std::string& device, int threads, const std::string& precision, bool lock_memory, int main_device) {
+  ModelOptions options;
+  options.device = device;
+  options.backend = {threads, main_device, parse_precision(precision)};
+  options.lock_memory = lock_memory;
+  std::shared_ptr<Model> model;
+  {
+    py::gil_scoped_release release;
+    model = Model::open(path, options);
+  }
+  return std::make_unique<ModelHandle>(std::move(model));
+}
+
+py::dict config_dict(const Config& c) {
+  py::dict d;
+  d["architecture"] = c.architecture;
+  d["n_layers"] = c.n_layers, d["n_embd"] = c.n_embd, d["n_ff"] = c.n_ff, d["n_vocab"] = c.n_vocab, d["n_ctx_train"] = c.n_ctx_train;
+  d["n_heads"] = c.n_heads, d["n_kv_heads"] = c.n_kv_heads, d["head_dim"] = c.head_dim;
+  d["norm_eps"] = c.norm_eps;
+  d["rope_base"] = c.rope_base, d["rope_dims"] = c.rope_dims;
+  d["window"] = c.window, d["window_pattern"] = c.window_pattern;
+  d["n_experts"] = c.n_experts, d["n_experts_used"] = c.n_experts_used;
+  return d;
+}
+
+using IntArray = py::array_t<int32_t, py::array::c_style>;
+
+std::span<const int32_t> ints(const char* name, const IntArray& array) {
+  if (array.ndim() != 1) throw Error(Cause::invalid_argument, std::string(name) + ": " + std::to_string(array.ndim()) + " dimensions, expected 1");
+  return {array.data(), size_t(array.size())};
+}
+
+Batch batch_of(const IntArray& tokens, const IntArray& positions, const IntArray& slots, const IntArray& output_rows) {
+  return {ints("tokens", tokens), ints("positions", positions), ints("slots", slots), ints("output_rows", output_rows)};
+}
+
+py::array_t<float> matrix(size_t rows, int64_t width) { return py::array_t<float>({py::ssize_t(rows), py::ssize_t(width)}); }
+std::span<float> floats(py::array_t<float>& array) { return {array.mutable_data(), size_t(array.size())}; }
+
+py::array_t<float> forward(ContextHandle& handle, const IntArray& tokens, const IntArray& positions, const IntArray& slots, const IntArray& output_rows) {
+  const Batch batch = batch_of(tokens, positions, slots, output_rows);
+  auto logits = matrix(batch.output_rows.size(), handle.n_vocab);
+  const auto out = floats(logits);
+  handle.use([&](Context& context) { context.forward(batch, out); });
+  return logits;
+}
+
+py::array_t<float> embed(ContextHandle& handle, const IntArray& tokens, const IntArray& positions, const IntArray& slots, const IntArray& output_rows) {
+  const Batch batch = batch_of(tokens, positions, slots, output_rows);
+  auto hidden = matrix(batch.output_rows.size(), handle.n_embd);
+  const auto out = floats(hidden);
+  handle.use([&](Context& context) { context.embed(batch, out); });
+  return hidden;
+}
+
+enum class Wanted { last, all, none };
+
+Wanted parse_wanted(const std::string& name) {
+  if (name == "last") return Wanted::last;
+  if (name == "all") return Wanted::all;
+  if (name == "none") return Wanted::none;
+  throw Error(Cause::invalid_argument, "logits: \"" + name + "\" is not \"last\", \"all\" or \"none\"");
+}
+
+// Tokens of one slot, cut into batches.
+void eval_batches(Context& context, std::span<const int32_t> tokens, int64_t position, int32_t slot, Wanted wanted, float* out) {
+  const size_t n_batch = size_t(context.n_batch());
+  std::vector<int32_t> positions, rows;
+  for (size_t first = 0; first < tokens.size(); first += n_batch) {
+    const size_t n = std::min(n_batch, tokens.size() - first);
+    positions.resize(n), rows.clear();
+    for (size_t i = 0; i < n; i++) {
+      positions[i] = int32_t(position + int64_t(first + i));
+      if (wanted == Wanted::all || (wanted == Wanted::last && first + i + 1 == tokens.size())) rows.push_back(int32_t(i));
+    }
+    const std::vector<int32_t> slots(n, slot);
+    const size_t room = rows.size() * size_t(context.model().config().n_vocab);
+    context.forward({tokens.subspan(first, n), positions, slots, rows}, {out, room});
+    out += room;
+  }
+}
+
+py::array_t<float> eval(ContextHandle& handle, const IntArray& tokens, int64_t position, int32_t slot, const std::string& logits) {
+  const auto span = ints("tokens", tokens);
+  const Wanted wanted = parse_wanted(logits);
+  if (span.empty()) throw Error(Cause::invalid_argument, "tokens: empty");
+  handle.use([&](Context& context) {  // before anything runs, so that an overlong prompt leaves the cache as it was
+    if (position < 0 || position > context.n_ctx() - int64_t(span.size()))
+      throw Error(Cause::invalid_argument, "position " + std::to_string(position) + " and " + std::to_string(span.size()) +
+                                               " tokens do not fit n_ctx " + std::to_string(context.n_ctx()));
+  });
+  py::array_t<float> out = wanted == Wanted::all    ? matrix(span.size(), handle.n_vocab)
+                           : wanted == Wanted::last ? py::array_t<float>(handle.n_vocab)
+                                                    : py::array_t<float>(0);
+  float* data = out.mutable_data();
+  handle.use([&](Context& context) { eval_batches(context, span, position, slot, wanted, data); });
+  return out;
+}
+
+py::bytes save(ContextHandle& handle, int64_t slot, int64_t n) {
+  std::vector<uint8_t> state;
+  handle.use([&](Context& context) { state = context.save(slot, n); });
+  return py::bytes(reinterpret_cast<const char*>(state.data()), state.size());
+}
+
+void load(ContextHandle& handle, int64_t slot, const py::bytes& state) {
+  const std::string_view view = state;
+  handle.use([&](Context& context) { context.load(slot, {reinterpret_cast<const uint8_t*>(view.data()), view.size()}); });
+}
+
+int32_t sample(Sampler& sampler, const py::array_t<float, py::array::c_style>& logits, const py::array_t<int32_t, py::array::c_style | py::array::forcecast>& history) {
+  if (logits.ndim() != 1) throw Error(Cause::invalid_argument, "logits: " + std::to_string(logits.ndim()) + " dimensions, expected 1");
+  return sampler.sample({logits.data(), size_t(logits.size())}, {history.data(), size_t(history.size())});
+}
+
+Sampler make_sampler(float temperature, int top_k, float top_p, float min_p, float typical_p, float repeat_penalty, float frequency_penalty,
+                     float presence_penalty, int penalty_last_n, uint64_t seed) {
+  return Sampler({temperature, top_k, top_p, min_p, typical_p, repeat_penalty, frequency_penalty, presence_penalty, penalty_last_n, seed});
+}
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const kernels::Kernels* k : kernels::all_kernels()) names.emplace_back(k->isa);
+  return names;
+}
+
+py::dict backends() {
+  py::dict d;
+  d["cpu"] = "available: " + std::string(kernels::kernels().isa) + ", " + std::to_string(cpu_count()) + " cores";
+  d["cuda"] = cuda_status(), d["metal"] = metal_status();
+  return d;
+}
+
+void bind_model(py::module_& m) {
+  py::class_<ModelHandle>(m, "Model", "A model file, opened on a device; see _core.pyi.")
+      .def(py::init(&open_model), py::arg("path"), py::kw_only(), py::arg("device") = "cpu", py::arg("threads") = 0, py::arg("precision") = "int8",
+           py::arg("lock_memory") = false, py::arg("main_device") = 0)
+      .def_property_readonly("file", &ModelHandle::file)
+      .def_property_readonly("config", [](const ModelHandle& h) { return config_dict(h.get()->config()); })
+      .def_property_readonly("backend", [](const ModelHandle& h) { return h.get()->backend().name(); })
+      .def_property_readonly("parameters", [](const ModelHandle& h) { return h.get()->parameters(); })
+      .def_property_readonly("weight_bytes", [](const ModelHandle& h) { return h.get()->weight_bytes(); })
+      .def("close", &ModelHandle::close);
+}
+
+void bind_context(py::module_& m) {
+  const auto make = [](const ModelHandle& model, int64_t n_ctx, int64_t n_slots, int64_t n_batch) {
+    std::shared_ptr<Model> shared = model.get();
+    py::gil_scoped_release release;
+    return std::make_unique<ContextHandle>(std::make_unique<Context>(std::move(shared), ContextOptions{n_ctx, n_slots, n_batch}));
+  };
+  py::arg tokens("tokens"), positions("positions"), slots("slots"), output_rows("output_rows");
+  py::class_<ContextHandle>(m, "Context", "The memory of running sequences; see _core.pyi.")
+      .def(py::init(make), py::arg("model"), py::kw_only(), py::arg("n_ctx") = 0, py::arg("n_slots") = 1, py::arg("n_batch") = 512)
+      .def_readonly("n_ctx", &ContextHandle::n_ctx)
+      .def_readonly("n_slots", &ContextHandle::n_slots)
+      .def_readonly("n_batch", &ContextHandle::n_batch)
+      .def_readonly("n_vocab", &ContextHandle::n_vocab)
+      .def_readonly("n_embd", &ContextHandle::n_embd)
+      .def_property_readonly("memory_bytes",
+                             [](ContextHandle& h) {
+                               int64_t bytes = 0;
+                               h.use([&](Context& context) { bytes = context.memory_bytes(); });
+                               return bytes;
+                             })
+      .def("forward", &forward, tokens.noconvert(), positions.noconvert(), slots.noconvert(), output_rows.noconvert())
+      .def("embed", &embed, tokens.noconvert(), positions.noconvert(), slots.noconvert(), output_rows.noconvert())
+      .def("eval", &eval, tokens.noconvert(), py::arg("position"), py::arg("slot") = 0, py::arg("logits") = "last")
+      .def("save", &save, py::arg("slot"), py::arg("n"))
+      .def("load", &load, py::arg("slot"), py::arg("state"))
+      .def(
+          "copy_slot",
+          [](ContextHandle& h, int64_t source, int64_t target, int64_t n) { h.use([&](Context& context) { context.copy_slot(source, target, n); }); },
+          py::arg("source"), py::arg("target"), py::arg("n"))
+      .def(
+          "set_threads",
+          [](ContextHandle& h, int decode, int prompt) { h.use([&](Context& context) { context.model().backend().set_threads(decode, prompt); }); },
+          py::arg("decode"), py::arg("prompt"))
+      .def("close", &ContextHandle::close);
+}
+
+void bind_sampler(py::module_& m) {
+  const SamplerOptions d;
+  py::class_<Sampler>(m, "Sampler", "Chooses the next token from logits; see _core.pyi.")
+      .def(py::init(&make_sampler), py::kw_only(), py::arg("temperature") = d.temperature, py::arg("top_k") = d.top_k, py::arg("top_p") = d.top_p,
+           py::arg("min_p") = d.min_p, py::arg("typical_p") = d.typical_p, py::arg("repeat_penalty") = d.repeat_penalty,
+           py::arg("frequency_penalty") = d.frequency_penalty, py::arg("presence_penalty") = d.presence_penalty,
+           py::arg("penalty_last_n") = d.penalty_last_n, py::arg("seed") = d.seed)
+      .def("sample", &sample, py::arg("logits").noconvert(), py::arg("history"))
+      .def("reseed", &Sampler::reseed, py::arg("seed"));
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  bind_model(m);
+  bind_context(m);
+  bind_sampler(m);
+  m.def("isa", [] { return std::string(kernels::kernels().isa); });
+  m.def("available_isas", &available_isas);
+  m.def("backends", &backends);
+  m.def("cpu_count", &cpu_count);
+  m.def("architectures", [] {
+    std::vector<std::string> names;
+    for (const std::string_view name : supported_architectures()) names.emplace_back(name);
+    return names;
+  });
+}
 
 }  // namespace tq::bindings

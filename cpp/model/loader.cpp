@@ -207,7 +207,8 @@ struct Loader {
     const double read_share = double(c.n_experts_used) / c.n_experts;
     l.router = matrix(blk + "ffn_gate_inp.weight", c.n_experts, c.n_embd);
     for (int e = 0; e < c.n_experts; e++) {
-      const std::string suffix = "." + std::to_string(e) + ".weight";
+      std::string suffix = std::to_string(e);
+      suffix = '.' + suffix + ".weight";
       l.expert_gate.push_back(matrix(blk + "ffn_gate" + suffix, c.n_ff_expert, c.n_embd, read_share));
       l.expert_up.push_back(matrix(blk + "ffn_up" + suffix, c.n_ff_expert, c.n_embd, read_share));
       l.expert_down.push_back(matrix(blk + "ffn_down" + suffix, c.n_embd, c.n_ff_expert, read_share));

@@ -68,6 +68,7 @@ class Model {
   const Config& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   const gguf::File& file() const { return *file_; }
+  std::shared_ptr<const gguf::File> shared_file() const { return file_; }
   Backend& backend() const { return *backend_; }
   int64_t parameters() const { return parameters_; }      // elements of all matrices and vectors
   int64_t weight_bytes() const { return weight_bytes_; }  // bytes that one decoded token must read: all but the embedding's unused rows
