@@ -17,7 +17,8 @@ Precision parse_precision(const std::string& name) {
   throw Error(Cause::invalid_argument, "precision: \"" + name + "\" is not \"int8\" or \"f32\"");
 }
 
-std::unique_ptr<ModelHandle> open_model(const std::string& path, const std::string& device, int threads, const std::string& precision, bool lock_memory, int main_device) {
+std::unique_ptr<ModelHandle> open_model(const std::string& path, const std::string& device, int threads, const std::string& precision,
+                                        bool lock_memory, int main_device) {
   ModelOptions options;
   options.device = device;
   options.backend = {threads, main_device, parse_precision(precision)};
@@ -45,7 +46,8 @@ py::dict config_dict(const Config& c) {
 using IntArray = py::array_t<int32_t, py::array::c_style>;
 
 std::span<const int32_t> ints(const char* name, const IntArray& array) {
-  if (array.ndim() != 1) throw Error(Cause::invalid_argument, std::string(name) + ": " + std::to_string(array.ndim()) + " dimensions, expected 1");
+  if (array.ndim() != 1)
+    throw Error(Cause::invalid_argument, std::string(name) + ": " + std::to_string(array.ndim()) + " dimensions, expected 1");
   return {array.data(), size_t(array.size())};
 }
 
@@ -56,7 +58,8 @@ Batch batch_of(const IntArray& tokens, const IntArray& positions, const IntArray
 py::array_t<float> matrix(size_t rows, int64_t width) { return py::array_t<float>({py::ssize_t(rows), py::ssize_t(width)}); }
 std::span<float> floats(py::array_t<float>& array) { return {array.mutable_data(), size_t(array.size())}; }
 
-py::array_t<float> forward(ContextHandle& handle, const IntArray& tokens, const IntArray& positions, const IntArray& slots, const IntArray& output_rows) {
+py::array_t<float> forward(ContextHandle& handle, const IntArray& tokens, const IntArray& positions, const IntArray& slots,
+                           const IntArray& output_rows) {
   const Batch batch = batch_of(tokens, positions, slots, output_rows);
   auto logits = matrix(batch.output_rows.size(), handle.n_vocab);
   const auto out = floats(logits);
@@ -64,7 +67,8 @@ py::array_t<float> forward(ContextHandle& handle, const IntArray& tokens, const 
   return logits;
 }
 
-py::array_t<float> embed(ContextHandle& handle, const IntArray& tokens, const IntArray& positions, const IntArray& slots, const IntArray& output_rows) {
+py::array_t<float> embed(ContextHandle& handle, const IntArray& tokens, const IntArray& positions, const IntArray& slots,
+                         const IntArray& output_rows) {
   const Batch batch = batch_of(tokens, positions, slots, output_rows);
   auto hidden = matrix(batch.output_rows.size(), handle.n_embd);
   const auto out = floats(hidden);
@@ -127,7 +131,8 @@ void load(ContextHandle& handle, int64_t slot, const py::bytes& state) {
   handle.use([&](Context& context) { context.load(slot, {reinterpret_cast<const uint8_t*>(view.data()), view.size()}); });
 }
 
-int32_t sample(Sampler& sampler, const py::array_t<float, py::array::c_style>& logits, const py::array_t<int32_t, py::array::c_style | py::array::forcecast>& history) {
+int32_t sample(Sampler& sampler, const py::array_t<float, py::array::c_style>& logits,
+               const py::array_t<int32_t, py::array::c_style | py::array::forcecast>& history) {
   if (logits.ndim() != 1) throw Error(Cause::invalid_argument, "logits: " + std::to_string(logits.ndim()) + " dimensions, expected 1");
   return sampler.sample({logits.data(), size_t(logits.size())}, {history.data(), size_t(history.size())});
 }
@@ -152,8 +157,8 @@ py::dict backends() {
 
 void bind_model(py::module_& m) {
   py::class_<ModelHandle>(m, "Model", "A model file, opened on a device; see _core.pyi.")
-      .def(py::init(&open_model), py::arg("path"), py::kw_only(), py::arg("device") = "cpu", py::arg("threads") = 0, py::arg("precision") = "int8",
-           py::arg("lock_memory") = false, py::arg("main_device") = 0)
+      .def(py::init(&open_model), py::arg("path"), py::kw_only(), py::arg("device") = "cpu", py::arg("threads") = 0,
+           py::arg("precision") = "int8", py::arg("lock_memory") = false, py::arg("main_device") = 0)
       .def_property_readonly("file", &ModelHandle::file)
       .def_property_readonly("config", [](const ModelHandle& h) { return config_dict(h.get()->config()); })
       .def_property_readonly("backend", [](const ModelHandle& h) { return h.get()->backend().name(); })
@@ -189,11 +194,15 @@ void bind_context(py::module_& m) {
       .def("load", &load, py::arg("slot"), py::arg("state"))
       .def(
           "copy_slot",
-          [](ContextHandle& h, int64_t source, int64_t target, int64_t n) { h.use([&](Context& context) { context.copy_slot(source, target, n); }); },
+          [](ContextHandle& h, int64_t source, int64_t target, int64_t n) {
+            h.use([&](Context& context) { context.copy_slot(source, target, n); });
+          },
           py::arg("source"), py::arg("target"), py::arg("n"))
       .def(
           "set_threads",
-          [](ContextHandle& h, int decode, int prompt) { h.use([&](Context& context) { context.model().backend().set_threads(decode, prompt); }); },
+          [](ContextHandle& h, int decode, int prompt) {
+            h.use([&](Context& context) { context.model().backend().set_threads(decode, prompt); });
+          },
           py::arg("decode"), py::arg("prompt"))
       .def("close", &ContextHandle::close);
 }
@@ -201,10 +210,10 @@ void bind_context(py::module_& m) {
 void bind_sampler(py::module_& m) {
   const SamplerOptions d;
   py::class_<Sampler>(m, "Sampler", "Chooses the next token from logits; see _core.pyi.")
-      .def(py::init(&make_sampler), py::kw_only(), py::arg("temperature") = d.temperature, py::arg("top_k") = d.top_k, py::arg("top_p") = d.top_p,
-           py::arg("min_p") = d.min_p, py::arg("typical_p") = d.typical_p, py::arg("repeat_penalty") = d.repeat_penalty,
-           py::arg("frequency_penalty") = d.frequency_penalty, py::arg("presence_penalty") = d.presence_penalty,
-           py::arg("penalty_last_n") = d.penalty_last_n, py::arg("seed") = d.seed)
+      .def(py::init(&make_sampler), py::kw_only(), py::arg("temperature") = d.temperature, py::arg("top_k") = d.top_k,
+           py::arg("top_p") = d.top_p, py::arg("min_p") = d.min_p, py::arg("typical_p") = d.typical_p,
+           py::arg("repeat_penalty") = d.repeat_penalty, py::arg("frequency_penalty") = d.frequency_penalty,
+           py::arg("presence_penalty") = d.presence_penalty, py::arg("penalty_last_n") = d.penalty_last_n, py::arg("seed") = d.seed)
       .def("sample", &sample, py::arg("logits").noconvert(), py::arg("history"))
       .def("reseed", &Sampler::reseed, py::arg("seed"));
 }

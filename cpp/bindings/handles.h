@@ -11,7 +11,8 @@ namespace tq::bindings {
 
 class ModelHandle {
  public:
-  explicit ModelHandle(std::shared_ptr<Model> model) : model_(std::move(model)), file_(std::make_shared<GgufFile>(model_->shared_file(), false)) {}
+  explicit ModelHandle(std::shared_ptr<Model> model)
+      : model_(std::move(model)), file_(std::make_shared<GgufFile>(model_->shared_file(), false)) {}
   std::shared_ptr<Model> get() const {  // the caller's share keeps the model alive past close()
     if (!model_) throw Error(Cause::closed, "the model is closed");
     return model_;
@@ -32,8 +33,12 @@ class ModelHandle {
 class ContextHandle {
  public:
   explicit ContextHandle(std::unique_ptr<Context> context)
-      : n_ctx(context->n_ctx()), n_slots(context->n_slots()), n_batch(context->n_batch()), n_vocab(context->model().config().n_vocab),
-        n_embd(context->model().config().n_embd), context_(std::move(context)) {}
+      : n_ctx(context->n_ctx()),
+        n_slots(context->n_slots()),
+        n_batch(context->n_batch()),
+        n_vocab(context->model().config().n_vocab),
+        n_embd(context->model().config().n_embd),
+        context_(std::move(context)) {}
 
   // Runs body(Context&) without the GIL; one at a time, so that close() waits for it.
   template <class Body>

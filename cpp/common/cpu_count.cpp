@@ -49,8 +49,10 @@ int cgroup_count() {
     const bool v2 = controllers.empty();
     if (!v2 && controllers.find("cpu") == std::string::npos) continue;
     for (;;) {
-      if (v2) note(quota_v2("/sys/fs/cgroup" + path));
-      else note(quota_v1("/sys/fs/cgroup/" + controllers + path)), note(quota_v1("/sys/fs/cgroup/cpu" + path));
+      if (v2)
+        note(quota_v2("/sys/fs/cgroup" + path));
+      else
+        note(quota_v1("/sys/fs/cgroup/" + controllers + path)), note(quota_v1("/sys/fs/cgroup/cpu" + path));
       if (path.empty()) break;
       path.resize(path.find_last_of('/') == std::string::npos ? 0 : path.find_last_of('/'));
     }

@@ -101,10 +101,11 @@ void read_shape(const Keys& keys, Config& c) {
   c.n_heads = int(keys.integer("attention.head_count", 1, kMaxDim));
   c.n_kv_heads = int(keys.integer("attention.head_count_kv", 1, kMaxDim, c.n_heads));
   if (c.n_heads % c.n_kv_heads != 0)
-    throw Error(Cause::bad_file, keys.where("attention.head_count_kv") + " is " + std::to_string(c.n_kv_heads) + ", which does not divide " +
-                                     std::to_string(c.n_heads) + " heads");
+    throw Error(Cause::bad_file, keys.where("attention.head_count_kv") + " is " + std::to_string(c.n_kv_heads) +
+                                     ", which does not divide " + std::to_string(c.n_heads) + " heads");
   c.head_dim = int(keys.integer("attention.key_length", 1, kMaxDim, c.n_embd / c.n_heads));
-  if (c.head_dim < 2 || c.head_dim % 2 != 0) throw Error(Cause::bad_file, keys.where("attention.key_length") + ": heads of " + std::to_string(c.head_dim));
+  if (c.head_dim < 2 || c.head_dim % 2 != 0)
+    throw Error(Cause::bad_file, keys.where("attention.key_length") + ": heads of " + std::to_string(c.head_dim));
   if (keys.integer("attention.value_length", 1, kMaxDim, c.head_dim) != c.head_dim)
     throw Error(Cause::unsupported, keys.where("attention.value_length") + " differs from the key length");
   c.norm_eps = keys.real("attention.layer_norm_rms_epsilon", 0, 1, 1e-5);
@@ -131,7 +132,8 @@ void read_rope(const Keys& keys, const Architecture& a, Config& c) {
   c.rope_base = keys.real("rope.freq_base", 1, 1e12, 10000);
   if (a.rope_base_local > 0) c.rope_base_local = keys.real("rope.freq_base_swa", 1, 1e12, a.rope_base_local);
   const std::string_view type = keys.string("rope.scaling.type", keys.has("rope.scale_linear") ? "linear" : "none");
-  if (type == "linear") c.rope_linear_scale = keys.real("rope.scaling.factor", 1e-3, 1e6, keys.real("rope.scale_linear", 1e-3, 1e6, 1));
+  if (type == "linear")
+    c.rope_linear_scale = keys.real("rope.scaling.factor", 1e-3, 1e6, keys.real("rope.scale_linear", 1e-3, 1e6, 1));
   else if (type != "none" && type != "longrope")
     throw Error(Cause::unsupported, keys.where("rope.scaling.type") + " is \"" + std::string(type) + "\"");
   c.rope_magnitude = keys.real("rope.scaling.attn_factor", 1e-3, 1e3, 1);

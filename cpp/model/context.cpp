@@ -26,7 +26,8 @@ std::string of_range(const char* what, int64_t value, int64_t end) {
 }  // namespace
 
 struct Context::Impl {
-  Impl(const Model& model, const ContextOptions& options) : model(model), c(model.config()), options(options), filled(size_t(options.n_slots), 0) {
+  Impl(const Model& model, const ContextOptions& options)
+      : model(model), c(model.config()), options(options), filled(size_t(options.n_slots), 0) {
     allocate_planes();
     allocate_cache();
     forward = prepare([&](auto& ops) { body(ops), add_output(ops, c, model.weights(), p); });
@@ -71,14 +72,16 @@ struct Context::Impl {
 
   void check(const Batch& b) const {
     const size_t rows = b.tokens.size();
-    if (rows == 0 || int64_t(rows) > options.n_batch) invalid("a batch of " + std::to_string(rows) + " rows; n_batch is " + std::to_string(options.n_batch));
+    if (rows == 0 || int64_t(rows) > options.n_batch)
+      invalid("a batch of " + std::to_string(rows) + " rows; n_batch is " + std::to_string(options.n_batch));
     if (b.positions.size() != rows || b.slots.size() != rows) invalid("tokens, positions and slots differ in length");
     std::vector<int64_t> next = filled;  // the first position that each slot lacks
     std::vector<bool> seen(next.size());
     for (size_t r = 0; r < rows; r++) check_row(b, r, next, seen);
     int64_t previous = -1;
     for (const int32_t r : b.output_rows) {
-      if (r <= previous || r >= int64_t(rows)) invalid("output row " + std::to_string(r) + " is out of order or not below " + std::to_string(rows));
+      if (r <= previous || r >= int64_t(rows))
+        invalid("output row " + std::to_string(r) + " is out of order or not below " + std::to_string(rows));
       previous = r;
     }
   }
@@ -91,7 +94,8 @@ struct Context::Impl {
     if (position < 0 || position >= options.n_ctx) invalid(where() + of_range("position", position, options.n_ctx));
     int64_t& end = next[size_t(slot)];
     if (position > end || (seen[size_t(slot)] && position != end))
-      invalid(where() + "position " + std::to_string(position) + " does not follow the " + std::to_string(end) + " positions of slot " + std::to_string(slot));
+      invalid(where() + "position " + std::to_string(position) + " does not follow the " + std::to_string(end) + " positions of slot " +
+              std::to_string(slot));
     seen[size_t(slot)] = true;
     end = position + 1;
   }
@@ -135,7 +139,9 @@ struct Context::Impl {
         for (int64_t head = 0; head < c.n_kv_heads; head++) body(*cache, (slot * c.n_kv_heads + head) * p.capacity * row, n * row);
   }
 
-  int64_t state_bytes(int64_t n) const { return int64_t(sizeof(StateHeader)) + 2 * c.n_layers * c.n_kv_heads * n * c.head_dim * int64_t(sizeof(uint16_t)); }
+  int64_t state_bytes(int64_t n) const {
+    return int64_t(sizeof(StateHeader)) + 2 * c.n_layers * c.n_kv_heads * n * c.head_dim * int64_t(sizeof(uint16_t));
+  }
 
   void check_filled(int64_t slot, int64_t n) const {
     if (slot < 0 || slot >= options.n_slots) invalid(of_range("slot", slot, options.n_slots));
@@ -148,7 +154,7 @@ struct Context::Impl {
   const ContextOptions options;
   Planes p;
   std::vector<BufferPtr> buffers;
-  std::vector<int64_t> filled;  // positions in the cache, per slot
+  std::vector<int64_t> filled;                       // positions in the cache, per slot
   std::unique_ptr<Program> forward, output, hidden;  // the pass with logits; the output layer alone; the pass with hidden states
   int64_t bytes = 0;
   mutable std::mutex mutex;
@@ -163,7 +169,8 @@ static ContextOptions checked(const Model& model, ContextOptions o) {
   o.n_batch = std::min(o.n_batch, o.n_ctx * o.n_slots);
   const double elements = double(o.n_slots) * c.n_kv_heads * double(o.n_ctx) * c.head_dim;
   if (elements > double(kMaxCacheElements))
-    throw Error(Cause::out_of_memory, "n_ctx " + std::to_string(o.n_ctx) + " times n_slots " + std::to_string(o.n_slots) + " is too large a cache");
+    throw Error(Cause::out_of_memory,
+                "n_ctx " + std::to_string(o.n_ctx) + " times n_slots " + std::to_string(o.n_slots) + " is too large a cache");
   return o;
 }
 
@@ -172,7 +179,8 @@ Context::Context(std::shared_ptr<Model> model, const ContextOptions& options)
 Context::~Context() = default;
 
 static void check_output(std::span<float> out, size_t rows, int64_t width) {
-  if (out.size() != rows * size_t(width)) invalid("room for " + std::to_string(out.size()) + " floats, expected " + std::to_string(rows * size_t(width)));
+  if (out.size() != rows * size_t(width))
+    invalid("room for " + std::to_string(out.size()) + " floats, expected " + std::to_string(rows * size_t(width)));
 }
 
 void Context::forward(const Batch& batch, std::span<float> logits) {
@@ -217,9 +225,11 @@ void Context::load(int64_t slot, std::span<const uint8_t> state) {
   if (header.n_layers != c.n_layers || header.n_kv_heads != c.n_kv_heads || header.head_dim != c.head_dim)
     throw Error(Cause::bad_file, "state: it belongs to another model");
   if (header.positions < 0 || header.positions > options_.n_ctx)
-    throw Error(Cause::bad_file, "state: " + std::to_string(header.positions) + " positions do not fit n_ctx " + std::to_string(options_.n_ctx));
+    throw Error(Cause::bad_file,
+                "state: " + std::to_string(header.positions) + " positions do not fit n_ctx " + std::to_string(options_.n_ctx));
   if (int64_t(state.size()) != impl_->state_bytes(header.positions))
-    throw Error(Cause::bad_file, "state: " + std::to_string(state.size()) + " bytes, expected " + std::to_string(impl_->state_bytes(header.positions)));
+    throw Error(Cause::bad_file,
+                "state: " + std::to_string(state.size()) + " bytes, expected " + std::to_string(impl_->state_bytes(header.positions)));
   const uint8_t* at = state.data() + sizeof header;
   impl_->for_pieces(slot, header.positions, [&](Buffer& cache, int64_t offset, int64_t bytes) {
     model_->backend().upload(cache, offset, at, bytes);
@@ -234,7 +244,8 @@ void Context::copy_slot(int64_t from, int64_t to, int64_t n) {
   if (to < 0 || to >= options_.n_slots) invalid(of_range("slot", to, options_.n_slots));
   if (from == to) return;
   std::vector<uint8_t> piece;
-  const int64_t distance = (to - from) * model_->config().n_kv_heads * options_.n_ctx * model_->config().head_dim * int64_t(sizeof(uint16_t));
+  const int64_t distance =
+      (to - from) * model_->config().n_kv_heads * options_.n_ctx * model_->config().head_dim * int64_t(sizeof(uint16_t));
   impl_->for_pieces(from, n, [&](Buffer& cache, int64_t offset, int64_t bytes) {
     piece.resize(size_t(bytes));
     model_->backend().download(cache, offset, piece.data(), bytes);

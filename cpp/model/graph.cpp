@@ -19,7 +19,8 @@ LinearInput normed(const Plane& x, const BufferPtr& weight, float eps) {
 }
 
 // A branch's last matrix adds to the residual stream, or, where a post norm follows, writes a plane that is then normed and added.
-void add_branch(std::vector<Op>& ops, const Config& c, const Planes& p, const LinearInput& in, LinearOutput out, const BufferPtr& post_norm) {
+void add_branch(std::vector<Op>& ops, const Config& c, const Planes& p, const LinearInput& in, LinearOutput out,
+                const BufferPtr& post_norm) {
   if (!post_norm) {
     out.y = p.x, out.alpha = c.residual_scale, out.add = true;
     ops.push_back(linear_op(in, {out}));
@@ -54,7 +55,8 @@ AttentionOp attention_op(const Config& c, const Weights& w, const Planes& p, int
 
 void add_attention(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p, int64_t layer) {
   const Layer& l = w.layers[size_t(layer)];
-  ops.push_back(linear_op(normed(p.x, l.attn_norm, c.norm_eps), {output(l.q, p.q, l.q_bias), output(l.k, p.k, l.k_bias), output(l.v, p.v, l.v_bias)}));
+  ops.push_back(linear_op(normed(p.x, l.attn_norm, c.norm_eps),
+                          {output(l.q, p.q, l.q_bias), output(l.k, p.k, l.k_bias), output(l.v, p.v, l.v_bias)}));
   add_head_norm(ops, c, p.q, l.q_norm, c.n_heads);
   add_head_norm(ops, c, p.k, l.k_norm, c.n_kv_heads);
   Op attention{.kind = Op::attention};
@@ -94,8 +96,10 @@ void add_embedding(std::vector<Op>& ops, const Config& c, const Weights& w, cons
 
 void add_layer(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p, int64_t layer) {
   add_attention(ops, c, w, p, layer);
-  if (c.n_experts > 0) add_experts(ops, c, w.layers[size_t(layer)], p);
-  else add_feed_forward(ops, c, w.layers[size_t(layer)], p);
+  if (c.n_experts > 0)
+    add_experts(ops, c, w.layers[size_t(layer)], p);
+  else
+    add_feed_forward(ops, c, w.layers[size_t(layer)], p);
 }
 
 void add_output(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p) {

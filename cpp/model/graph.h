@@ -8,12 +8,12 @@ namespace tq {
 
 // Where a running model keeps its activations, (rows, width) each, and its cache: float16 (slots, n_kv_heads, capacity, head_dim) a layer.
 struct Planes {
-  Plane x;             // the residual stream (n_embd)
+  Plane x;              // the residual stream (n_embd)
   Plane q, k, v, attn;  // (n_heads or n_kv_heads) * head_dim
-  Plane gate, up;      // (n_ff); unset in mixtures of experts
-  Plane branch;        // (n_embd) output of attention or feed-forward before its own norm; unset without post norms
-  Plane hidden;        // (n_embd) after the output norm
-  Plane logits;        // (n_vocab)
+  Plane gate, up;       // (n_ff); unset in mixtures of experts
+  Plane branch;         // (n_embd) output of attention or feed-forward before its own norm; unset without post norms
+  Plane hidden;         // (n_embd) after the output norm
+  Plane logits;         // (n_vocab)
   std::vector<BufferPtr> k_cache, v_cache;
   int64_t capacity = 0;
 };

@@ -24,10 +24,17 @@ std::string shape_text(const Tensor& tensor) {  // as NumPy says it: slowest dim
 
 bool dense_type(uint32_t type, kernels::DType* out) {
   switch (type) {
-    case gguf::kF32: *out = kernels::DType::f32; return true;
-    case gguf::kF16: *out = kernels::DType::f16; return true;
-    case gguf::kBF16: *out = kernels::DType::bf16; return true;
-    default: return false;
+    case gguf::kF32:
+      *out = kernels::DType::f32;
+      return true;
+    case gguf::kF16:
+      *out = kernels::DType::f16;
+      return true;
+    case gguf::kBF16:
+      *out = kernels::DType::bf16;
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -45,7 +52,8 @@ struct Loader {
     model->packed_ = std::make_unique<gguf::TqnTensors>(model->file_);
     c = read_config(file());
     model->backend_ = make_backend(options);
-    if (options.lock_memory && !file().lock()) throw Error(Cause::out_of_memory, path + ": the system refuses to lock " + std::to_string(file().size()) + " bytes");
+    if (options.lock_memory && !file().lock())
+      throw Error(Cause::out_of_memory, path + ": the system refuses to lock " + std::to_string(file().size()) + " bytes");
     file().prefetch();
   }
 
@@ -96,7 +104,8 @@ struct Loader {
     if (!packed && !tensor) return miss(name), nullptr;
     const HostMatrix host = packed ? HostMatrix{.name = name, .packed = true, .tqn = *packed, .dense = {}} : host_matrix(name, *tensor);
     if ((n_out >= 0 && host.n_out() != n_out) || host.n_in() != n_in)
-      fail_shape(name, shape_text({host.n_out(), host.n_in()}), n_out < 0 ? "(any, " + std::to_string(n_in) + ")" : shape_text({n_out, n_in}));
+      fail_shape(name, shape_text({host.n_out(), host.n_in()}),
+                 n_out < 0 ? "(any, " + std::to_string(n_in) + ")" : shape_text({n_out, n_in}));
     model->parameters_ += host.n_out() * host.n_in();
     model->weight_bytes_ += int64_t(read_share * double(host_bytes(host)));
     return backend().matrix(host);
@@ -121,7 +130,8 @@ struct Loader {
     std::vector<float> values(static_cast<size_t>(n));
     for (int64_t i = 0; i < n; i++) {
       values[size_t(i)] = element(tensor->data.data(), type, i);
-      if (!std::isfinite(values[size_t(i)])) throw Error(Cause::bad_file, file().path() + ": tensor " + name + " is not finite at " + std::to_string(i));
+      if (!std::isfinite(values[size_t(i)]))
+        throw Error(Cause::bad_file, file().path() + ": tensor " + name + " is not finite at " + std::to_string(i));
     }
     return values;
   }
@@ -153,7 +163,8 @@ struct Loader {
     std::vector<float> values(size_t(c.rope_dims / 2));
     for (size_t i = 0; i < values.size(); i++) {
       const double factor = factors.empty() ? 1 : factors[i];
-      if (!(factor > 0)) throw Error(Cause::bad_file, file().path() + ": rope factor " + std::to_string(i) + " is " + std::to_string(factor));
+      if (!(factor > 0))
+        throw Error(Cause::bad_file, file().path() + ": rope factor " + std::to_string(i) + " is " + std::to_string(factor));
       values[i] = float(std::pow(base, -2.0 * double(i) / c.rope_dims) / (linear_scale * factor));
     }
     return values;
@@ -176,8 +187,10 @@ struct Loader {
       l.ffn_post_norm = vector(blk + "post_ffw_norm.weight", c.n_embd);
     }
     load_attention(blk, l);
-    if (c.n_experts > 0) load_experts(blk, l);
-    else load_feed_forward(blk, l);
+    if (c.n_experts > 0)
+      load_experts(blk, l);
+    else
+      load_feed_forward(blk, l);
     return l;
   }
 

@@ -40,7 +40,8 @@ Sampler::Sampler(const SamplerOptions& o) : options_(o), rng_(o.seed) {
 void Sampler::reseed(uint64_t seed) { rng_.seed(seed); }
 
 bool Sampler::penalizes() const {
-  return options_.penalty_last_n != 0 && (options_.repeat_penalty != 1 || options_.frequency_penalty != 0 || options_.presence_penalty != 0);
+  return options_.penalty_last_n != 0 &&
+         (options_.repeat_penalty != 1 || options_.frequency_penalty != 0 || options_.presence_penalty != 0);
 }
 
 // A copy of the logits with the recent tokens' lowered.
@@ -150,7 +151,8 @@ int32_t Sampler::draw() {
   double point = double(rng_() >> 11) * 0x1p-53;  // uniform in [0, 1); the standard's distributions differ between libraries
   for (const Candidate& c : candidates_)
     if ((point -= c.p) < 0) return c.token;
-  return std::max_element(candidates_.begin(), candidates_.end(), [](auto& a, auto& b) { return a.p < b.p; })->token;  // p summed to just below 1
+  return std::max_element(candidates_.begin(), candidates_.end(), [](auto& a, auto& b) { return a.p < b.p; })
+      ->token;  // p summed to just below 1
 }
 
 int32_t Sampler::sample(std::span<const float> original, std::span<const int32_t> history) {
@@ -160,8 +162,10 @@ int32_t Sampler::sample(std::span<const float> original, std::span<const int32_t
     if (best < 0) throw Error(Cause::invalid_argument, "logits: none of " + std::to_string(logits.size()) + " is above -inf");
     return best;
   }
-  if (options_.top_k > 0 && size_t(options_.top_k) < logits.size()) take_top_k(logits, size_t(options_.top_k));
-  else take_all(logits);
+  if (options_.top_k > 0 && size_t(options_.top_k) < logits.size())
+    take_top_k(logits, size_t(options_.top_k));
+  else
+    take_all(logits);
   if (candidates_.empty()) throw Error(Cause::invalid_argument, "logits: none of " + std::to_string(logits.size()) + " is above -inf");
   if (options_.typical_p < 1) keep_typical();
   if (options_.top_p < 1) keep_top_p();

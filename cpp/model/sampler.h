@@ -14,7 +14,7 @@ struct SamplerOptions {
   float min_p = 0.05f;       // 0: off
   float typical_p = 1.0f;    // 1: off
   float repeat_penalty = 1.0f, frequency_penalty = 0.0f, presence_penalty = 0.0f;
-  int penalty_last_n = 64;   // -1: the whole history
+  int penalty_last_n = 64;  // -1: the whole history
   uint64_t seed = 0;
 };
 

@@ -1,5 +1,6 @@
-// Attention: ropes q and k, stores k and v in the cache, then attends. A unit of work is one row, one key/value head and one range of cached
-// positions: the query heads of a group share what they read. Short batches over long contexts cut the positions into ranges and merge.
+// Attention: ropes q and k, stores k and v in the cache, then attends. A unit of work is one row, one key/value head and one range of
+// cached positions: the query heads of a group share what they read. Short batches over long contexts cut the positions into ranges and
+// merge.
 #include <cmath>
 
 #include "backend/cpu/step.h"
@@ -7,7 +8,7 @@
 namespace tq::cpu {
 namespace {
 
-constexpr int64_t kMinRange = 128;     // positions; shorter ranges cost more to merge than they save
+constexpr int64_t kMinRange = 128;      // positions; shorter ranges cost more to merge than they save
 constexpr int64_t kUnitsPerThread = 4;  // wanted, so that threads end together
 
 class AttentionStep final : public Step {
@@ -58,7 +59,8 @@ class AttentionStep final : public Step {
   void rope(const Worker& w, int64_t r, float* x) const {
     if (!angles_) return;
     const int64_t half = op_.rope.dims / 2;
-    (op_.rope.pairs ? w.k.rope_pairs : w.k.rope_neox)(x, data(angles_->cos.get()) + r * half, data(angles_->sin.get()) + r * half, op_.rope.dims);
+    (op_.rope.pairs ? w.k.rope_pairs : w.k.rope_neox)(x, data(angles_->cos.get()) + r * half, data(angles_->sin.get()) + r * half,
+                                                      op_.rope.dims);
   }
 
   // Each item is one head of q, or one head of k and v together.
@@ -97,19 +99,20 @@ class AttentionStep final : public Step {
   void attend(const Worker& w, int64_t unit, int64_t ranges, const Partials& partials) const {
     const int64_t dim = op_.shape.head_dim, range = unit % ranges, r = unit / ranges % w.rows(), kv_head = unit / ranges / w.rows();
     const Range all = span(w, r);
-    const int64_t length = all.last - all.first, first = all.first + length * range / ranges, last = all.first + length * (range + 1) / ranges;
+    const int64_t length = all.last - all.first, first = all.first + length * range / ranges,
+                  last = all.first + length * (range + 1) / ranges;
     const uint16_t* k = data<uint16_t>(op_.k_cache) + cache_offset(w, r, kv_head);
     const uint16_t* v = data<uint16_t>(op_.v_cache) + cache_offset(w, r, kv_head);
     for (int64_t head = kv_head * group(); head < (kv_head + 1) * group(); head++) {
       const float* q = row(op_.q, r) + head * dim;
-      if (ranges == 1) {
-        float max, sum, *out = row(op_.out, r) + head * dim;
-        w.k.attention(op_.shape, q, k, v, dim, first, last, &max, &sum, out);
+      const int64_t at = (r * op_.shape.n_heads + head) * ranges + range;
+      float max = -INFINITY, sum = 0, *out = ranges == 1 ? row(op_.out, r) + head * dim : partials.out + at * dim;
+      std::fill_n(out, dim, 0.f);
+      w.k.attention(op_.shape, q, k, v, dim, first, last, &max, &sum, out);
+      if (ranges > 1)
+        partials.max[at] = max, partials.sum[at] = sum;
+      else
         for (int64_t i = 0; i < dim; i++) out[i] /= sum;
-      } else {
-        const int64_t at = (r * op_.shape.n_heads + head) * ranges + range;
-        w.k.attention(op_.shape, q, k, v, dim, first, last, partials.max + at, partials.sum + at, partials.out + at * dim);
-      }
     }
   }
 

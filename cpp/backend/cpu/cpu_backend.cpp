@@ -60,7 +60,9 @@ class CpuBackend final : public Backend {
     return buffer;
   }
 
-  void upload(Buffer& to, int64_t offset, const void* from, int64_t bytes) override { std::memcpy(data<uint8_t>(&to) + offset, from, size_t(bytes)); }
+  void upload(Buffer& to, int64_t offset, const void* from, int64_t bytes) override {
+    std::memcpy(data<uint8_t>(&to) + offset, from, size_t(bytes));
+  }
   void download(const Buffer& from, int64_t offset, void* to, int64_t bytes) override {
     std::memcpy(to, data<uint8_t>(&from) + offset, size_t(bytes));
   }
@@ -127,13 +129,20 @@ class CpuBackend final : public Backend {
 
   StepPtr make_step(const CpuProgram& program, const Op& op) const {
     switch (op.kind) {
-      case Op::embed: return make_embed(op.embed_op);
-      case Op::linear: return make_linear(op.linear_op, precision_);
-      case Op::norm: return make_norm(op.norm_op);
-      case Op::add_norm: return make_add_norm(op.add_norm_op);
-      case Op::attention: return make_attention(op.attention_op, find_angles(program, op.attention_op.rope));
-      case Op::soft_cap: return make_soft_cap(op.soft_cap_op);
-      case Op::moe: return make_moe(op.moe_op, precision_);
+      case Op::embed:
+        return make_embed(op.embed_op);
+      case Op::linear:
+        return make_linear(op.linear_op, precision_);
+      case Op::norm:
+        return make_norm(op.norm_op);
+      case Op::add_norm:
+        return make_add_norm(op.add_norm_op);
+      case Op::attention:
+        return make_attention(op.attention_op, find_angles(program, op.attention_op.rope));
+      case Op::soft_cap:
+        return make_soft_cap(op.soft_cap_op);
+      case Op::moe:
+        return make_moe(op.moe_op, precision_);
     }
     throw Error(Cause::unsupported, "device cpu: operation " + std::to_string(int(op.kind)));
   }

@@ -24,8 +24,10 @@ void fill_form(const Worker& w, const CpuMatrix& m, const float* plain, const Fo
   const int64_t n = m.n_in;
   const float* rotated = plain;
   if (form.rotated) work = form.rotated + r * n;
-  if (m.plan) w.k.rotate(*m.plan, plain, work), rotated = work;
-  else if (form.rotated) std::copy_n(plain, n, work);
+  if (m.plan)
+    w.k.rotate(*m.plan, plain, work), rotated = work;
+  else if (form.rotated)
+    std::copy_n(plain, n, work);
   if (form.quantized) form.scale[r] = w.k.quantize(rotated, n, form.quantized + r * n);
 }
 
@@ -43,9 +45,12 @@ int64_t units(const Matrix& m) { return int64_t(tqn::strips(uint64_t(m.n_out)));
 void multiply(const Worker& w, const Product& p, const kernels::Activations& x, Range range, void* scratch) {
   const CpuMatrix& m = *p.matrix;
   const int64_t first = range.first * tqn::kTileRows, last = std::min<int64_t>(range.last * tqn::kTileRows, m.n_out);
-  if (!m.host.packed) w.k.linear_dense(m.host.dense, first, last, x.plain, x.n_tokens, p.alpha, p.add, p.y, p.ldy);
-  else if (x.quantized) w.k.linear_int8(m.host.tqn, range.first, range.last, x, p.alpha, p.add, p.y, p.ldy, scratch);
-  else w.k.linear_float(m.host.tqn, range.first, range.last, x, p.alpha, p.add, p.y, p.ldy, scratch);
+  if (!m.host.packed)
+    w.k.linear_dense(m.host.dense, first, last, x.plain, x.n_tokens, p.alpha, p.add, p.y, p.ldy);
+  else if (x.quantized)
+    w.k.linear_int8(m.host.tqn, range.first, range.last, x, p.alpha, p.add, p.y, p.ldy, scratch);
+  else
+    w.k.linear_float(m.host.tqn, range.first, range.last, x, p.alpha, p.add, p.y, p.ldy, scratch);
   if (!p.bias) return;
   for (int64_t t = 0; t < x.n_tokens; t++) w.k.add_scaled(p.y + t * p.ldy + first, p.bias + first, p.alpha, last - first);
 }
@@ -57,8 +62,11 @@ int64_t multiply_scratch(const Kernels& k, int64_t n_in, int64_t rows) {
 const float* plain_row(const Worker& w, const LinearInput& in, int64_t r, float* out) {
   const float* x = row(in.x, r);
   switch (in.kind) {
-    case LinearInput::plain: return x;
-    case LinearInput::rms_norm: w.k.rms_norm(x, data(in.weight), in.x.width, in.eps, out); break;
+    case LinearInput::plain:
+      return x;
+    case LinearInput::rms_norm:
+      w.k.rms_norm(x, data(in.weight), in.x.width, in.eps, out);
+      break;
     case LinearInput::gated:
       (in.activation == GatedActivation::silu ? w.k.silu_mul : w.k.gelu_mul)(x, row(in.up, r), in.x.width, out);
       break;

@@ -4,7 +4,8 @@
 
 namespace tq::cpu {
 
-// Rows of an input in one rotation: floats (the float path) or int8 with a scale a row. Empty for unquantized matrices, which read plain rows.
+// Rows of an input in one rotation: floats (the float path) or int8 with a scale a row. Empty for unquantized matrices, which read plain
+// rows.
 struct Form {
   float* rotated = nullptr;
   int8_t* quantized = nullptr;

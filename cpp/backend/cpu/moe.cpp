@@ -1,5 +1,5 @@
-// Mixture of experts. Tokens are assigned to experts (row, expert, weight), assignments are sorted by expert, and each expert's gated layer runs
-// over its own assignments only. A shared expert is one more expert to which every row is assigned.
+// Mixture of experts. Tokens are assigned to experts (row, expert, weight), assignments are sorted by expert, and each expert's gated layer
+// runs over its own assignments only. A shared expert is one more expert to which every row is assigned.
 #include <array>
 #include <cmath>
 #include <vector>
@@ -65,16 +65,16 @@ class MoeStep final : public Step {
  private:
   // Assignments are numbered twice: by row (row * per_row + j) as they are chosen, and by expert as they are worked on.
   struct Planes {
-    float* x;              // (rows, n_embd), prepared
-    int32_t* experts;      // by row
-    float* weights;        // by row
-    int32_t* place;        // by row: its number by expert
-    int32_t* source;       // by expert: its row
-    float* gathered;       // by expert: (n_embd)
-    Form in;               // by expert
-    float *gate, *up;      // by expert: (n_ff)
-    Form hidden;           // by expert
-    float* out;            // by expert: (n_embd)
+    float* x;          // (rows, n_embd), prepared
+    int32_t* experts;  // by row
+    float* weights;    // by row
+    int32_t* place;    // by row: its number by expert
+    int32_t* source;   // by expert: its row
+    float* gathered;   // by expert: (n_embd)
+    Form in;           // by expert
+    float *gate, *up;  // by expert: (n_ff)
+    Form hidden;       // by expert
+    float* out;        // by expert: (n_embd)
   };
 
   int64_t n_embd() const { return op_.in.x.width; }
@@ -230,7 +230,7 @@ class MoeStep final : public Step {
   std::vector<Expert> experts_;
   int64_t n_ff_ = 0;
   std::array<WorkQueue, 2> queues_;  // gate and up; down
-  std::vector<int64_t> starts_;  // (experts + 1) first assignment of each expert
+  std::vector<int64_t> starts_;      // (experts + 1) first assignment of each expert
 };
 
 }  // namespace

@@ -15,8 +15,10 @@ class EmbedStep final : public Step {
     const Range mine = w.share(w.rows());
     for (int64_t r = mine.first; r < mine.last; r++) {
       float* y = row(op_.y, r);
-      if (m.host.packed) w.k.tqn_row(m.host.tqn, m.plan.get(), w.batch.tokens[r], y);
-      else w.k.dense_row(m.host.dense, w.batch.tokens[r], y);
+      if (m.host.packed)
+        w.k.tqn_row(m.host.tqn, m.plan.get(), w.batch.tokens[r], y);
+      else
+        w.k.dense_row(m.host.dense, w.batch.tokens[r], y);
       if (op_.scale != 1) {
         for (int64_t i = 0; i < op_.y.width; i++) y[i] *= op_.scale;
       }

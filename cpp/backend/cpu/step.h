@@ -101,7 +101,7 @@ class Step {
  public:
   virtual ~Step() = default;
   virtual ScratchBytes scratch(const Kernels& k, const Limits& limits) const = 0;
-  virtual void reset() {}  // before each run, by the calling thread
+  virtual void reset() {}           // before each run, by the calling thread
   virtual void run(Worker& w) = 0;  // by every thread; no exceptions, no allocation
 };
 using StepPtr = std::unique_ptr<Step>;
