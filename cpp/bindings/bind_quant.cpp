@@ -2,6 +2,7 @@
 #include "bindings/bindings.h"
 #include "common/error.h"
 #include "quant/isa.h"
+#include "quant/ldlq.h"
 #include "quant/quant.h"
 
 namespace tq::bindings {
@@ -64,6 +65,22 @@ py::array_t<float> rotate_rows(const Array<float>& w, uint64_t seed, bool invers
   return out;
 }
 
+template <class Number>
+py::array_t<float> feedback(const Array<Number>& hessian, double damp, int threads) {
+  require_matrix("hessian", hessian);
+  const std::span<const Number> h(hessian.data(), size_t(hessian.size()));
+  const int64_t n = hessian.shape(0);
+  const std::optional<py::function> no_callback;
+  auto u = std::make_unique<std::vector<float>>();
+  {
+    py::gil_scoped_release release;
+    *u = quant::feedback(h, n, damp, threads, watcher(no_callback));
+  }
+  const float* data = u->data();
+  const py::capsule owner(u.release(), [](void* p) { delete static_cast<std::vector<float>*>(p); });
+  return py::array_t<float>({n, n}, data, owner);
+}
+
 // A read-only view that keeps the Packed alive.
 template <class T>
 py::array view(const py::object& owner, const py::dtype& type, const std::vector<T>& data) {
@@ -95,6 +112,8 @@ void bind_quant(py::module_& m) {
         py::arg("unit_scale").noconvert() = none, py::arg("feedback").noconvert() = none, py::arg("threads") = 0,
         py::arg("progress") = none);
   m.def("decode", &decode, py::arg("packed"), py::arg("threads") = 0);
+  m.def("feedback", &feedback<float>, py::arg("hessian").noconvert(), py::arg("damp"), py::arg("threads") = 0);
+  m.def("feedback", &feedback<double>, py::arg("hessian").noconvert(), py::arg("damp"), py::arg("threads") = 0);
   m.def("rotate_rows", &rotate_rows, py::arg("w").noconvert(), py::arg("seed"), py::arg("inverse") = false, py::arg("threads") = 0);
   m.def("encoder_isa", [] { return std::string(quant::isa().name); });
 }

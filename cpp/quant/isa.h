@@ -21,10 +21,15 @@ using ForwardPass = void (*)(const float* distance, int steps, const uint32_t* s
 // sum[c][r] += over i < count of errors[i][r] * u[i * stride + c]. errors: (count, 64); sum: (4, 64), a tile column by column.
 using AddErrors = void (*)(const float* errors, const float* u, int64_t stride, int64_t count, float* sum);
 
+// c -= a b^T for blocks of 64 x 64 inside matrices of `stride` columns.
+inline constexpr int kFactorPanel = 64;
+using SubtractProduct = void (*)(const double* a, const double* b, int64_t stride, double* c);
+
 struct Isa {
   std::string_view name;
   std::array<ForwardPass, tqn::kMaxTrellisBits> forward;  // k = 1..4
   AddErrors add_errors;
+  SubtractProduct subtract_product;
 };
 
 const Isa& isa();  // the best for this machine, or TQ_ISA; throws Error(invalid_argument) for an unknown or unusable one

@@ -62,9 +62,34 @@ void add_errors(const float* errors, const float* u, int64_t stride, int64_t cou
   }
 }
 
+// c[0..4) -= a[0..4) b, rows of 64 and of 16 columns; the compiler cuts the wide vectors to what the instruction set has.
+template <class V>
+inline void subtract_product_4x16(const double* a, const double* b, int64_t stride, double* c) {
+  typedef double Doubles __attribute__((vector_size(64)));
+  Doubles sum[4][2] = {};
+  for (int k = 0; k < kFactorPanel; k++) {
+    Doubles b0, b1;
+    std::memcpy(&b0, b + 16 * k, sizeof b0);
+    std::memcpy(&b1, b + 16 * k + 8, sizeof b1);
+    for (int r = 0; r < 4; r++) sum[r][0] += a[r * stride + k] * b0, sum[r][1] += a[r * stride + k] * b1;
+  }
+  for (int r = 0; r < 4; r++)
+    for (int j = 0; j < 16; j++) c[r * stride + j] -= sum[r][j / 8][j % 8];
+}
+
+template <class V>
+void subtract_product(const double* a, const double* b, int64_t stride, double* c) {
+  for (int j0 = 0; j0 < kFactorPanel; j0 += 16) {
+    double transposed[kFactorPanel * 16];
+    for (int j = 0; j < 16; j++)
+      for (int k = 0; k < kFactorPanel; k++) transposed[16 * k + j] = b[(j0 + j) * stride + k];
+    for (int i = 0; i < kFactorPanel; i += 4) subtract_product_4x16<V>(a + i * stride, transposed, stride, c + i * stride + j0);
+  }
+}
+
 template <class V>
 constexpr Isa isa_of(std::string_view name) {
-  return {name, {forward_pass<1, V>, forward_pass<2, V>, forward_pass<3, V>, forward_pass<4, V>}, add_errors<V>};
+  return {name, {forward_pass<1, V>, forward_pass<2, V>, forward_pass<3, V>, forward_pass<4, V>}, add_errors<V>, subtract_product<V>};
 }
 
 }  // namespace tq::quant

@@ -61,6 +61,13 @@ def encode(
     `progress` is called with the number of weights done; an exception it raises (KeyboardInterrupt) stops the work.
     """
 
+def feedback(hessian: NDArray[np.float32] | NDArray[np.float64], damp: float, threads: int = 0) -> NDArray[np.float32]:
+    """(n, n) -> U (n, n), strictly upper in blocks of 4 columns: H + damp * mean(diag H) * I = (U + I) D (U + I)^T, for `encode`.
+
+    H: E[x x^T] of the rotated inputs, symmetric, positive semidefinite, of any magnitude; its upper triangle is read. Damping is raised tenfold until
+    the factorization succeeds. ValueError: not square, not finite, negative diagonal, indefinite even so.
+    """
+
 def decode(packed: Packed, threads: int = 0) -> NDArray[np.float32]:
     """(n_out, n_in) scale * row_scale * c, still rotated."""
 
