@@ -177,7 +177,7 @@ class Parser {
       return;
     }
     const int tails = c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
-    out += char((0xF00 >> tails & 0xFF) | c >> 6 * tails);
+    out += char((0xFF00 >> (tails + 1) & 0xFF) | c >> 6 * tails);
     for (int i = tails - 1; i >= 0; i--) out += char(0x80 | (c >> 6 * i & 0x3F));
   }
 
