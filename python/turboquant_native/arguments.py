@@ -7,11 +7,13 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 # Accepted without effect: obsolete, or tuning of machinery that does not exist here.
-_WITHOUT_EFFECT = frozenset(
-    "n_parts f16_kv low_vram n_gqa rms_norm_eps mul_mat_q split_mode tensor_split n_ubatch offload_kqv op_offload swa_full no_perf numa "
-    "last_n_tokens_size spm_infill rpc_servers yarn_ext_factor yarn_attn_factor yarn_beta_fast yarn_beta_slow "
-    "yarn_orig_ctx attention_type lora_scale kv_unified".split()
-)
+# fmt: off
+_WITHOUT_EFFECT = {
+    "n_parts", "f16_kv", "low_vram", "n_gqa", "rms_norm_eps", "mul_mat_q", "split_mode", "tensor_split", "n_ubatch", "offload_kqv",
+    "op_offload", "swa_full", "no_perf", "numa", "last_n_tokens_size", "spm_infill", "rpc_servers", "yarn_ext_factor",
+    "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx", "attention_type", "lora_scale", "kv_unified",
+}
+# fmt: on
 # They would change results; only these values leave the model as it is.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "lora_path": (None, ""),

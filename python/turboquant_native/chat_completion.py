@@ -99,7 +99,7 @@ class ChatCompletion:
         prompt = prompt_of(llm, messages, None if tool_choice == "none" else tools)
         self._with_logprobs = request.logprobs is not None
         self._completion = Completion(llm, replace(request, prompt=prompt, grammar=grammar))
-        self._head = {"id": f"chatcmpl-{uuid.uuid4()}", "created": int(time.time()), "model": model or llm.model_path}
+        self._head: dict[str, Any] = {"id": f"chatcmpl-{uuid.uuid4()}", "created": int(time.time()), "model": model or llm.model_path}
 
     def finish(self) -> dict[str, Any]:
         """The whole answer."""

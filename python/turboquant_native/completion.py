@@ -4,7 +4,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,13 @@ class CompletionRequest:
     logits_processor: Sequence[LogitsProcessor] | LogitsProcessor | None = None
     grammar: "LlamaGrammar | None" = None
     logit_bias: dict[Any, float] | None = None
+
+
+def request(prompt: str | Sequence[int], **options: Any) -> CompletionRequest:
+    """A request from `create_completion`'s keyword arguments; TypeError for a name it does not have."""
+    names = {entry.name for entry in fields(SamplingOptions)}
+    sampling = SamplingOptions(**{name: options.pop(name) for name in list(options) if name in names})
+    return CompletionRequest(prompt, sampling=sampling, **options)
 
 
 @dataclass
@@ -146,7 +153,7 @@ def legacy_logprobs(llm: "Llama", entries: Sequence[TokenLogprob], first_offset:
     """The completion endpoint's form: parallel lists; offsets count characters of the text."""
     names = [token_name(llm, entry.token) for entry in entries]
     visible = [_visible_length(llm, entry.token) for entry in entries]
-    offsets = first_offset + np.concatenate([[0], np.cumsum(visible[:-1], dtype=int)]) if entries else []
+    offsets = first_offset + np.cumsum([0, *visible], dtype=int)[: len(entries)]
     return {
         "tokens": names,
         "text_offset": [int(offset) for offset in offsets],

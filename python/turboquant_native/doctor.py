@@ -27,7 +27,9 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "libraries": {name: _version(name) for name in _LIBRARIES},
-        "extras": {extra: "installed" if importlib.util.find_spec(module) else f"not installed ({module})" for extra, module in _EXTRAS.items()},
+        "extras": {
+            extra: "installed" if importlib.util.find_spec(module) else f"not installed ({module})" for extra, module in _EXTRAS.items()
+        },
         "environment": {name: value for name, value in os.environ.items() if name.startswith("TQ_")},
     }
     try:

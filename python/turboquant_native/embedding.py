@@ -18,7 +18,7 @@ def embed(llm: "Llama", tokens: Sequence[int], normalize: bool) -> NDArray[np.fl
     ids = check_tokens(tokens, llm.n_vocab())
     if not 0 < len(ids) <= llm.n_ctx():
         raise ValueError(f"a text to embed must have 1 to {llm.n_ctx()} tokens (n_ctx), got {len(ids)}")
-    hidden = _hidden_states(llm, ids)
+    hidden: NDArray[Any] = _hidden_states(llm, ids)
     if llm.pooling_type == LLAMA_POOLING_TYPE_NONE:
         pooled = hidden
     elif llm.pooling_type == LLAMA_POOLING_TYPE_CLS:
@@ -26,7 +26,7 @@ def embed(llm: "Llama", tokens: Sequence[int], normalize: bool) -> NDArray[np.fl
     elif llm.pooling_type == LLAMA_POOLING_TYPE_LAST:
         pooled = hidden[-1]
     else:
-        pooled = hidden.mean(axis=0, dtype=np.float64)
+        pooled = hidden.mean(axis=0, dtype=np.float64).astype(np.float32)
     if normalize:
         norm = np.linalg.norm(pooled, axis=-1, keepdims=True)
         pooled = pooled / np.where(norm > 0, norm, 1)

@@ -17,12 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     task.add_argument("--multiple-choice", metavar="JSONL", help="HellaSwag or ARC style questions: accuracy and normalized accuracy")
     task.add_argument("--kl-divergence-base", metavar="BASE", help="file written by llama-perplexity: its text and its reference")
     parser.add_argument("--reference", metavar="REF", help="model that the KL divergence is measured from")
-    parser.add_argument("--write-kl-divergence-base", metavar="OUT", help="write FILE's own log-probabilities on --text in llama-perplexity's form")
+    parser.add_argument(
+        "--write-kl-divergence-base", metavar="OUT", help="write FILE's own log-probabilities on --text in llama-perplexity's form"
+    )
     parser.add_argument("--windows", type=int, metavar="N", help="windows of the text, from its beginning (default: all)")
     parser.add_argument("--ctx", type=int, default=512, help="tokens of a window; the second half is scored (default: %(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="questions, from the beginning (default: all)")
     parser.add_argument("--threads", type=int, default=0, help="default: this process's cores")
-    parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="activations of packed matrices (default: %(default)s)")
+    parser.add_argument(
+        "--precision", choices=("int8", "f32"), default="int8", help="activations of packed matrices (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

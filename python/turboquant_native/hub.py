@@ -17,15 +17,18 @@ def find_file(repo_id: str, pattern: str, **options: Any) -> str:
     return str(hf_hub_download(repo_id, matches[0], **options))
 
 
-def converted(repo_id: str, bits: int, cache_dir: str | None = None) -> str:
+def converted(repo_id: str, bits: int, cache_dir: str | None = None, revision: str | None = None) -> str:
     """The TQN file of a safetensors repository, made on first use and kept in the cache."""
     from huggingface_hub.constants import HF_HOME
 
-    from .convert_hf_to_tq import convert
+    from .conversion import Options, make_plan, plain_rounding, write_model
+    from .sources import open_source
 
-    folder = Path(cache_dir) if cache_dir else Path(HF_HOME).parent / "turboquant_native"
-    target = folder / f"{repo_id.replace('/', '--')}-{bits}bit.gguf"
+    folder = Path(cache_dir or HF_HOME) / "turboquant_native"
+    name = "--".join([*repo_id.split("/"), *([revision] if revision else []), f"{bits}bit.gguf"])
+    target = folder / name
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        convert(repo_id, target, bits=bits)
+        source = open_source(repo_id, cache_dir, revision)
+        write_model(source, make_plan(source, Options(bits=bits)), target, rounder=plain_rounding(), resume=True, quiet=True)
     return str(target)

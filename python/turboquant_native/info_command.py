@@ -50,9 +50,8 @@ def _print_table(summary: FileSummary) -> None:
     print(f"{'tensor':{width}}  {'type':5}  {'shape':>15}  {'bytes':>12}  bits/weight  outliers")
     for tensor in summary.tensors:
         shape = " x ".join(map(str, tensor.shape))
-        print(
-            f"{tensor.name:{width}}  {tensor.type:5}  {shape:>15}  {tensor.bytes:>12,}  {tensor.bits_per_weight:11.3f}  {tensor.outliers or '':>8}"
-        )
+        row = f"{tensor.name:{width}}  {tensor.type:5}  {shape:>15}  {tensor.bytes:>12,}  {tensor.bits_per_weight:11.3f}"
+        print(f"{row}  {tensor.outliers or '':>8}")
     totals = _totals(summary)
     print()
     print(f"architecture       {summary.architecture}")

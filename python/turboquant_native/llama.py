@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import arguments, completion
+from . import arguments, batch, completion, embedding, hub
 from .cache import LlamaRAMCache, LlamaState
+from .chat_completion import ChatCompletion
 from .generation import DraftModel, Generation, Timings
 from .prefix_cache import PrefixCache, check_tokens, common_prefix
 from .sampling import Logits, LogitsProcessor, SamplingOptions, StoppingCriteriaList, TokenChooser, refuse_unsupported
@@ -94,6 +95,29 @@ class Llama:
         self._open(arguments.device(n_gpu_layers), n_ctx, n_batch, n_threads or 0, n_threads_batch or 0, main_gpu, use_mlock, precision)
         self.reset()
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        filename: str | None = None,
+        *,
+        bits: int = 4,
+        cache_dir: str | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> "Llama":
+        """Opens a model of the Hugging Face hub.
+
+        Args:
+            repo_id: "organisation/name".
+            filename: name or glob of the GGUF file to load. None: convert the repository's safetensors to `bits`, once, into the cache.
+            cache_dir, revision: as huggingface_hub has them.
+            **kwargs: the constructor's.
+        """
+        if filename is None:
+            return cls(hub.converted(repo_id, bits, cache_dir, revision), **kwargs)
+        return cls(hub.find_file(repo_id, filename, cache_dir=cache_dir, revision=revision), **kwargs)
+
     def _open(
         self, device: str, n_ctx: int, n_batch: int, n_threads: int, n_threads_batch: int, main_gpu: int, use_mlock: bool, precision: str
     ) -> None:
@@ -115,7 +139,7 @@ class Llama:
     def _log(self, message: str, *values: Any) -> None:
         logger.log(logging.INFO if self.verbose else logging.DEBUG, message, *values)
 
-    # --- life ---------------------------------------------------------------------------------------------------------------------------
+    # --- life ----------------------------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Frees the memory. A generation under way in another thread raises RuntimeError at its next token."""
@@ -137,7 +161,7 @@ class Llama:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    # --- what it is -----------------------------------------------------------------------------------------------------------------------
+    # --- what it is ----------------------------------------------------------------------------------------------------------------------
 
     def n_ctx(self) -> int:
         """Positions of the context."""
@@ -164,10 +188,10 @@ class Llama:
         ids = self.vocabulary.encode(b"\n")
         return ids[-1] if ids and self.vocabulary.piece(ids[-1]) == b"\n" else -1
 
-    # --- text and tokens ------------------------------------------------------------------------------------------------------------------
+    # --- text and tokens -----------------------------------------------------------------------------------------------------------------
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """Token ids of a UTF-8 text. add_bos: begin with BOS where the model uses one; special: control tokens' names become those tokens."""
+        """Token ids of a UTF-8 text. add_bos: begin with BOS where the model uses one; special: control tokens' names are those tokens."""
         return self.vocabulary.encode(text, add_bos, special)
 
     def detokenize(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:
@@ -183,7 +207,7 @@ class Llama:
         """The same, under the name that some callers use."""
         return LlamaTokenizer(self)
 
-    # --- one token at a time ---------------------------------------------------------------------------------------------------------------
+    # --- one token at a time -------------------------------------------------------------------------------------------------------------
 
     @property
     def n_tokens(self) -> int:
@@ -193,7 +217,7 @@ class Llama:
     @property
     def input_ids(self) -> NDArray[np.intc]:
         """Those tokens, (n_tokens,)."""
-        return self._cache.tokens.copy()
+        return np.array(self._cache.tokens)
 
     @property
     def logits(self) -> Logits:
@@ -315,7 +339,7 @@ class Llama:
         self._seed = seed
         self._sampler_seed = random.Random(self.next_seed(None))
 
-    # --- completions ------------------------------------------------------------------------------------------------------------------------
+    # --- completions ---------------------------------------------------------------------------------------------------------------------
 
     def create_completion(
         self,
@@ -383,6 +407,117 @@ class Llama:
 
     __call__ = create_completion
 
+    def create_chat_completion(
+        self,
+        messages: Sequence[dict[str, Any]],
+        functions: Any = None,
+        function_call: Any = None,
+        tools: Sequence[dict[str, Any]] | None = None,
+        tool_choice: Any = None,
+        temperature: float = 0.2,
+        top_p: float = 0.95,
+        top_k: int = 40,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        stream: bool = False,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        response_format: dict[str, Any] | None = None,
+        max_tokens: int | None = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        model: str | None = None,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        grammar: "LlamaGrammar | None" = None,
+        logit_bias: dict[Any, float] | None = None,
+        logprobs: bool | None = None,
+        top_logprobs: int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any] | Iterator[dict[str, Any]]:
+        """Answers a conversation through the model's chat template.
+
+        Args:
+            messages: [{"role": "system" | "user" | "assistant" | "tool", "content": text or text parts}, ...].
+            functions, function_call: OpenAI's old names, not supported: use tools.
+            tools: given to the template.
+            tool_choice: "none", "auto", or {"type": "function", "function": {"name": ...}}, which constrains the answer to that tool's
+                arguments and returns a tool call.
+            response_format: {"type": "text" | "json_object" | "json_schema", ...}; constrains the answer.
+            logprobs, top_logprobs: report log-probabilities, with so many alternatives a token.
+            The rest is `create_completion`'s.
+
+        Returns:
+            {"id", "object": "chat.completion", "created", "model", "usage",
+            "choices": [{"index", "message", "logprobs", "finish_reason"}]};
+            with stream an iterator of "chat.completion.chunk" dicts with "delta".
+
+        Raises TemplateError (a ValueError) when there is no usable template, and what `create_completion` raises.
+        """
+        if functions is not None or function_call is not None:
+            raise ValueError("functions and function_call are not supported; use tools and tool_choice")
+        if self.chat_handler is not None:
+            given = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "functions", "function_call")}
+            answer: dict[str, Any] | Iterator[dict[str, Any]] = self.chat_handler(llama=self, **given, **kwargs)
+            return answer
+        refuse_unsupported(**kwargs)
+        request = completion.CompletionRequest(
+            prompt="",
+            max_tokens=max_tokens,
+            sampling=SamplingOptions(temperature, top_k, top_p, min_p, typical_p, repeat_penalty, frequency_penalty, presence_penalty),
+            stop=stop,
+            logprobs=(top_logprobs or 0) if logprobs else None,
+            seed=seed,
+            logits_processor=logits_processor,
+            grammar=grammar,
+            logit_bias=logit_bias,
+        )
+        chat = ChatCompletion(self, messages, request, tools, tool_choice, response_format, model)
+        return chat.stream() if stream else chat.finish()
+
+    def create_chat_completion_openai_v1(self, *args: Any, **kwargs: Any) -> Any:
+        """`create_chat_completion` as objects of the `openai` package (ChatCompletion, or an iterator of ChatCompletionChunk)."""
+        try:
+            from openai.types.chat import ChatCompletion as Answer
+            from openai.types.chat import ChatCompletionChunk as Piece
+        except ImportError as error:
+            raise ImportError("create_chat_completion_openai_v1 needs the openai package: pip install openai") from error
+        answer = self.create_chat_completion(*args, **kwargs)
+        if isinstance(answer, dict):
+            return Answer.model_validate(answer)
+        return (Piece.model_validate(chunk) for chunk in answer)
+
+    def generate_batch(self, prompts: Sequence[str | Sequence[int]], *, n_slots: int = 8, **options: Any) -> list[dict[str, Any]]:
+        """Continues many prompts at once, `n_slots` of them running at any time.
+
+        Args:
+            prompts: texts or token ids. n_slots: sequences in one forward pass; each needs its own cache memory.
+            **options: max_tokens, temperature, top_k, ... as for `create_completion`, without stream and echo.
+
+        Returns completions in the order of the prompts; with temperature 0 each is what it would be alone.
+        """
+        requests = [completion.request(prompt, **options) for prompt in prompts]
+        return batch.generate(self, requests, n_slots)
+
+    # --- embeddings ----------------------------------------------------------------------------------------------------------------------
+
+    def create_embedding(self, input: str | Sequence[str], model: str | None = None) -> dict[str, Any]:
+        """Normalized embeddings: {"object": "list", "data": [{"object": "embedding", "embedding", "index"}], "model", "usage"}."""
+        return embedding.create(self, input, model)
+
+    def embed(self, input: str | Sequence[str], normalize: bool = False, truncate: bool = True, return_count: bool = False) -> Any:
+        """Embeddings as lists of n_embd floats, one a text (one a token with pooling NONE); ValueError for a text longer than n_ctx.
+
+        truncate: cut longer texts instead. return_count: return (embeddings, number of tokens).
+        """
+        texts = [input] if isinstance(input, str) else list(input)
+        tokens = [self.tokenize(text.encode(), special=True)[: self.n_ctx() if truncate else None] for text in texts]
+        vectors = [embedding.embed(self, ids, normalize).tolist() for ids in tokens]
+        result = vectors[0] if isinstance(input, str) else vectors
+        return (result, sum(map(len, tokens))) if return_count else result
+
+    # --- the cache of states -------------------------------------------------------------------------------------------------------------
+
     def _recall(self, prompt: NDArray[np.intc]) -> None:
         """Loads the state that shares most with a prompt, when the cache of states knows more than the engine's own."""
         states = self._cache_of_states
@@ -397,7 +532,7 @@ class Llama:
             self._cache_of_states[self.input_ids.tolist()] = self.save_state()
         self._log("%s", generation.timings)
 
-    # --- states -----------------------------------------------------------------------------------------------------------------------------
+    # --- states --------------------------------------------------------------------------------------------------------------------------
 
     def save_state(self) -> LlamaState:
         """The present moment: tokens, keys and values, logits."""

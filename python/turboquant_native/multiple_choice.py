@@ -48,7 +48,7 @@ def read(path: str | Path, limit: int | None = None) -> list[Question]:
 
     ValueError names the line that has neither form.
     """
-    questions = []
+    questions: list[Question] = []
     with open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip() and (limit is None or len(questions) < limit):

@@ -61,7 +61,13 @@ class SamplingOptions:
     penalty_last_n: int = 64
 
     def __post_init__(self) -> None:
-        for name, low, high in (("top_p", 0, 1), ("min_p", 0, 1), ("typical_p", 0, 1), ("frequency_penalty", -2, 2), ("presence_penalty", -2, 2)):
+        for name, low, high in (
+            ("top_p", 0, 1),
+            ("min_p", 0, 1),
+            ("typical_p", 0, 1),
+            ("frequency_penalty", -2, 2),
+            ("presence_penalty", -2, 2),
+        ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} must be in [{low}, {high}], got {value}")

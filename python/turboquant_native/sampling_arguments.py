@@ -7,7 +7,9 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser, temperature: float, max_tokens: int) -> None:
     """Model, engine and sampling arguments; the defaults that differ between commands are given."""
     parser.add_argument("model", help="model file")
-    parser.add_argument("-n", "--max-tokens", type=int, default=max_tokens, help="tokens to generate; -1: until the context is full (%(default)s)")
+    parser.add_argument(
+        "-n", "--max-tokens", type=int, default=max_tokens, help="tokens to generate; -1: until the context is full (%(default)s)"
+    )
     parser.add_argument("--ctx", type=int, default=2048, help="positions of the context; 0: the model's (%(default)s)")
     parser.add_argument("--threads", type=int, help="default: this process's cores")
     parser.add_argument("--gpu", action="store_true", help="run on a GPU")

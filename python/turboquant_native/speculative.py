@@ -33,7 +33,7 @@ class LlamaPromptLookupDecoding:
             found = np.flatnonzero((windows == input_ids[-size:]).all(axis=1))
             if found.size:
                 start = int(found[-1]) + size
-                return input_ids[start : start + self.num_pred_tokens].copy()
+                return np.array(input_ids[start : start + self.num_pred_tokens])
         return np.empty(0, np.intc)
 
 

@@ -1,0 +1,112 @@
+"""Chat templates: what they render, and what a hostile one cannot do."""
+
+import re
+import time
+from datetime import datetime
+
+import pytest
+
+from turboquant_native.chat_format import NAMED_FORMATS, TemplateError, choose_template, render
+
+MESSAGES = [{"role": "system", "content": "Be <brief> & kind."}, {"role": "user", "content": "Hi"}]
+
+
+def test_chatml():
+    assert render("chatml", MESSAGES) == (
+        "<|im_start|>system\nBe <brief> & kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_llama_3():
+    text = render("llama-3", MESSAGES[1:], bos_token="<|begin_of_text|>")
+    assert text == (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_gemma_calls_the_assistant_model():
+    turns = [*MESSAGES[1:], {"role": "assistant", "content": "Hello"}]
+    text = render("gemma", turns, bos_token="<bos>", add_generation_prompt=False)
+    assert text == "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello<end_of_turn>\n"
+
+
+def test_extensions_of_transformers():
+    template = (
+        "{% generation %}{{ tools | tojson }}{% endgeneration %}"
+        "{% for n in range(9) %}{% if n == 1 %}{% continue %}{% endif %}{% if n == 3 %}{% break %}{% endif %}{{ n }}{% endfor %}"
+        "{{ strftime_now('%Y') }}"
+    )
+    text = render(template, MESSAGES, tools=[{"name": "é<&>"}])
+    assert text == '[{"name": "é<&>"}]02' + str(datetime.now().year)
+
+
+def test_blocks_leave_no_lines():
+    assert render("{% for m in messages %}\n  {% if true %}\nx\n  {% endif %}\n{% endfor %}\n", MESSAGES) == "x\nx\n"
+
+
+def test_a_template_may_refuse():
+    with pytest.raises(TemplateError, match="roles must alternate"):
+        render("{{ raise_exception('roles must alternate') }}", MESSAGES)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if %}",
+        "{{ ().__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ messages.__init__.__globals__ }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ undefined_function() }}",
+        "{{ messages[0]['content'] + 1 }}",
+    ],
+)
+def test_broken_and_forbidden_templates_are_template_errors(template):
+    with pytest.raises(TemplateError):
+        render(template, MESSAGES)
+
+
+DOUBLING = "{%% set ns = namespace(s='aaaaaaaa') %%}{%% for i in range(60) %%}%s{%% endfor %%}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * (10 ** 9) }}",
+        "{{ 2 ** (10 ** 8) }}",
+        "{{ [messages] * (10 ** 8) }}",
+        "{{ 'a'.ljust(10 ** 12) }}",
+        "{{ 'a' | center(10 ** 12) }}",
+        "{{ 'a' | indent(10 ** 9) }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '%1000000000d' | format(1) }}",
+        "{{ '{:1000000000}'.format(1) }}",
+        "{{ range(10) | batch(10 ** 9, 'x') | list }}",
+        DOUBLING % "{% set ns.s = ns.s ~ ns.s %}",
+        DOUBLING % "{% set ns.s = ns.s + ns.s %}",
+        DOUBLING % "{% set ns.s = [ns.s, ns.s] | join %}",
+        DOUBLING % "{% set ns.s = ns.s | replace('a', 'aa') %}",
+        DOUBLING % "{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}",
+    ],
+)
+def test_a_hostile_template_is_stopped_early(template):
+    start = time.process_time()
+    with pytest.raises(TemplateError):
+        render(template, MESSAGES)
+    assert time.process_time() - start < 20  # unbounded, each of these needs hours or a terabyte
+
+
+def test_order_of_choice():
+    stored = {"tokenizer.chat_template": "{{ 'stored' }}"}
+    assert choose_template("gemma", stored, lambda _: True) == NAMED_FORMATS["gemma"]
+    assert choose_template("{{ 'given' }}", stored, lambda _: True) == "{{ 'given' }}"
+    assert choose_template(None, stored, lambda _: True) == "{{ 'stored' }}"
+    assert choose_template(None, {}, lambda text: text == "<start_of_turn>") == NAMED_FORMATS["gemma"]
+
+
+def test_without_any_template_the_error_names_the_choices():
+    with pytest.raises(TemplateError, match=re.escape("chatml, llama-3, gemma")):
+        choose_template(None, {}, lambda _: False)
+    with pytest.raises(TemplateError, match="unknown chat_format 'alpaca'"):
+        choose_template("alpaca", {}, lambda _: False)
