@@ -28,6 +28,7 @@ struct HostMatrix {
 class Matrix {
  public:
   virtual ~Matrix() = default;
+  std::string name;  // of the tensor; set by the loader
   int64_t n_out = 0, n_in = 0;
 };
 class Buffer {

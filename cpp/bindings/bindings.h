@@ -13,6 +13,7 @@ void bind_format(py::module_& m);  // layout constants, the scalar oracle
 void bind_quant(py::module_& m);   // encode, decode, rotate
 void bind_gguf(py::module_& m);    // GgufFile
 void bind_engine(py::module_& m);  // Model, Context, Sampler, backends
+void bind_layer_runner(py::module_& m);
 
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;  // conversion only where the caller asked for it: wrong dtypes are errors, see `require`

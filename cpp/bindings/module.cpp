@@ -43,4 +43,5 @@ PYBIND11_MODULE(_core, m) {
   bind_quant(m);
   bind_gguf(m);
   bind_engine(m);
+  bind_layer_runner(m);
 }

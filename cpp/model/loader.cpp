@@ -108,7 +108,9 @@ struct Loader {
                  n_out < 0 ? "(any, " + std::to_string(n_in) + ")" : shape_text({n_out, n_in}));
     model->parameters_ += host.n_out() * host.n_in();
     model->weight_bytes_ += int64_t(read_share * double(host_bytes(host)));
-    return backend().matrix(host);
+    MatrixPtr loaded = backend().matrix(host);
+    loaded->name = name;
+    return loaded;
   }
 
   static int64_t host_bytes(const HostMatrix& host) {

@@ -153,8 +153,10 @@ class LayerRunner:
         self, index: int, hidden: NDArray[np.float32], tap: Callable[[str, NDArray[np.float32]], None] | None = None
     ) -> NDArray[np.float32]:
         """A new array of hidden's shape. tap(site, x): x (rows, width), valid during the call only; sites as in layer_runner.h."""
-    def head(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(rows, n_embd) -> (rows, n_vocab)"""
+    def head(
+        self, hidden: NDArray[np.float32], tap: Callable[[str, NDArray[np.float32]], None] | None = None
+    ) -> NDArray[np.float32]:
+        """(rows, n_embd), before the output norm -> (rows, n_vocab); tap site "output"."""
 
 class Sampler:
     def __init__(
@@ -173,6 +175,9 @@ class Sampler:
     ) -> None: ...
     def sample(self, logits: NDArray[np.float32], history: Sequence[int] | NDArray[np.int32]) -> int: ...
     def reseed(self, seed: int) -> None: ...
+
+def architectures() -> list[str]:
+    """Values of general.architecture that Model can run."""
 
 def isa() -> str: ...
 def available_isas() -> list[str]: ...

@@ -1,0 +1,84 @@
+// LayerRunner: calibration's view of the engine.
+#include "bindings/bindings.h"
+#include "bindings/handles.h"
+#include "model/layer_runner.h"
+
+namespace tq::bindings {
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style>;
+using Tokens = py::array_t<int32_t, py::array::c_style>;
+
+struct RunnerHandle {
+  LayerRunner runner;
+  std::mutex mutex;
+  RunnerHandle(std::shared_ptr<Model> model, int64_t seq_len) : runner(std::move(model), seq_len) {}
+  template <class Body>
+  void use(Body&& body) {
+    py::gil_scoped_release release;
+    std::lock_guard lock(mutex);
+    body(runner);
+  }
+};
+
+// Hands rows to Python as an array that is valid during the call.
+Tap python_tap(const py::object& tap) {
+  if (tap.is_none()) return {};
+  return [&tap](const std::string& site, const float* x, int64_t rows, int64_t width) {
+    py::gil_scoped_acquire acquire;
+    const py::capsule not_owned(x, [](void*) {});
+    tap(site, py::array_t<float>({py::ssize_t(rows), py::ssize_t(width)}, x, not_owned));
+  };
+}
+
+void expect_last(const py::array& array, const char* name, py::ssize_t dims, int64_t last) {
+  if (array.ndim() == dims && array.shape(dims - 1) == last) return;
+  throw Error(Cause::invalid_argument,
+              std::string(name) + ": expected " + std::to_string(dims) + " dimensions, the last of " + std::to_string(last));
+}
+
+void set_matrix(RunnerHandle& h, const std::string& name, const std::optional<Floats>& w) {
+  const std::span<const float> values = w ? std::span<const float>(w->data(), size_t(w->size())) : std::span<const float>();
+  h.use([&](LayerRunner& runner) { runner.set_matrix(name, values); });
+}
+
+Floats embed(RunnerHandle& h, const Tokens& tokens) {
+  expect_last(tokens, "tokens", 2, h.runner.seq_len());
+  Floats hidden({tokens.shape(0), tokens.shape(1), py::ssize_t(h.runner.config().n_embd)});
+  const std::span<float> out(hidden.mutable_data(), size_t(hidden.size()));
+  h.use([&](LayerRunner& runner) { runner.embed({tokens.data(), size_t(tokens.size())}, out); });
+  return hidden;
+}
+
+Floats layer(RunnerHandle& h, int64_t index, const Floats& hidden, const py::object& tap) {
+  expect_last(hidden, "hidden", 3, h.runner.config().n_embd);
+  Floats result({hidden.shape(0), hidden.shape(1), hidden.shape(2)});
+  std::copy_n(hidden.data(), hidden.size(), result.mutable_data());
+  const std::span<float> out(result.mutable_data(), size_t(result.size()));
+  const Tap core_tap = python_tap(tap);
+  h.use([&](LayerRunner& runner) { runner.layer(index, out, core_tap); });
+  return result;
+}
+
+Floats head(RunnerHandle& h, const Floats& hidden, const py::object& tap) {
+  expect_last(hidden, "hidden", 2, h.runner.config().n_embd);
+  Floats logits({hidden.shape(0), py::ssize_t(h.runner.config().n_vocab)});
+  const std::span<float> out(logits.mutable_data(), size_t(logits.size()));
+  const Tap core_tap = python_tap(tap);
+  h.use([&](LayerRunner& runner) { runner.head({hidden.data(), size_t(hidden.size())}, out, core_tap); });
+  return logits;
+}
+
+}  // namespace
+
+void bind_layer_runner(py::module_& m) {
+  py::class_<RunnerHandle>(m, "LayerRunner", "The model one layer at a time; see _core.pyi.")
+      .def(py::init([](const ModelHandle& model, int64_t seq_len) { return std::make_unique<RunnerHandle>(model.get(), seq_len); }),
+           py::arg("model"), py::arg("seq_len"))
+      .def("set_matrix", &set_matrix, py::arg("name"), py::arg("w").noconvert())
+      .def("embed", &embed, py::arg("tokens").noconvert())
+      .def("layer", &layer, py::arg("index"), py::arg("hidden").noconvert(), py::arg("tap") = py::none())
+      .def("head", &head, py::arg("hidden").noconvert(), py::arg("tap") = py::none());
+}
+
+}  // namespace tq::bindings

@@ -1,0 +1,279 @@
+#include "model/layer_runner.h"
+
+#include <algorithm>
+#include <map>
+
+#include "backend/routing.h"
+#include "common/error.h"
+#include "model/graph.h"
+
+namespace tq {
+namespace {
+
+constexpr int64_t kPassRows = 512;  // windows shorter than this share a pass
+constexpr int64_t kLogitRows = 64;
+
+// "blk.3.attn_q.weight" -> "blk.3.attn_q"
+std::string site_of(const Matrix& m) { return m.name.substr(0, m.name.rfind(".weight")); }
+
+void check_size(const char* what, size_t size, size_t unit) {
+  if (unit == 0 || size % unit != 0)
+    throw Error(Cause::invalid_argument,
+                std::string(what) + ": " + std::to_string(size) + " values are no multiple of " + std::to_string(unit));
+}
+
+}  // namespace
+
+struct LayerRunner::Impl {
+  Impl(std::shared_ptr<Model> shared, int64_t seq) : model(std::move(shared)), c(model->config()), w(model->weights()), seq_len(seq) {
+    if (seq_len < 1 || seq_len > (1 << 20)) throw Error(Cause::invalid_argument, "seq_len: " + std::to_string(seq_len));
+    pass_rows = std::max<int64_t>(kPassRows / seq_len, 1) * seq_len;
+    for (int32_t r = 0; r < pass_rows; r++)
+      positions.push_back(int32_t(r % seq_len)), slots.push_back(int32_t(r / seq_len)), rows.push_back(r);
+    allocate();
+    name_matrices();
+  }
+
+  Backend& backend() const { return model->backend(); }
+
+  Plane plane(int64_t n_rows, int64_t width) {
+    buffers.push_back(backend().allocate(n_rows * width * int64_t(sizeof(float))));
+    return {buffers.back().get(), width};
+  }
+
+  void allocate() {
+    const int64_t q_width = int64_t(c.n_heads) * c.head_dim, kv_width = int64_t(c.n_kv_heads) * c.head_dim;
+    p.x = plane(pass_rows, c.n_embd);
+    p.q = plane(pass_rows, q_width), p.k = plane(pass_rows, kv_width), p.v = plane(pass_rows, kv_width), p.attn = plane(pass_rows, q_width);
+    if (c.n_experts == 0) p.gate = plane(pass_rows, c.n_ff), p.up = plane(pass_rows, c.n_ff);
+    if (c.post_norms) p.branch = plane(pass_rows, c.n_embd);
+    p.logits = plane(kLogitRows, c.n_vocab);
+    p.capacity = seq_len;
+    const int64_t cache_bytes = pass_rows * kv_width * int64_t(sizeof(uint16_t));  // layers run one at a time and share it
+    p.k_cache.assign(size_t(c.n_layers), backend().allocate(cache_bytes));
+    p.v_cache.assign(size_t(c.n_layers), backend().allocate(cache_bytes));
+  }
+
+  void name_matrices() {
+    const auto note = [&](MatrixPtr& m) {
+      if (m) places[m->name].push_back(&m);
+    };
+    note(w.embed), note(w.output);
+    for (Layer& l : w.layers) {
+      for (MatrixPtr* m :
+           {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.router, &l.shared_router, &l.shared_gate, &l.shared_up, &l.shared_down})
+        note(*m);
+      for (auto* experts : {&l.expert_gate, &l.expert_up, &l.expert_down})
+        for (MatrixPtr& m : *experts) note(m);
+    }
+    for (const auto& [name, all] : places) originals[name] = *all[0];
+  }
+
+  void set_matrix(const std::string& name, std::span<const float> values) {
+    const auto original = originals.find(name);
+    if (original == originals.end()) throw Error(Cause::invalid_argument, "the model has no matrix \"" + name + "\"");
+    MatrixPtr m = original->second;
+    if (values.empty()) {
+      replaced.erase(name);
+    } else {
+      if (values.size() != size_t(m->n_out) * size_t(m->n_in))
+        throw Error(Cause::invalid_argument, name + ": " + std::to_string(values.size()) + " values, expected (" +
+                                                 std::to_string(m->n_out) + ", " + std::to_string(m->n_in) + ")");
+      std::vector<float>& copy = replaced[name];
+      copy.assign(values.begin(), values.end());
+      HostMatrix host{.name = name, .packed = false, .tqn = {}, .dense = {kernels::DType::f32, m->n_out, m->n_in, copy.data()}};
+      m = backend().matrix(host);
+      m->name = name;
+    }
+    for (MatrixPtr* place : places[name]) *place = m;
+  }
+
+  Batch batch(int64_t n) const {
+    const auto first = [n](const std::vector<int32_t>& all) { return std::span<const int32_t>(all).first(size_t(n)); };
+    return {first(rows), first(positions), first(slots), {}};
+  }
+
+  void run(std::vector<Op> ops, const Batch& b) { backend().run(*backend().prepare(std::move(ops), int64_t(b.tokens.size())), b); }
+
+  void put(const Plane& to, const float* from, int64_t n) { backend().upload(*to.buffer, 0, from, n * to.width * int64_t(sizeof(float))); }
+  std::vector<float> get(const Plane& from, int64_t n) const {
+    std::vector<float> values(size_t(n * from.width));
+    backend().download(*from.buffer, 0, values.data(), n * from.width * int64_t(sizeof(float)));
+    return values;
+  }
+
+  // What the matrices of an operation see, in the original basis.
+  std::vector<float> input_rows(const LinearInput& in, int64_t n) const {
+    const kernels::Kernels& k = kernels::kernels();
+    std::vector<float> x = get(in.x, n), extra;
+    const int64_t width = in.x.width;
+    if (in.kind == LinearInput::rms_norm) {
+      extra.resize(size_t(width));
+      backend().download(*in.weight, 0, extra.data(), width * int64_t(sizeof(float)));
+      for (int64_t r = 0; r < n; r++) k.rms_norm(x.data() + r * width, extra.data(), width, in.eps, x.data() + r * width);
+    } else if (in.kind == LinearInput::gated) {
+      extra = get(in.up, n);
+      (in.activation == GatedActivation::silu ? k.silu_mul : k.gelu_mul)(x.data(), extra.data(), n * width, x.data());
+    }
+    return x;
+  }
+
+  void run_tapped(const Op& op, const Batch& b, const Tap& tap) {
+    const int64_t n = int64_t(b.tokens.size());
+    if (op.kind == Op::moe) return run_experts(op.moe_op, b, tap);
+    if (op.kind == Op::linear) tap(site_of(*op.linear_op.out[0].matrix), input_rows(op.linear_op.in, n).data(), n, op.linear_op.in.x.width);
+    run({op}, b);
+  }
+
+  // y = W x for rows of x, through the backend.
+  std::vector<float> product(Matrix* m, const std::vector<float>& x) {
+    const int64_t n = int64_t(x.size()) / m->n_in;
+    const BufferPtr in = backend().allocate(int64_t(x.size() * sizeof(float))),
+                    out = backend().allocate(n * m->n_out * int64_t(sizeof(float)));
+    Op op{.kind = Op::linear};
+    op.linear_op = {{.x = {in.get(), m->n_in}}, {{.matrix = m, .y = {out.get(), m->n_out}}}, false};
+    put({in.get(), m->n_in}, x.data(), n);
+    run({op}, batch(n));
+    return get({out.get(), m->n_out}, n);
+  }
+
+  // The mixture's operation taken apart, so that each expert's inputs can be seen.
+  void run_experts(const MoeOp& moe, const Batch& b, const Tap& tap) {
+    const int64_t n = int64_t(b.tokens.size()), width = moe.in.x.width;
+    const std::vector<float> x = input_rows(moe.in, n);
+    std::vector<float> y = get(moe.y, n);
+    tap(site_of(*moe.router), x.data(), n, width);
+    std::vector<float> logits = product(moe.router, x);
+    std::vector<int32_t> experts(size_t(n * moe.top_k));
+    std::vector<float> weights(experts.size());
+    for (int64_t r = 0; r < n; r++)
+      choose_experts(&logits[size_t(r * moe.router->n_out)], moe.router->n_out, moe.top_k, moe.normalize, &experts[size_t(r * moe.top_k)],
+                     &weights[size_t(r * moe.top_k)]);
+    for (size_t e = 0; e < moe.gate.size(); e++) {
+      std::vector<Assignment> assigned;
+      for (size_t i = 0; i < experts.size(); i++)
+        if (experts[i] == int32_t(e)) assigned.push_back({int64_t(i) / moe.top_k, weights[i] * moe.alpha});
+      run_expert({moe.gate[e], moe.up[e], moe.down[e]}, moe.activation, assigned, x, y, tap);
+    }
+    if (moe.shared_gate) run_shared(moe, x, y, tap);
+    put(moe.y, y.data(), n);
+  }
+
+  struct Assignment {
+    int64_t row;
+    float weight;
+  };
+  struct Expert {
+    Matrix *gate, *up, *down;
+  };
+
+  void run_shared(const MoeOp& moe, const std::vector<float>& x, std::vector<float>& y, const Tap& tap) {
+    std::vector<Assignment> all;
+    const std::vector<float> logits = moe.shared_router ? product(moe.shared_router, x) : std::vector<float>{};
+    for (int64_t r = 0; r < int64_t(x.size()) / moe.in.x.width; r++)
+      all.push_back({r, moe.alpha * (logits.empty() ? 1 : 1 / (1 + std::exp(-logits[size_t(r)])))});
+    run_expert({moe.shared_gate, moe.shared_up, moe.shared_down}, moe.activation, all, x, y, tap);
+  }
+
+  // y[row] += weight * expert(x[row]) for the rows assigned to it.
+  void run_expert(const Expert& e, GatedActivation activation, const std::vector<Assignment>& assigned, const std::vector<float>& x,
+                  std::vector<float>& y, const Tap& tap) {
+    if (assigned.empty()) return;
+    const kernels::Kernels& k = kernels::kernels();
+    const int64_t n = int64_t(assigned.size()), n_in = e.gate->n_in, n_out = e.down->n_out;
+    std::vector<float> mine;
+    for (const Assignment& a : assigned) mine.insert(mine.end(), x.begin() + a.row * n_in, x.begin() + (a.row + 1) * n_in);
+    tap(site_of(*e.gate), mine.data(), n, n_in);
+    std::vector<float> hidden = product(e.gate, mine);
+    const std::vector<float> up = product(e.up, mine);
+    (activation == GatedActivation::silu ? k.silu_mul : k.gelu_mul)(hidden.data(), up.data(), int64_t(hidden.size()), hidden.data());
+    tap(site_of(*e.down), hidden.data(), n, e.down->n_in);
+    const std::vector<float> out = product(e.down, hidden);
+    for (int64_t i = 0; i < n; i++)
+      k.add_scaled(&y[size_t(assigned[size_t(i)].row * n_out)], &out[size_t(i * n_out)], assigned[size_t(i)].weight, n_out);
+  }
+
+  void layer(int64_t index, std::span<float> hidden, const Tap& tap) {
+    std::vector<Op> ops;
+    add_layer(ops, c, w, p, index);
+    for (int64_t at = 0, total = int64_t(hidden.size()) / c.n_embd; at < total; at += pass_rows) {
+      const int64_t n = std::min(pass_rows, total - at);
+      put(p.x, &hidden[size_t(at * c.n_embd)], n);
+      if (!tap)
+        run(ops, batch(n));
+      else
+        for (const Op& op : ops) run_tapped(op, batch(n), tap);
+      backend().download(*p.x.buffer, 0, &hidden[size_t(at * c.n_embd)], n * c.n_embd * int64_t(sizeof(float)));
+    }
+  }
+
+  void embed(std::span<const int32_t> tokens, std::span<float> hidden) {
+    for (const int32_t token : tokens)
+      if (token < 0 || token >= c.n_vocab)
+        throw Error(Cause::invalid_argument, "token " + std::to_string(token) + " is not in 0 .. " + std::to_string(c.n_vocab - 1));
+    std::vector<Op> ops;
+    add_embedding(ops, c, w, p);
+    for (int64_t at = 0, total = int64_t(tokens.size()); at < total; at += pass_rows) {
+      const int64_t n = std::min(pass_rows, total - at);
+      Batch b = batch(n);
+      b.tokens = tokens.subspan(size_t(at), size_t(n));
+      run(ops, b);
+      backend().download(*p.x.buffer, 0, &hidden[size_t(at * c.n_embd)], n * c.n_embd * int64_t(sizeof(float)));
+    }
+  }
+
+  void head(std::span<const float> hidden, std::span<float> logits, const Tap& tap) {
+    std::vector<Op> ops;
+    add_output(ops, c, w, p);
+    const int64_t most = std::min(kLogitRows, pass_rows);
+    for (int64_t at = 0, total = int64_t(hidden.size()) / c.n_embd; at < total; at += most) {
+      const int64_t n = std::min(most, total - at);
+      put(p.x, &hidden[size_t(at * c.n_embd)], n);
+      if (tap) tap("output", input_rows(ops[0].linear_op.in, n).data(), n, c.n_embd);
+      Batch b = batch(n);
+      b.output_rows = b.tokens;
+      run(ops, b);
+      backend().download(*p.logits.buffer, 0, &logits[size_t(at * c.n_vocab)], n * c.n_vocab * int64_t(sizeof(float)));
+    }
+  }
+
+  std::shared_ptr<Model> model;
+  const Config& c;
+  Weights w;  // the model's, or replaced
+  int64_t seq_len, pass_rows = 0;
+  std::vector<int32_t> rows, positions, slots;  // of a full pass; rows 0, 1, ... stand in for tokens where none are read
+  Planes p;
+  std::vector<BufferPtr> buffers;
+  std::map<std::string, std::vector<MatrixPtr*>> places;  // where a matrix stands in w: twice when embedding and output are tied
+  std::map<std::string, MatrixPtr> originals;
+  std::map<std::string, std::vector<float>> replaced;
+};
+
+LayerRunner::LayerRunner(std::shared_ptr<Model> model, int64_t seq_len) : impl_(std::make_unique<Impl>(std::move(model), seq_len)) {}
+LayerRunner::~LayerRunner() = default;
+int64_t LayerRunner::seq_len() const { return impl_->seq_len; }
+const Config& LayerRunner::config() const { return impl_->c; }
+void LayerRunner::set_matrix(const std::string& name, std::span<const float> w) { impl_->set_matrix(name, w); }
+
+void LayerRunner::embed(std::span<const int32_t> tokens, std::span<float> hidden) {
+  check_size("tokens", tokens.size(), size_t(impl_->seq_len));
+  if (hidden.size() != tokens.size() * size_t(impl_->c.n_embd))
+    throw Error(Cause::invalid_argument, "hidden: room for " + std::to_string(hidden.size()) + " values");
+  impl_->embed(tokens, hidden);
+}
+
+void LayerRunner::layer(int64_t index, std::span<float> hidden, const Tap& tap) {
+  if (index < 0 || index >= impl_->c.n_layers)
+    throw Error(Cause::invalid_argument, "layer " + std::to_string(index) + " is not in 0 .. " + std::to_string(impl_->c.n_layers - 1));
+  check_size("hidden", hidden.size(), size_t(impl_->seq_len * impl_->c.n_embd));
+  impl_->layer(index, hidden, tap);
+}
+
+void LayerRunner::head(std::span<const float> hidden, std::span<float> logits, const Tap& tap) {
+  check_size("hidden", hidden.size(), size_t(impl_->c.n_embd));
+  if (logits.size() / size_t(impl_->c.n_vocab) != hidden.size() / size_t(impl_->c.n_embd))
+    throw Error(Cause::invalid_argument, "logits: room for " + std::to_string(logits.size()) + " values");
+  impl_->head(hidden, logits, tap);
+}
+
+}  // namespace tq
