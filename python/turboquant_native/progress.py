@@ -47,6 +47,8 @@ class Progress:
 
     def advance_to(self, done: int) -> None:
         """`done` weights are finished, of the total."""
+        if done == self._done:
+            return
         self._bar.update(done - self._done)
         self._done = done
         now = time.monotonic()

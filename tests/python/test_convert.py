@@ -13,8 +13,8 @@ import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_models import LLAMA, gguf_tokenizer_keys, llama_tensors, save_llama, train_bpe, write_gguf
 
+from tiny_models import LLAMA, gguf_tokenizer_keys, llama_tensors, save_llama, train_bpe, write_gguf
 from turboquant_native import conversion, convert_hf_to_tq
 from turboquant_native._core import GgufFile
 from turboquant_native.conversion import Options, make_plan, write_model
@@ -43,7 +43,7 @@ def leftovers(folder: Path, *known: str) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name not in known)
 
 
-# --- what a conversion makes ---------------------------------------------------------------------------------------------------------------
+# --- what a conversion makes
 
 
 def test_unquantized_file_holds_the_weights(model: Path, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_half_types_round_to_nearest(model: Path, tmp_path: Path, outtype: str, 
     file = GgufFile(str(tmp_path / "out.gguf"))
     w = load_file(model / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
     error = np.abs(file.dequantize("blk.0.ffn_up.weight") - w)
-    assert 0 < error.max() and (error <= bound * np.abs(w) + 2.0**-25).all()  # 2^-25: half of float16's smallest step
+    assert error.max() > 0 and (error <= bound * np.abs(w) + 2.0**-25).all()  # 2^-25: half of float16's smallest step
     assert file.data("blk.0.ffn_norm.weight").dtype == np.float32
 
 
@@ -151,13 +151,19 @@ def test_metadata_and_tokenizer_of_a_folder(model: Path, tmp_path: Path) -> None
 
 
 def test_llama3_rope_factors(tmp_path: Path) -> None:
-    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
     source = open_source(str(save_llama(tmp_path / "model", {**LLAMA, "rope_scaling": scaling})))
     factors = source.read("rope_freqs.weight")
     assert factors.shape == (6,) and factors[0] == 1 and factors[-1] == 8 and (np.diff(factors) >= 0).all()
 
 
-# --- the plan ------------------------------------------------------------------------------------------------------------------------------
+# --- the plan
 
 
 def test_widths_of_a_plan(model: Path) -> None:
@@ -192,7 +198,7 @@ def test_odd_width_stays_f16_with_a_note(tmp_path: Path, capsys: pytest.CaptureF
     assert "TQN4" in lines["blk.0.ffn_up.weight"]
 
 
-# --- the hub -------------------------------------------------------------------------------------------------------------------------------
+# --- the hub
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
@@ -245,7 +251,12 @@ def hub(model: Path) -> Any:
 
 def convert_from_hub(endpoint: str, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: huggingface_hub reads its settings when it is imported."""
-    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    environment = os.environ | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
     command = [sys.executable, "-m", "turboquant_native.convert_hf_to_tq", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
@@ -264,7 +275,7 @@ def test_hub_id_that_does_not_exist(hub: str, tmp_path: Path) -> None:
     assert not (tmp_path / "hub.gguf").exists()
 
 
-# --- errors --------------------------------------------------------------------------------------------------------------------------------
+# --- errors
 
 
 def set_config(model: Path, **entries: Any) -> None:

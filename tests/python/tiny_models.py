@@ -1,4 +1,4 @@
-"""Tiny models for tests: Hugging Face folders written without torch, and GGUF files in llama.cpp's conventions made from any such folder."""
+"""Tiny models: Hugging Face folders written without torch, and GGUF files in llama.cpp's conventions made of any such folder."""
 
 import json
 from pathlib import Path
@@ -82,7 +82,7 @@ def save_llama(folder: Path, config: dict[str, Any] = LLAMA, tensors: dict[str, 
     return folder
 
 
-# --- GGUF in llama.cpp's conventions, written here independently of the converter ----------------------------------------------------------
+# --- GGUF in llama.cpp's conventions, written here independently of the converter
 
 
 def _neighbours(n_rows: int, n_heads: int) -> np.ndarray:
