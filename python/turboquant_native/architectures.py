@@ -459,7 +459,8 @@ def tensor_shapes(architecture: Architecture, hp: Hyperparameters) -> tuple[dict
 def permute_heads(w: NDArray[Any], n_heads: int) -> NDArray[Any]:
     """Rows of q or k (weight or bias) from Hugging Face's order (halves of a head rotate together) to llama.cpp's (neighbours do)."""
     half = w.shape[0] // n_heads // 2
-    return w.reshape(n_heads, 2, half, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+    permuted: NDArray[Any] = w.reshape(n_heads, 2, half, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+    return permuted
 
 
 def rope_tensors(config: Config, hp: Hyperparameters) -> dict[str, NDArray[np.float32]]:
@@ -479,4 +480,4 @@ def _llama3_factors(rope: dict[str, Any], hp: Hyperparameters) -> NDArray[np.flo
     turns = rope["original_max_position_embeddings"] * frequencies / (2 * np.pi)
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
     smooth = np.clip((turns - low) / (high - low), 0, 1)
-    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+    return np.asarray(1 / ((1 - smooth) / factor + smooth), np.float32)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from . import _core
 from .container import ContainerWriter, Outliers
 
-BLOCK = _core.TILE_COLS  # columns that are rounded together
 MAX_INPUTS = 65536
 _FP16_MAX = 65504.0
 
@@ -114,19 +113,6 @@ def rotate_hessian(hessian: NDArray[np.float32], seed: int, threads: int = 0) ->
     return _core.rotate_rows(np.ascontiguousarray(half.T), seed, threads=threads)
 
 
-def error_feedback(hessian: NDArray[np.float32], damping: float) -> NDArray[np.float32]:
-    """U, strictly block upper, of H = (U + I) D (U + I)^T: how the errors of a block of columns are carried into the later ones (LDLQ)."""
-    n = hessian.shape[0]
-    h = hessian.astype(np.float64)
-    h[np.diag_indices(n)] += damping * np.mean(np.diag(h)) or 1.0
-    lower = np.linalg.cholesky(h[::-1, ::-1])
-    for start in range(0, n, BLOCK):
-        block = slice(start, start + BLOCK)
-        lower[:, block] = lower[:, block] @ np.linalg.inv(lower[block, block])
-        lower[block, block] = 0
-    return np.ascontiguousarray(lower[::-1, ::-1], dtype=np.float32)
-
-
 def quantize_matrix(
     w: NDArray[np.float32],
     spec: MatrixSpec,
@@ -149,7 +135,8 @@ def quantize_matrix(
     rotated = rest if spec.seed is None else _core.rotate_rows(rest, spec.seed, threads=threads)
     feedback = None
     if hessian is not None:
-        feedback = error_feedback(hessian if spec.seed is None else rotate_hessian(hessian, spec.seed, threads), spec.damping)
+        rotated_hessian = hessian if spec.seed is None else rotate_hessian(hessian, spec.seed, threads)
+        feedback = _core.feedback(rotated_hessian, spec.damping, threads)
     options: dict[str, Any] = {"codebook": spec.codebook, "feedback": feedback, "threads": threads, "progress": progress}
     packed = _core.encode(rotated, spec.bits, **options)
     error = packed.squared_error + _outlier_error(w, outliers)

@@ -8,11 +8,11 @@ import pytest
 from tiny_models import LLAMA, save_llama
 from turboquant_native import _core, convert_hf_to_tq
 from turboquant_native.conversion import Options, make_plan, write_model
-from turboquant_native.quantize import MatrixSpec, error_feedback, input_site, quantize_matrix, rotation_seed, take_outliers
+from turboquant_native.quantize import MatrixSpec, input_site, quantize_matrix, rotation_seed, take_outliers
 from turboquant_native.sources import open_source
 
 # Mean squared error of the formats on N(0, 1) (docs/format.md); a few per cent more on small matrices, whose tails vary.
-DISTORTION = {1: 0.2765, 2: 0.0702, 3: 0.0184, 4: 0.0054, 6: 0.0010}
+DISTORTION = {1: 0.2765, 2: 0.0702, 3: 0.0184, 4: 0.0054, 6: 0.00066}
 
 
 def random_matrix(n_out: int, n_in: int, seed: int = 0) -> np.ndarray:
@@ -67,18 +67,6 @@ def test_sites_and_seeds() -> None:
     names = ("blk.3.attn_q", "blk.3.attn_output", "blk.3.ffn_gate", "blk.3.ffn_down", "blk.4.attn_q", "token_embd", "output")
     assert len({rotation_seed(f"{name}.weight") for name in names}) == len(names)
     assert rotation_seed("blk.3.attn_q.weight", seed=1) != rotation_seed("blk.3.attn_q.weight")
-
-
-def test_error_feedback_factors_the_hessian() -> None:
-    x = random_matrix(200, 24)
-    h = (x.T @ x / 200).astype(np.float32)
-    u = error_feedback(h, damping=0.0).astype(np.float64)
-    blocks = np.arange(24) // _core.TILE_COLS
-    assert (u[blocks[:, None] >= blocks[None, :]] == 0).all()
-    factor = np.linalg.inv(u + np.eye(24))
-    d = factor @ h @ factor.T
-    off = blocks[:, None] != blocks[None, :]
-    assert np.abs(d[off]).max() < 1e-4 * np.abs(d).max()
 
 
 def test_error_feedback_lowers_the_loss() -> None:
