@@ -78,7 +78,8 @@ struct AttentionOp {
   RopeTable rope{};         // inv_freq null: no rope
   kernels::AttentionShape shape{};
   int64_t window = 0;       // 0: all
-  Buffer *k_cache = nullptr, *v_cache = nullptr;  // float16 (slots, n_kv_heads, capacity, head_dim)
+  Buffer *k_cache = nullptr, *v_cache = nullptr;  // (slots, n_kv_heads, capacity, head_dim)
+  bool cache_f32 = false;                         // float32 instead of float16: where Backend::has_f32_cache
   int64_t capacity = 0;
 };
 struct SoftCapOp { Plane x{}; float cap = 0; };  // the logits: the first output_rows.size() rows of x
@@ -138,6 +139,7 @@ class Backend {
   virtual std::unique_ptr<Program> prepare(std::vector<Op> ops, int64_t max_rows) = 0;
   virtual void run(Program& program, const Batch& batch) = 0;  // results are complete on return for download()
   virtual void set_threads(int decode, int prompt) { (void)decode, (void)prompt; }
+  virtual bool has_f32_cache() const { return false; }
   virtual int64_t memory_bytes() const = 0;  // what this backend holds beyond the mapped file
 };
 

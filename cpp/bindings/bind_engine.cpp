@@ -17,6 +17,13 @@ Precision parse_precision(const std::string& name) {
   throw Error(Cause::invalid_argument, "precision: \"" + name + "\" is not \"int8\" or \"f32\"");
 }
 
+CacheType parse_cache(const std::string& name) {
+  if (name == "auto") return CacheType::automatic;
+  if (name == "f16") return CacheType::f16;
+  if (name == "f32") return CacheType::f32;
+  throw Error(Cause::invalid_argument, "cache: \"" + name + "\" is not \"auto\", \"f16\" or \"f32\"");
+}
+
 std::unique_ptr<ModelHandle> open_model(const std::string& path, const std::string& device, int threads, const std::string& precision,
                                         bool lock_memory, int main_device) {
   ModelOptions options;
@@ -168,14 +175,16 @@ void bind_model(py::module_& m) {
 }
 
 void bind_context(py::module_& m) {
-  const auto make = [](const ModelHandle& model, int64_t n_ctx, int64_t n_slots, int64_t n_batch) {
+  const auto make = [](const ModelHandle& model, int64_t n_ctx, int64_t n_slots, int64_t n_batch, const std::string& cache) {
     std::shared_ptr<Model> shared = model.get();
+    const ContextOptions options{n_ctx, n_slots, n_batch, parse_cache(cache)};
     py::gil_scoped_release release;
-    return std::make_unique<ContextHandle>(std::make_unique<Context>(std::move(shared), ContextOptions{n_ctx, n_slots, n_batch}));
+    return std::make_unique<ContextHandle>(std::make_unique<Context>(std::move(shared), options));
   };
   py::arg tokens("tokens"), positions("positions"), slots("slots"), output_rows("output_rows");
   py::class_<ContextHandle>(m, "Context", "The memory of running sequences; see _core.pyi.")
-      .def(py::init(make), py::arg("model"), py::kw_only(), py::arg("n_ctx") = 0, py::arg("n_slots") = 1, py::arg("n_batch") = 512)
+      .def(py::init(make), py::arg("model"), py::kw_only(), py::arg("n_ctx") = 0, py::arg("n_slots") = 1, py::arg("n_batch") = 512,
+           py::arg("cache") = "auto")
       .def_readonly("n_ctx", &ContextHandle::n_ctx)
       .def_readonly("n_slots", &ContextHandle::n_slots)
       .def_readonly("n_batch", &ContextHandle::n_batch)

@@ -77,6 +77,7 @@ struct Kernels {
   // One query head over cached positions [first, last) by blocks with an online softmax. q: (head_dim); k, v: float16 rows of head_dim, `stride`
   // elements apart. state: max, sum and unnormalized out (head_dim) so that ranges can be split over threads and merged by attention_merge.
   void (*attention)(const AttentionShape& shape, const float* q, const uint16_t* k, const uint16_t* v, int64_t stride, int64_t first, int64_t last, float* max, float* sum, float* out);
+  void (*attention_f32)(const AttentionShape& shape, const float* q, const float* k, const float* v, int64_t stride, int64_t first, int64_t last, float* max, float* sum, float* out);  // the same over a float32 cache
 };
 
 const Kernels& kernels();                        // the best for this machine, or TQ_ISA; throws Error(invalid_argument) for an unknown or unusable TQ_ISA

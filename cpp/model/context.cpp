@@ -14,7 +14,7 @@ constexpr int64_t kMaxCacheElements = int64_t(1) << 44;
 // What save() writes before the cache planes.
 struct StateHeader {
   char magic[8] = {'T', 'Q', 'S', 'T', 'A', 'T', 'E', '1'};
-  int64_t n_layers = 0, n_kv_heads = 0, head_dim = 0, positions = 0;
+  int64_t n_layers = 0, n_kv_heads = 0, head_dim = 0, positions = 0, element_bytes = 0;
 };
 
 [[noreturn]] void invalid(const std::string& what) { throw Error(Cause::invalid_argument, what); }
@@ -49,11 +49,11 @@ struct Context::Impl {
   }
 
   void allocate_cache() {
-    p.capacity = options.n_ctx;
+    p.capacity = options.n_ctx, p.cache_f32 = use_f32_cache(model, options.cache);
     const int64_t elements = options.n_slots * c.n_kv_heads * p.capacity * c.head_dim;
     for (int64_t layer = 0; layer < c.n_layers; layer++) {
-      p.k_cache.push_back(model.backend().allocate(elements * int64_t(sizeof(uint16_t))));
-      p.v_cache.push_back(model.backend().allocate(elements * int64_t(sizeof(uint16_t))));
+      p.k_cache.push_back(model.backend().allocate(p.cache_bytes(elements)));
+      p.v_cache.push_back(model.backend().allocate(p.cache_bytes(elements)));
       bytes += p.k_cache.back()->bytes + p.v_cache.back()->bytes;
     }
   }
@@ -133,14 +133,14 @@ struct Context::Impl {
   // Calls body(cache buffer, byte offset, bytes) for every contiguous piece of a slot's first n positions, in the order of a saved state.
   template <class Body>
   void for_pieces(int64_t slot, int64_t n, Body&& body) const {
-    const int64_t row = c.head_dim * int64_t(sizeof(uint16_t));
+    const int64_t row = p.cache_bytes(c.head_dim);
     for (int64_t layer = 0; layer < c.n_layers; layer++)
       for (const BufferPtr& cache : {p.k_cache[size_t(layer)], p.v_cache[size_t(layer)]})
         for (int64_t head = 0; head < c.n_kv_heads; head++) body(*cache, (slot * c.n_kv_heads + head) * p.capacity * row, n * row);
   }
 
   int64_t state_bytes(int64_t n) const {
-    return int64_t(sizeof(StateHeader)) + 2 * c.n_layers * c.n_kv_heads * n * c.head_dim * int64_t(sizeof(uint16_t));
+    return int64_t(sizeof(StateHeader)) + p.cache_bytes(2 * c.n_layers * c.n_kv_heads * n * c.head_dim);
   }
 
   void check_filled(int64_t slot, int64_t n) const {
@@ -203,6 +203,7 @@ std::vector<uint8_t> Context::save(int64_t slot, int64_t n) const {
   const Config& c = model_->config();
   StateHeader header;
   header.n_layers = c.n_layers, header.n_kv_heads = c.n_kv_heads, header.head_dim = c.head_dim, header.positions = n;
+  header.element_bytes = impl_->p.cache_bytes(1);
   std::vector<uint8_t> state(size_t(impl_->state_bytes(n)));
   std::memcpy(state.data(), &header, sizeof header);
   uint8_t* at = state.data() + sizeof header;
@@ -224,6 +225,7 @@ void Context::load(int64_t slot, std::span<const uint8_t> state) {
   if (std::memcmp(header.magic, expected.magic, sizeof header.magic) != 0) throw Error(Cause::bad_file, "state: not a saved state");
   if (header.n_layers != c.n_layers || header.n_kv_heads != c.n_kv_heads || header.head_dim != c.head_dim)
     throw Error(Cause::bad_file, "state: it belongs to another model");
+  if (header.element_bytes != impl_->p.cache_bytes(1)) throw Error(Cause::bad_file, "state: its cache has another type");
   if (header.positions < 0 || header.positions > options_.n_ctx)
     throw Error(Cause::bad_file,
                 "state: " + std::to_string(header.positions) + " positions do not fit n_ctx " + std::to_string(options_.n_ctx));
@@ -244,8 +246,7 @@ void Context::copy_slot(int64_t from, int64_t to, int64_t n) {
   if (to < 0 || to >= options_.n_slots) invalid(of_range("slot", to, options_.n_slots));
   if (from == to) return;
   std::vector<uint8_t> piece;
-  const int64_t distance =
-      (to - from) * model_->config().n_kv_heads * options_.n_ctx * model_->config().head_dim * int64_t(sizeof(uint16_t));
+  const int64_t distance = impl_->p.cache_bytes((to - from) * model_->config().n_kv_heads * options_.n_ctx * model_->config().head_dim);
   impl_->for_pieces(from, n, [&](Buffer& cache, int64_t offset, int64_t bytes) {
     piece.resize(size_t(bytes));
     model_->backend().download(cache, offset, piece.data(), bytes);

@@ -1,5 +1,7 @@
 #include "model/graph.h"
 
+#include "common/error.h"
+
 namespace tq {
 namespace {
 
@@ -49,7 +51,7 @@ AttentionOp attention_op(const Config& c, const Weights& w, const Planes& p, int
   op.shape = {c.n_heads, c.n_kv_heads, c.head_dim, c.attention_scale, c.attention_soft_cap};
   op.window = windowed ? c.window : 0;
   op.k_cache = p.k_cache[size_t(layer)].get(), op.v_cache = p.v_cache[size_t(layer)].get();
-  op.capacity = p.capacity;
+  op.capacity = p.capacity, op.cache_f32 = p.cache_f32;
   return op;
 }
 
@@ -87,6 +89,12 @@ void add_feed_forward(std::vector<Op>& ops, const Config& c, const Layer& l, con
 }
 
 }  // namespace
+
+bool use_f32_cache(const Model& model, CacheType type) {
+  const bool can = model.backend().has_f32_cache();
+  if (type == CacheType::f32 && !can) throw Error(Cause::unsupported, "a float32 cache on " + model.backend().name());
+  return type == CacheType::f32 || (type == CacheType::automatic && can && model.precision() == Precision::f32);
+}
 
 void add_embedding(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p) {
   Op op{.kind = Op::embed};

@@ -6,7 +6,7 @@
 
 namespace tq {
 
-// Where a running model keeps its activations, (rows, width) each, and its cache: float16 (slots, n_kv_heads, capacity, head_dim) a layer.
+// Where a running model keeps its activations, (rows, width) each, and its cache: (slots, n_kv_heads, capacity, head_dim) a layer.
 struct Planes {
   Plane x;              // the residual stream (n_embd)
   Plane q, k, v, attn;  // (n_heads or n_kv_heads) * head_dim
@@ -16,7 +16,11 @@ struct Planes {
   Plane logits;         // (n_vocab)
   std::vector<BufferPtr> k_cache, v_cache;
   int64_t capacity = 0;
+  bool cache_f32 = false;  // else float16
+  int64_t cache_bytes(int64_t elements) const { return elements * int64_t(cache_f32 ? sizeof(float) : sizeof(uint16_t)); }
 };
+
+bool use_f32_cache(const Model& model, CacheType type);  // throws unsupported where the backend cannot
 
 void add_embedding(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p);
 void add_layer(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p, int64_t layer);

@@ -49,7 +49,8 @@ struct LayerRunner::Impl {
     if (c.post_norms) p.branch = plane(pass_rows, c.n_embd);
     p.logits = plane(kLogitRows, c.n_vocab);
     p.capacity = seq_len;
-    const int64_t cache_bytes = pass_rows * kv_width * int64_t(sizeof(uint16_t));  // layers run one at a time and share it
+    p.cache_f32 = use_f32_cache(*model, CacheType::automatic);
+    const int64_t cache_bytes = p.cache_bytes(pass_rows * kv_width);  // layers run one at a time and share it
     p.k_cache.assign(size_t(c.n_layers), backend().allocate(cache_bytes));
     p.v_cache.assign(size_t(c.n_layers), backend().allocate(cache_bytes));
   }

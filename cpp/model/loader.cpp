@@ -52,6 +52,7 @@ struct Loader {
     model->packed_ = std::make_unique<gguf::TqnTensors>(model->file_);
     c = read_config(file());
     model->backend_ = make_backend(options);
+    model->precision_ = options.backend.precision;
     if (options.lock_memory && !file().lock())
       throw Error(Cause::out_of_memory, path + ": the system refuses to lock " + std::to_string(file().size()) + " bytes");
     file().prefetch();

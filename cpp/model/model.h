@@ -69,6 +69,7 @@ class Model {
   const Weights& weights() const { return weights_; }
   const gguf::File& file() const { return *file_; }
   std::shared_ptr<const gguf::File> shared_file() const { return file_; }
+  Precision precision() const { return precision_; }
   Backend& backend() const { return *backend_; }
   int64_t parameters() const { return parameters_; }      // elements of all matrices and vectors
   int64_t weight_bytes() const { return weight_bytes_; }  // bytes that one decoded token must read: all but the embedding's unused rows
@@ -79,14 +80,18 @@ class Model {
   std::unique_ptr<Backend> backend_;
   Config config_;
   Weights weights_;
+  Precision precision_ = Precision::int8;
   int64_t parameters_ = 0, weight_bytes_ = 0;
   friend struct Loader;
 };
 
+enum class CacheType : uint8_t { automatic, f16, f32 };  // automatic: float32 on the float path where the backend can, else float16
+
 struct ContextOptions {
   int64_t n_ctx = 0;    // positions per slot; 0: the model's
   int64_t n_slots = 1;  // independent sequences
-  int64_t n_batch = 512;  // rows of one forward pass; longer inputs are cut
+  int64_t n_batch = 512;  // most rows of one forward pass
+  CacheType cache = CacheType::automatic;
 };
 
 // The memory of running sequences: KV cache, activations and the prepared program. One forward pass at a time.

@@ -119,7 +119,8 @@ class Model:
     def close(self) -> None: ...
 
 class Context:
-    def __init__(self, model: Model, *, n_ctx: int = 0, n_slots: int = 1, n_batch: int = 512) -> None: ...
+    def __init__(self, model: Model, *, n_ctx: int = 0, n_slots: int = 1, n_batch: int = 512, cache: str = "auto") -> None:
+        """n_ctx: positions a slot, 0: the model's. cache: "f16", "f32" or "auto" (f32 where precision is "f32" and the device can)."""
     n_ctx: int
     n_slots: int
     n_batch: int

@@ -63,6 +63,13 @@ class AttentionStep final : public Step {
                                                       op_.rope.dims);
   }
 
+  void put(const Worker& w, const float* x, Buffer* cache, int64_t at) const {
+    if (op_.cache_f32)
+      std::copy_n(x, op_.shape.head_dim, data(cache) + at);
+    else
+      w.k.to_f16(x, op_.shape.head_dim, data<uint16_t>(cache) + at);
+  }
+
   // Each item is one head of q, or one head of k and v together.
   void store(const Worker& w) const {
     const int64_t n_heads = op_.shape.n_heads, n_kv = op_.shape.n_kv_heads, dim = op_.shape.head_dim;
@@ -76,8 +83,8 @@ class AttentionStep final : public Step {
       const int64_t kv_head = head - n_heads, at = cache_offset(w, r, kv_head) + w.batch.positions[r] * dim;
       float* k = row(op_.k, r) + kv_head * dim;
       rope(w, r, k);
-      w.k.to_f16(k, dim, data<uint16_t>(op_.k_cache) + at);
-      w.k.to_f16(row(op_.v, r) + kv_head * dim, dim, data<uint16_t>(op_.v_cache) + at);
+      put(w, k, op_.k_cache, at);
+      put(w, row(op_.v, r) + kv_head * dim, op_.v_cache, at);
     }
   }
 
@@ -101,14 +108,17 @@ class AttentionStep final : public Step {
     const Range all = span(w, r);
     const int64_t length = all.last - all.first, first = all.first + length * range / ranges,
                   last = all.first + length * (range + 1) / ranges;
-    const uint16_t* k = data<uint16_t>(op_.k_cache) + cache_offset(w, r, kv_head);
-    const uint16_t* v = data<uint16_t>(op_.v_cache) + cache_offset(w, r, kv_head);
+    const int64_t offset = cache_offset(w, r, kv_head);
     for (int64_t head = kv_head * group(); head < (kv_head + 1) * group(); head++) {
       const float* q = row(op_.q, r) + head * dim;
       const int64_t at = (r * op_.shape.n_heads + head) * ranges + range;
       float max = -INFINITY, sum = 0, *out = ranges == 1 ? row(op_.out, r) + head * dim : partials.out + at * dim;
       std::fill_n(out, dim, 0.f);
-      w.k.attention(op_.shape, q, k, v, dim, first, last, &max, &sum, out);
+      if (op_.cache_f32)
+        w.k.attention_f32(op_.shape, q, data(op_.k_cache) + offset, data(op_.v_cache) + offset, dim, first, last, &max, &sum, out);
+      else
+        w.k.attention(op_.shape, q, data<uint16_t>(op_.k_cache) + offset, data<uint16_t>(op_.v_cache) + offset, dim, first, last, &max,
+                      &sum, out);
       if (ranges > 1)
         partials.max[at] = max, partials.sum[at] = sum;
       else

@@ -96,6 +96,8 @@ class CpuBackend final : public Backend {
     if (!pool_ || pool_->size() != most) pool_ = std::make_unique<ThreadPool>(most);
   }
 
+  bool has_f32_cache() const override { return true; }
+
   int64_t memory_bytes() const override {
     std::lock_guard lock(mutex_);
     int64_t total = shared_ ? shared_->bytes : 0;

@@ -31,7 +31,8 @@ const Kernels table = {
     .rope_pairs = rope_pairs,
     .to_f16 = to_f16,
     .to_f32 = to_f32,
-    .attention = attention,
+    .attention = attention<ElementF16>,
+    .attention_f32 = attention<ElementF32>,
 };
 
 }  // namespace tq::kernels::TQ_ISA_NAMESPACE
