@@ -56,7 +56,7 @@ def _open(path: str, args: argparse.Namespace) -> Any:
 def _windows(model: Any, args: argparse.Namespace) -> Any:
     scorer = evaluate.Scorer(model, args.ctx)
     try:
-        return evaluate.text_windows(scorer.vocabulary, Path(args.text).read_text(encoding="utf-8"), args.ctx, args.windows)
+        return evaluate.text_windows(scorer.vocabulary, Path(args.text).read_bytes().decode(), args.ctx, args.windows)
     finally:
         scorer.close()
 

@@ -133,20 +133,19 @@ def run(generation: Generation, cache: PrefixCache, lock: Any, draft: DraftModel
     """
     step = _plain_step if draft is None else partial(_speculative_step, draft)
     while generation.finish_reason is None:
-        started, first, cached = time.perf_counter(), generation.n_generated == 0, cache.n_tokens
+        started, first, evaluated = time.perf_counter(), generation.n_generated == 0, cache.evaluated
         chunks = step(generation, cache, lock)
-        _record(generation, first, time.perf_counter() - started, cached)
+        _record(generation.timings, first, time.perf_counter() - started, cache.evaluated - evaluated, len(chunks))
         yield from chunks
 
 
-def _record(generation: Generation, first: bool, seconds: float, cached: int) -> None:
-    timings = generation.timings
+def _record(timings: Timings, first: bool, seconds: float, evaluated: int, drawn: int) -> None:
+    """The first step evaluates the prompt; its token comes with it."""
     if first:
-        timings.prompt_seconds = seconds
-        timings.prompt_tokens = generation.n_prompt - min(cached, generation.n_prompt - 1)
+        timings.prompt_seconds, timings.prompt_tokens = seconds, evaluated
     else:
         timings.generation_seconds += seconds
-        timings.generated_tokens = generation.n_generated - 1
+        timings.generated_tokens += drawn
 
 
 def _plain_step(generation: Generation, cache: PrefixCache, lock: Any) -> list[Chunk]:

@@ -39,6 +39,7 @@ class PrefixCache:
         self._context, self._keep_logits = context, keep_logits
         self._tokens = np.zeros(context.n_ctx, np.intc)
         self.n_tokens = 0
+        self.evaluated = 0  # tokens evaluated since the beginning, shared prefixes not counted
         self.last_logits: NDArray[np.float32] | None = None  # after the last evaluated token, (n_vocab,)
         self.rows: list[NDArray[np.float32]] = []
 
@@ -75,6 +76,7 @@ class PrefixCache:
         result: NDArray[np.float32] = self._context.eval(new, start, 0, logits)
         self._tokens[start : start + len(new)] = new
         self.n_tokens = start + len(new)
+        self.evaluated += len(new)
         if logits != "none":
             self.last_logits = result if logits == "last" else result[-1]
         return result
