@@ -93,15 +93,20 @@ class _Record:
     planes: list[_Plane]
     entry: dict[str, Any] | None
 
+    def line(self) -> bytes:
+        """For the journal: a digest of what follows, and the record as JSON."""
+        text = json.dumps(asdict(self)).encode()
+        return hashlib.sha256(text).hexdigest().encode() + b" " + text + b"\n"
+
     @staticmethod
-    def from_json(line: bytes) -> _Record | None:
+    def from_line(line: bytes) -> _Record | None:
         """None where the line was cut or damaged."""
-        try:
-            data = json.loads(line)
-            planes = [_Plane(**{**plane, "shape": tuple(plane["shape"])}) for plane in data["planes"]]
-            return _Record(data["name"], planes, data["entry"])
-        except (ValueError, KeyError, TypeError):
+        digest, _, text = line.rstrip(b"\n").partition(b" ")
+        if not line.endswith(b"\n") or hashlib.sha256(text).hexdigest().encode() != digest:
             return None
+        data = json.loads(text)
+        planes = [_Plane(**{**plane, "shape": tuple(plane["shape"])}) for plane in data["planes"]]
+        return _Record(data["name"], planes, data["entry"])
 
 
 @contextlib.contextmanager
@@ -126,6 +131,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def _open_or_create(path: Path) -> IO[bytes]:
+    """For reading and writing, without emptying it."""
+    return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+
+
 class _Spool:
     """The finished tensors on disk, and the journal that says which they are. Both files belong to one process at a time."""
 
@@ -133,13 +143,14 @@ class _Spool:
         self.path = target.with_name(f".{target.name}.partial")
         self.journal_path = target.with_name(f".{target.name}.partial.journal")
         self.records: dict[str, _Record] = {}
-        self._data: IO[bytes] = open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")  # noqa: SIM115
-        try:
+        with contextlib.ExitStack() as undo:
+            self._data = undo.enter_context(_open_or_create(self.path))
             self._lock(target)
+            if not resume:
+                undo.callback(self._remove)
+            self._journal = undo.enter_context(_open_or_create(self.journal_path))
             self._load(key, resume)
-        except BaseException:
-            self._data.close()
-            raise
+            undo.pop_all()
 
     def _lock(self, target: Path) -> None:
         try:
@@ -149,12 +160,11 @@ class _Spool:
 
     def _load(self, key: str, resume: bool) -> None:
         """Takes over what an earlier run with the same key finished, up to the first record that is incomplete or damaged."""
-        self._journal = open(os.open(self.journal_path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")  # noqa: SIM115
         head = json.dumps({"version": JOURNAL_VERSION, "key": key}).encode() + b"\n"
         lines = self._journal.read().splitlines(keepends=True) if resume else []
         data_end, journal_end = 0, len(head)
         for line in lines[1:] if lines and lines[0] == head else []:
-            record = _Record.from_json(line)
+            record = _Record.from_line(line)
             if record is None or not all(self._is_whole(plane) for plane in record.planes):
                 break
             self.records[record.name] = record
@@ -186,7 +196,7 @@ class _Spool:
         written = [self._write(*plane) for plane in planes]
         self._data.flush()
         self.records[name] = record = _Record(name, written, entry)
-        self._journal.write(json.dumps(asdict(record)).encode() + b"\n")
+        self._journal.write(record.line())
         self._journal.flush()
 
     def _write(self, name: str, array: NDArray[Any], type_number: int) -> _Plane:
@@ -196,13 +206,16 @@ class _Spool:
         return _Plane(name, type_number, array.shape, offset, data.nbytes, hashlib.sha256(data).hexdigest())
 
     def close(self, remove: bool) -> None:
+        if remove:
+            self._remove()
         # After an error (a full disk) the buffers cannot be flushed, and need not be.
         for stream in (self._journal, self._data):
             with contextlib.suppress(OSError):
                 stream.close()
-        if remove:
-            self.path.unlink(missing_ok=True)
-            self.journal_path.unlink(missing_ok=True)
+
+    def _remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.journal_path.unlink(missing_ok=True)
 
 
 class ContainerWriter:
