@@ -8,12 +8,12 @@
 #include <thread>
 #include <vector>
 
+#include "common/cpu_count.h"
+
 namespace tq {
 
-int hardware_threads() { return std::max(1, int(std::thread::hardware_concurrency())); }
-
 int worker_count(int64_t items, int threads) {
-  return int(std::clamp<int64_t>(threads > 0 ? threads : hardware_threads(), 1, std::max<int64_t>(items, 1)));
+  return int(std::clamp<int64_t>(threads > 0 ? threads : cpu_count(), 1, std::max<int64_t>(items, 1)));
 }
 
 namespace {

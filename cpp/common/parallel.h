@@ -6,7 +6,6 @@
 
 namespace tq {
 
-int hardware_threads();
 int worker_count(int64_t items, int threads);  // threads 0: all cores; at least 1
 
 // Shared by the workers of one call.

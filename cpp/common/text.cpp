@@ -1,6 +1,7 @@
 #include "common/text.h"
 
 #include <cstdint>
+#include <cstdio>
 
 namespace tq {
 
@@ -42,6 +43,12 @@ std::string printable(std::string_view bytes) {
     bytes.remove_prefix(n == 0 ? 1 : n);
   }
   return out + (bytes.empty() ? "\"" : "...\"");
+}
+
+std::string number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", value);
+  return text;
 }
 
 }  // namespace tq

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "common/error.h"
+#include "common/text.h"
 #include "format/matrix.h"
 
 namespace tq {
@@ -30,8 +31,9 @@ class Checker {
   }
   static std::string part(const std::string& text) { return text; }
   static std::string part(const char* text) { return text; }
-  template <class Number>
-  static std::string part(Number value) {
+  static std::string part(float value) { return number(value); }
+  template <class Integer>
+  static std::string part(Integer value) {
     return std::to_string(value);
   }
 

@@ -5,6 +5,7 @@
 
 #include "common/error.h"
 #include "common/parallel.h"
+#include "common/text.h"
 #include "format/reference.h"
 #include "quant/isa.h"
 #include "quant/quant.h"
@@ -31,8 +32,8 @@ int64_t first_not_finite(std::span<const float> x) {
 void require_finite(const char* what, std::span<const float> x, int64_t columns) {
   const int64_t i = first_not_finite(x);
   if (i < 0) return;
-  refuse(std::string(what) + "[" + std::to_string(i / columns) + ", " + std::to_string(i % columns) + "] is " +
-         std::to_string(x[size_t(i)]) + ", must be finite");
+  refuse(std::string(what) + "[" + std::to_string(i / columns) + ", " + std::to_string(i % columns) + "] is " + number(x[size_t(i)]) +
+         ", must be finite");
 }
 
 void check(std::span<const float> w, int64_t n_out, int64_t n_in, const EncodeOptions& options, tqn::PlaneBytes* bytes) {
@@ -47,7 +48,7 @@ void check(std::span<const float> w, int64_t n_out, int64_t n_in, const EncodeOp
     require_size("unit_scale", options.unit_scale.size(), uint64_t(n_out));
     for (int64_t i = 0; i < n_out; i++)
       if (const float s = options.unit_scale[size_t(i)]; !std::isfinite(s) || s < 0)
-        refuse("unit_scale[" + std::to_string(i) + "] is " + std::to_string(s) + ", must be finite and not negative");
+        refuse("unit_scale[" + std::to_string(i) + "] is " + number(s) + ", must be finite and not negative");
   }
   if (!options.feedback.empty()) {
     require_size("feedback", options.feedback.size(), uint64_t(n_in) * uint64_t(n_in));

@@ -1,36 +1,34 @@
-// Plain C++ in fours, which compilers turn into the vectors that every machine of the architecture has (SSE2, NEON).
+// Vectors of four in the compiler's own notation: what every machine of an architecture has (SSE2, NEON), plain code where it has none.
 #include "quant/isa_body.h"
 
 namespace tq::quant {
 namespace {
 
+typedef float Four __attribute__((vector_size(16)));
+
 struct Floats {
   static constexpr int kLanes = 4;
-  float x[kLanes];
+  Four x;
 
-  static Floats load(const float* p) { return {p[0], p[1], p[2], p[3]}; }
-  static Floats all(float x) { return {x, x, x, x}; }
-  void store(float* p) const { std::memcpy(p, x, sizeof x); }
+  static Floats load(const float* p) {
+    Floats v;
+    std::memcpy(&v.x, p, sizeof v.x);
+    return v;
+  }
+  static Floats all(float x) { return {Four{x, x, x, x}}; }
+  void store(float* p) const { std::memcpy(p, &x, sizeof x); }
   template <int run>  // lane i = p[i / run]
   static Floats runs(const float* p) {
-    return {p[0], p[1 / run], p[2 / run], p[3 / run]};
+    static_assert(run >= kLanes);
+    return all(*p);
   }
-  static void zip(const Floats a, const Floats b, Floats& low, Floats& high) {
-    low = {a.x[0], b.x[0], a.x[1], b.x[1]};
-    high = {a.x[2], b.x[2], a.x[3], b.x[3]};
+  static void zip(Floats a, Floats b, Floats& low, Floats& high) {
+    low.x = __builtin_shufflevector(a.x, b.x, 0, 4, 1, 5);
+    high.x = __builtin_shufflevector(a.x, b.x, 2, 6, 3, 7);
   }
-  friend Floats operator+(Floats a, const Floats& b) {
-    for (int i = 0; i < kLanes; i++) a.x[i] += b.x[i];
-    return a;
-  }
-  friend Floats multiply_add(const Floats& a, const Floats& b, Floats c) {
-    for (int i = 0; i < kLanes; i++) c.x[i] += a.x[i] * b.x[i];
-    return c;
-  }
-  friend Floats min(Floats a, const Floats& b) {
-    for (int i = 0; i < kLanes; i++) a.x[i] = b.x[i] < a.x[i] ? b.x[i] : a.x[i];
-    return a;
-  }
+  friend Floats operator+(Floats a, Floats b) { return {a.x + b.x}; }
+  friend Floats multiply_add(Floats a, Floats b, Floats c) { return {a.x * b.x + c.x}; }
+  friend Floats min(Floats a, Floats b) { return {b.x < a.x ? b.x : a.x}; }
 };
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "common/error.h"
+#include "common/text.h"
 #include "format/tqn.h"
 #include "quant/isa.h"
 
@@ -80,11 +81,11 @@ double checked_top(std::span<const Number> h, int64_t n) {
   for (int64_t i = 0; i < n; i++) {
     for (int64_t j = i; j < n; j++)
       if (!std::isfinite(h[size_t(i * n + j)]))
-        refuse("hessian[" + std::to_string(i) + ", " + std::to_string(j) + "] is " + std::to_string(h[size_t(i * n + j)]) +
+        refuse("hessian[" + std::to_string(i) + ", " + std::to_string(j) + "] is " + number(double(h[size_t(i * n + j)])) +
                ", must be finite");
     const double diagonal = double(h[size_t(i * n + i)]);
     if (diagonal < 0)
-      refuse("hessian[" + std::to_string(i) + ", " + std::to_string(i) + "] is " + std::to_string(diagonal) + ", must not be negative");
+      refuse("hessian[" + std::to_string(i) + ", " + std::to_string(i) + "] is " + number(diagonal) + ", must not be negative");
     top = std::max(top, diagonal);
   }
   return top;
@@ -122,7 +123,7 @@ void unit_row(Cholesky& factor, int64_t n, int64_t i, float* u) {
 
 template <class Number>
 std::vector<float> feedback(std::span<const Number> hessian, int64_t n, double damp, int threads, const Watch& watch) {
-  if (!(damp >= 0) || !std::isfinite(damp)) refuse("damp is " + std::to_string(damp) + ", must be finite and not negative");
+  if (!(damp >= 0) || !std::isfinite(damp)) refuse("damp is " + number(damp) + ", must be finite and not negative");
   const double top = checked_top(hessian, n);
   std::vector<float> u(hessian.size());
   if (top == 0) return u;
