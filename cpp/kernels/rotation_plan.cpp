@@ -4,6 +4,7 @@
 #include <string>
 
 #include "common/error.h"
+#include "format/reference.h"
 #include "kernels/kernels.h"
 
 namespace tq::kernels {
@@ -19,17 +20,6 @@ std::vector<float> hartley_matrix(int q) {
   return t;
 }
 
-std::vector<float> random_signs(uint64_t seed, int64_t n) {
-  tqn::SplitMix64 stream{seed};
-  std::vector<float> signs(n);
-  uint64_t bits = 0;
-  for (int64_t j = 0; j < n; j++, bits >>= 1) {
-    if (j % 64 == 0) bits = stream.next();
-    signs[j] = bits & 1 ? -1.f : 1.f;
-  }
-  return signs;
-}
-
 }  // namespace
 
 RotationPlan RotationPlan::make(int64_t n, uint64_t seed) {
@@ -37,7 +27,8 @@ RotationPlan RotationPlan::make(int64_t n, uint64_t seed) {
     throw Error(Cause::invalid_argument, "rotation: width " + std::to_string(n) + " is not a multiple of 4 in [4, 65536]");
   RotationPlan plan;
   plan.n = n;
-  plan.signs = random_signs(seed, n);
+  plan.signs.resize(size_t(n));
+  reference::rotation_signs(seed, n, plan.signs.data());
   for (; n % 2 == 0; n /= 2) plan.log2_block++;
   for (int q = 3; n > 1; q += 2)
     for (; n % q == 0; n /= q) {

@@ -209,7 +209,7 @@ TEST("arguments that cannot be: each by its own text") {
   CHECK_THROWS(quant::encode(w, 256, 2, options), Cause::invalid_argument, "no TQN matrix of 256 x 2");
   CHECK_THROWS(quant::encode(w, std::numeric_limits<int64_t>::max(), 8, options), Cause::invalid_argument, "no TQN matrix");
   CHECK_THROWS(quant::encode(w, -64, 8, options), Cause::invalid_argument, "no TQN matrix of -64 x 8");
-  CHECK_THROWS(quant::rotate_rows(w, 64, 7, 0, false), Cause::invalid_argument, "512 elements are no 64 x 7 matrix");
+  CHECK_THROWS(quant::rotate_rows(w, 64, 12, 0, false), Cause::invalid_argument, "512 elements are no 64 x 12 matrix");
 }
 
 TEST("progress grows to the number of weights; what it throws stops the work") {
