@@ -46,7 +46,7 @@ def _totals(summary: FileSummary) -> dict[str, Any]:
 
 
 def _print_table(summary: FileSummary) -> None:
-    width = max(len(tensor.name) for tensor in summary.tensors)
+    width = max((len(tensor.name) for tensor in summary.tensors), default=6)
     print(f"{'tensor':{width}}  {'type':5}  {'shape':>15}  {'bytes':>12}  bits/weight  outliers")
     for tensor in summary.tensors:
         shape = " x ".join(map(str, tensor.shape))
