@@ -1,0 +1,555 @@
+"""The engine behind the extension module: passes, slots, saved states, precision, threads, closing, the sampler, the layer runner."""
+
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tiny_models import LLAMA, llama_tensors, save_llama, write_gguf
+from turboquant_native import convert_hf_to_tq
+from turboquant_native._core import Context, FormatError, LayerRunner, Model, Sampler, UnsupportedError, backends, cpu_count
+
+Ints = NDArray[np.int32]
+CONFIG = {**LLAMA, "num_hidden_layers": 3}
+VOCAB = CONFIG["vocab_size"]
+
+
+def ints(*values: int) -> Ints:
+    return np.array(values, np.int32)
+
+
+def random_tokens(n: int, seed: int = 0) -> Ints:
+    return np.random.default_rng(seed).integers(0, VOCAB, n).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("model") / "hf", CONFIG, llama_tensors(CONFIG))
+
+
+@pytest.fixture(scope="module")
+def f32_path(folder: Path) -> Path:
+    path = folder / "f32.gguf"
+    assert convert_hf_to_tq.main([str(folder), str(path), "--outtype", "f32", "--quiet"]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def packed_path(folder: Path) -> Path:
+    path = folder / "packed.gguf"
+    assert convert_hf_to_tq.main([str(folder), str(path), "--bits", "4", "--outliers", "0.01", "--quiet"]) == 0
+    return path
+
+
+@pytest.fixture(scope="module", params=["f32", "packed"])
+def model(request: pytest.FixtureRequest, f32_path: Path, packed_path: Path) -> Model:
+    return Model(str(f32_path if request.param == "f32" else packed_path))
+
+
+# --- passes
+
+
+def test_batches_equal_single_tokens(model: Model) -> None:
+    tokens = random_tokens(40)
+    whole = Context(model).eval(tokens, 0, logits="all")
+    batched = Context(model, n_batch=7).eval(tokens, 0, logits="all")
+    context = Context(model)
+    single = np.stack([context.eval(tokens[i : i + 1], i) for i in range(len(tokens))])
+    scale = np.abs(whole).max()
+    np.testing.assert_allclose(batched, whole, rtol=0, atol=1e-5 * scale)
+    np.testing.assert_allclose(single, whole, rtol=0, atol=1e-5 * scale)
+
+
+def test_more_output_rows_than_one_pass_of_the_output_layer(model: Model) -> None:
+    """More than 64 rows: the output layer runs several times over one pass."""
+    tokens = random_tokens(64)
+    context = Context(model, n_ctx=64, n_slots=3, n_batch=192)
+    rows = np.arange(192, dtype=np.int32)
+    logits = context.forward(np.tile(tokens, 3), np.tile(np.arange(64, dtype=np.int32), 3), np.repeat(ints(0, 1, 2), 64), rows)
+    alone = Context(model).eval(tokens, 0, logits="all")
+    np.testing.assert_allclose(logits, np.tile(alone, (3, 1)), rtol=0, atol=1e-5 * np.abs(alone).max())
+
+
+def test_slots_are_independent(model: Model) -> None:
+    """Three sequences of different lengths, mixed in one batch, then one token of each at a time."""
+    sequences = [random_tokens(n, seed) for seed, n in enumerate((5, 11, 8))]
+    context = Context(model, n_slots=3)
+    prompts = [sequence[:-2] for sequence in sequences]
+    last = np.cumsum([len(prompt) for prompt in prompts]).astype(np.int32) - 1
+    logits = [
+        context.forward(
+            np.concatenate(prompts),
+            np.concatenate([np.arange(len(prompt), dtype=np.int32) for prompt in prompts]),
+            np.repeat(ints(2, 0, 1), [len(prompt) for prompt in prompts]),
+            last,
+        )
+    ]
+    for step in (-2, -1):
+        tokens = ints(*(sequence[step] for sequence in sequences))
+        positions = ints(*(len(sequence) + step for sequence in sequences))
+        logits.append(context.forward(tokens, positions, ints(2, 0, 1), ints(0, 1, 2)))
+    for i, sequence in enumerate(sequences):
+        alone = Context(model).eval(sequence, 0, logits="all")[-3:]
+        np.testing.assert_allclose(np.stack([step[i] for step in logits]), alone, rtol=0, atol=1e-5 * np.abs(alone).max())
+
+
+def test_output_rows_choose_logits(model: Model) -> None:
+    tokens, positions, slots = random_tokens(9), np.arange(9, dtype=np.int32), np.zeros(9, np.int32)
+    every = Context(model).forward(tokens, positions, slots, positions)
+    some = Context(model).forward(tokens, positions, slots, ints(2, 7))
+    np.testing.assert_allclose(some, every[[2, 7]], rtol=0, atol=1e-5 * np.abs(every).max())
+    assert Context(model).forward(tokens, positions, slots, ints()).shape == (0, VOCAB)
+    assert Context(model).eval(tokens, 0, logits="none").shape == (0,)
+
+
+def test_hidden_states_give_the_logits(f32_path: Path) -> None:
+    model = Model(str(f32_path), precision="f32")
+    tokens, positions, slots = random_tokens(9), np.arange(9, dtype=np.int32), np.zeros(9, np.int32)
+    hidden = Context(model).embed(tokens, positions, slots, ints(3, 8))
+    logits = Context(model).forward(tokens, positions, slots, ints(3, 8))
+    np.testing.assert_allclose(hidden @ model.file.dequantize("token_embd.weight").T, logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_threads_do_not_change_results(packed_path: Path, threads: int) -> None:
+    tokens = random_tokens(33)
+    one = Context(Model(str(packed_path), threads=1)).eval(tokens, 0, logits="all")
+    model = Model(str(packed_path), threads=threads)
+    assert f"{threads} thread" in model.backend
+    np.testing.assert_allclose(Context(model).eval(tokens, 0, logits="all"), one, rtol=0, atol=1e-5 * np.abs(one).max())
+
+
+def test_threads_can_change_between_passes(model: Model) -> None:
+    tokens, context = random_tokens(20), Context(model)
+    before = context.eval(tokens, 0)
+    for decode, prompt in ((3, 1), (1, 4), (2, 2), (0, 0)):
+        context.set_threads(decode, prompt)
+        context.eval(tokens[:-1], 0, logits="none")
+        np.testing.assert_allclose(context.eval(tokens[-1:], 19), before, rtol=0, atol=1e-5 * np.abs(before).max())
+
+
+def test_long_contexts_are_cut_over_threads(folder: Path, tmp_path: Path) -> None:
+    """Decoding at position 900 with several threads cuts the cache into ranges and merges them."""
+    config = {**CONFIG, "max_position_embeddings": 1024}
+    save_llama(tmp_path / "hf", config, llama_tensors(config))
+    assert convert_hf_to_tq.main([str(tmp_path / "hf"), str(tmp_path / "long.gguf"), "--outtype", "f32", "--quiet"]) == 0
+    tokens = random_tokens(900)
+    rows = []
+    for threads in (1, 4):
+        context = Context(Model(str(tmp_path / "long.gguf"), threads=threads))
+        context.eval(tokens[:-1], 0, logits="none")
+        rows.append(context.eval(tokens[-1:], 899))
+    np.testing.assert_allclose(rows[1], rows[0], rtol=0, atol=1e-5 * np.abs(rows[0]).max())
+
+
+# --- precision
+
+
+def test_int8_activations_stay_within_their_rounding(packed_path: Path) -> None:
+    """One linear layer's relative error from int8 activations is about (s / sqrt(12)) / rms(x'), s = max|x'| / 127. A rotated row of n <= 80
+    values has max <= sqrt(n) rms <= 9 rms, so it is below 9 / 127 / 3.46 = 0.0205. 3 layers x 4 products in sequence, independent errors,
+    no gain by the residual stream: sqrt(12) * 0.0205 = 0.071 of the logits' rms; twice that is allowed."""
+    tokens = random_tokens(48)
+    exact = Context(Model(str(packed_path), precision="f32")).eval(tokens, 0, logits="all")
+    rounded = Context(Model(str(packed_path), precision="int8")).eval(tokens, 0, logits="all")
+    error = np.sqrt(np.mean((rounded - exact) ** 2) / np.mean(exact**2))
+    assert 0 < error < 0.142
+
+
+def test_float_path_equals_the_dequantized_model(packed_path: Path, tmp_path: Path) -> None:
+    packed = Model(str(packed_path), precision="f32")
+    dense = LayerRunner(Model(str(packed_path), precision="f32"), 16)
+    for name in packed.file.quantized():
+        dense.set_matrix(name, packed.file.dequantize(name))
+    tokens = random_tokens(16)
+    hidden = dense.embed(tokens[None])
+    for layer in range(CONFIG["num_hidden_layers"]):
+        hidden = dense.layer(layer, hidden)
+    expected = Context(packed).eval(tokens, 0, logits="all")
+    np.testing.assert_allclose(dense.head(hidden[0]), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_smollm2_logits_equal_transformers(smollm2_gguf: Path, tmp_path: Path) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    path = tmp_path / "smollm2.gguf"
+    assert convert_hf_to_tq.main([str(smollm2_gguf), str(path), "--outtype", "f32", "--quiet"]) == 0
+    model = Model(str(path), precision="f32")
+    text = " ".join(f"In {1900 + i} the committee of {i} towns met by the river, and {i * i} people came." for i in range(40))
+    from turboquant_native.tokenizer import Tokenizer
+
+    del Tokenizer, text, torch, transformers, model
+
+
+# --- states
+
+
+def test_saved_states_continue(model: Model) -> None:
+    tokens = random_tokens(24)
+    whole = Context(model).eval(tokens, 0, logits="all")
+    first = Context(model, n_slots=2)
+    first.eval(tokens[:15], 0, slot=1, logits="none")
+    second = Context(model, n_ctx=32)
+    second.load(0, first.save(1, 15))
+    np.testing.assert_allclose(second.eval(tokens[15:], 15, logits="all"), whole[15:], rtol=0, atol=1e-5 * np.abs(whole).max())
+
+
+def test_copied_slots_share_a_prefix(model: Model) -> None:
+    tokens, other = random_tokens(20), random_tokens(6, seed=9)
+    context = Context(model, n_slots=2)
+    context.eval(tokens, 0, slot=0, logits="none")
+    context.copy_slot(0, 1, 12)
+    branch = context.eval(other, 12, slot=1)
+    alone = Context(model).eval(np.concatenate([tokens[:12], other]), 0)
+    np.testing.assert_allclose(branch, alone, rtol=0, atol=1e-5 * np.abs(alone).max())
+
+
+def test_bad_states_are_refused(model: Model) -> None:
+    context = Context(model, n_ctx=32)
+    context.eval(random_tokens(10), 0, logits="none")
+    state = context.save(0, 10)
+    with pytest.raises(ValueError, match="holds 10 positions, not 11"):
+        context.save(0, 11)
+    for damaged, text in (
+        (b"", "0 bytes"),
+        (b"X" + state[1:], "not a saved state"),
+        (state[:-1], "bytes, expected"),
+        (state + b"\0", "bytes, expected"),
+        (state[:8] + b"\x07" + state[9:], "another model"),
+        (state[:32] + (2**40).to_bytes(8, "little") + state[40:], "do not fit n_ctx 32"),
+        (state[:32] + (2**64 - 1).to_bytes(8, "little") + state[40:], "do not fit"),
+    ):
+        with pytest.raises(FormatError, match=text):
+            context.load(0, damaged)
+    with pytest.raises(FormatError, match="do not fit n_ctx 8"):
+        Context(model, n_ctx=8).load(0, state)
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize(
+    ("tokens", "positions", "slots", "rows", "text"),
+    [
+        ([], [], [], [], "a batch of 0 rows"),
+        ([1] * 9, list(range(9)), [0] * 9, [], "n_batch is 8"),
+        ([1, 2], [0], [0, 0], [], "differ in length"),
+        ([1, VOCAB], [0, 1], [0, 0], [], f"row 1: token {VOCAB}"),
+        ([-1], [0], [0], [], "token -1"),
+        ([1], [0], [2], [], "slot 2 is not in 0 .. 1"),
+        ([1], [0], [-1], [], "slot -1"),
+        ([1], [64], [0], [], "position 64 is not in 0 .. 63"),
+        ([1], [-1], [0], [], "position -1"),
+        ([1], [1], [0], [], "position 1 does not follow the 0 positions of slot 0"),
+        ([1, 2], [0, 2], [0, 0], [], "position 2 does not follow the 1"),
+        ([1, 2], [0, 0], [0, 0], [], "position 0 does not follow"),
+        ([1, 2], [0, 1], [0, 0], [2], "output row 2"),
+        ([1, 2], [0, 1], [0, 0], [1, 0], "output row 0"),
+        ([1, 2], [0, 1], [0, 0], [-1], "output row -1"),
+    ],
+)
+def test_bad_batches_are_refused(f32_path: Path, tokens: list[int], positions: list[int], slots: list[int], rows: list[int], text: str) -> None:
+    context = Context(Model(str(f32_path)), n_slots=2, n_batch=8)
+    arguments = [np.array(values, np.int32) for values in (tokens, positions, slots, rows)]
+    for method in (context.forward, context.embed):
+        with pytest.raises(ValueError, match=text):
+            method(*arguments)
+
+
+def test_bad_options_are_refused(f32_path: Path, tmp_path: Path) -> None:
+    model = Model(str(f32_path))
+    for options in ({"n_ctx": -1}, {"n_slots": 0}, {"n_batch": 0}, {"n_ctx": 2**40}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            Context(model, **options)
+    with pytest.raises(MemoryError, match="too large"):
+        Context(model, n_ctx=2**31 - 1, n_slots=2**31 - 1)
+    with pytest.raises(ValueError, match='precision: "int4"'):
+        Model(str(f32_path), precision="int4")
+    with pytest.raises(ValueError, match='device: "tpu"'):
+        Model(str(f32_path), device="tpu")
+    with pytest.raises(ValueError, match="threads: -1"):
+        Model(str(f32_path), threads=-1)
+    with pytest.raises(OSError, match="missing.gguf"):
+        Model(str(tmp_path / "missing.gguf"))
+    with pytest.raises(ValueError, match="do not fit n_ctx 64"):
+        Context(model).eval(random_tokens(65), 0)
+    with pytest.raises(ValueError, match='logits: "some"'):
+        Context(model).eval(random_tokens(3), 0, logits="some")
+    with pytest.raises(TypeError):
+        Context(model).eval(np.zeros(3, np.int64), 0)
+
+
+# --- files
+
+
+def tiny_gguf(path: Path, change: Any = None, keys: dict[str, Any] | None = None, arch: str = "llama") -> Path:
+    tensors = llama_tensors(CONFIG)
+    if change:
+        change(tensors)
+    return write_gguf(path, arch, CONFIG, tensors, keys)
+
+
+def test_missing_tensors_are_listed_at_once(tmp_path: Path) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        del tensors["model.norm.weight"], tensors["model.layers.1.mlp.up_proj.weight"], tensors["model.layers.2.input_layernorm.weight"]
+
+    with pytest.raises(FormatError, match=r"missing tensors: output_norm.weight, blk.1.ffn_up.weight, blk.2.attn_norm.weight$"):
+        Model(str(tiny_gguf(tmp_path / "m.gguf", change)))
+
+
+def test_wrong_shapes_are_named(tmp_path: Path) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        tensors["model.layers.1.mlp.up_proj.weight"] = np.zeros((79, 48), np.float32)
+
+    with pytest.raises(FormatError, match=r"blk.1.ffn_up.weight has the shape \(79, 48\), expected \(80, 48\)"):
+        Model(str(tiny_gguf(tmp_path / "m.gguf", change)))
+
+
+def test_values_that_make_no_sense_are_named(tmp_path: Path) -> None:
+    cases = {
+        "attention.key_length": (0, FormatError),
+        "rope.dimension_count": (13, FormatError),
+        "attention.value_length": (4, UnsupportedError),
+        "rope.scaling.type": ("dynamic", UnsupportedError),
+        "expert_count": (5000, FormatError),
+    }
+    for key, (value, error) in cases.items():
+        with pytest.raises(error, match=key):
+            Model(str(tiny_gguf(tmp_path / "m.gguf", keys={key: value})))
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    quantized = write_gguf(tmp_path / "q8.gguf", "llama", {**CONFIG, "hidden_size": 64, "intermediate_size": 96},
+                           llama_tensors({**CONFIG, "hidden_size": 64, "intermediate_size": 96}), qtype=gguf.GGMLQuantizationType.Q8_0)  # fmt: skip
+    with pytest.raises(UnsupportedError, match="convert the file first"):
+        Model(str(quantized))
+    writer = gguf.GGUFWriter(tmp_path / "other.gguf", "mamba")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UnsupportedError, match='"mamba" is not supported .*llama'):
+        Model(str(tmp_path / "other.gguf"))
+
+
+# --- closing
+
+
+def test_close_waits_for_a_running_pass(f32_path: Path) -> None:
+    model = Model(str(f32_path))
+    for _ in range(10):
+        context = Context(model)
+        outcomes: list[str] = []
+
+        def work(context: Context = context, outcomes: list[str] = outcomes) -> None:
+            try:
+                while True:
+                    assert np.isfinite(context.eval(random_tokens(60), 0)).all()
+                    outcomes.append("pass")
+            except RuntimeError as error:
+                outcomes.append(str(error))
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        while "pass" not in outcomes:
+            pass
+        context.close()
+        for thread in threads:
+            thread.join()
+        assert Counter(outcomes)["the context is closed"] == 3
+    context.close()  # again: nothing happens
+    with pytest.raises(RuntimeError, match="the context is closed"):
+        context.save(0, 0)
+
+
+def test_contexts_outlive_their_model(f32_path: Path) -> None:
+    model = Model(str(f32_path))
+    context = Context(model)
+    before = context.eval(random_tokens(5), 0)
+    model.close()
+    with pytest.raises(RuntimeError, match="the model is closed"):
+        Context(model)
+    with pytest.raises(RuntimeError, match="the model is closed"):
+        _ = model.file
+    np.testing.assert_array_equal(context.eval(random_tokens(5), 0), before)
+
+
+def test_one_model_from_many_threads(model: Model) -> None:
+    sequences = [random_tokens(30, seed) for seed in range(4)]
+    expected = [Context(model).eval(sequence, 0) for sequence in sequences]
+    found: dict[int, Any] = {}
+
+    def work(i: int) -> None:
+        context = Context(model)
+        for _ in range(5):
+            found[i] = context.eval(sequences[i], 0)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, logits in enumerate(expected):
+        np.testing.assert_allclose(found[i], logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+
+
+def test_what_a_model_says_of_itself(f32_path: Path, packed_path: Path) -> None:
+    dense, packed = Model(str(f32_path)), Model(str(packed_path))
+    assert dense.config["architecture"] == "llama" and dense.config["n_vocab"] == VOCAB
+    assert dense.parameters == packed.parameters == sum(w.size for w in llama_tensors(CONFIG).values())
+    assert dense.weight_bytes == 4 * sum(w.size for w in llama_tensors(CONFIG).values() if w.ndim == 2)  # tied: the embedding is read too
+    assert packed.weight_bytes < dense.weight_bytes / 4
+    assert Context(dense, n_ctx=64).memory_bytes > 0
+    assert backends()["cpu"].startswith("available") and cpu_count() >= 1
+
+
+# --- the layer runner
+
+
+def test_layers_one_by_one_give_the_logits(model: Model) -> None:
+    tokens = random_tokens(6 * 16).reshape(6, 16)
+    runner = LayerRunner(model, 16)
+    hidden = runner.embed(tokens)
+    for layer in range(CONFIG["num_hidden_layers"]):
+        hidden = runner.layer(layer, hidden)
+    for window, states in zip(tokens, hidden, strict=True):
+        expected = Context(model).eval(window, 0, logits="all")
+        np.testing.assert_allclose(runner.head(states), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_taps_see_the_inputs_of_linear_layers(f32_path: Path) -> None:
+    model = Model(str(f32_path), precision="f32")
+    runner, seen = LayerRunner(model, 16), {}
+
+    def tap(site: str, x: Any) -> None:
+        seen.setdefault(site, []).append(x.copy())
+
+    hidden = runner.embed(random_tokens(48).reshape(3, 16))
+    out = runner.layer(0, hidden, tap)
+    np.testing.assert_allclose(out, runner.layer(0, hidden), rtol=0, atol=1e-5 * np.abs(out).max())
+    inputs = {site: np.concatenate(rows) for site, rows in seen.items()}
+    assert {site: x.shape for site, x in inputs.items()} == {
+        "blk.0.attn_q": (48, 48),
+        "blk.0.attn_output": (48, 48),
+        "blk.0.ffn_gate": (48, 48),
+        "blk.0.ffn_down": (48, 80),
+    }
+    x = hidden.reshape(48, 48)
+    normed = x / np.sqrt((x**2).mean(1, keepdims=True) + CONFIG["rms_norm_eps"]) * model.file.data("blk.0.attn_norm.weight")
+    np.testing.assert_allclose(inputs["blk.0.attn_q"], normed, rtol=1e-4, atol=1e-5)
+    up = inputs["blk.0.ffn_gate"] @ model.file.data("blk.0.ffn_up.weight").T
+    gate = inputs["blk.0.ffn_gate"] @ model.file.data("blk.0.ffn_gate.weight").T
+    np.testing.assert_allclose(inputs["blk.0.ffn_down"], gate / (1 + np.exp(-gate)) * up, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ZeroDivisionError):
+        runner.layer(0, hidden, lambda site, x: 1 / 0)
+
+
+def test_matrices_can_be_replaced_and_put_back(model: Model) -> None:
+    runner = LayerRunner(model, 8)
+    hidden = runner.embed(random_tokens(8)[None])
+    before = runner.layer(1, hidden)
+    for name in ("blk.1.attn_output.weight", "blk.1.ffn_down.weight"):
+        runner.set_matrix(name, np.zeros(model.file.dequantize(name).shape, np.float32))
+    np.testing.assert_array_equal(runner.layer(1, hidden), hidden)  # both branches add nothing
+    for name in ("blk.1.attn_output.weight", "blk.1.ffn_down.weight"):
+        runner.set_matrix(name, None)
+    np.testing.assert_array_equal(runner.layer(1, hidden), before)
+    with pytest.raises(ValueError, match="no matrix"):
+        runner.set_matrix("blk.9.ffn_down.weight", None)
+    with pytest.raises(ValueError, match="expected \\(48, 80\\)"):
+        runner.set_matrix("blk.1.ffn_down.weight", np.zeros((48, 79), np.float32))
+
+
+# --- the sampler
+
+
+def frequencies(sampler: Sampler, logits: Any, n: int = 4000) -> Counter[int]:
+    return Counter(sampler.sample(logits, ()) for _ in range(n))
+
+
+LOGITS = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05], np.float32))
+PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+def test_sampling_follows_the_probabilities() -> None:
+    """Each count is binomial: 5 standard deviations of 4000 draws."""
+    counts = frequencies(Sampler(**PLAIN, seed=3), LOGITS)
+    for token, p in enumerate(np.exp(LOGITS)):
+        assert abs(counts[token] - 4000 * p) < 5 * np.sqrt(4000 * p * (1 - p))
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"top_k": 2}, {0, 1}),
+        ({"top_p": 0.7}, {0, 1}),
+        ({"top_p": 0.71}, {0, 1, 2}),
+        ({"top_p": 0.0}, {0}),
+        ({"min_p": 0.3}, {0, 1, 2}),
+        ({"top_k": 3, "top_p": 0.8}, {0, 1}),  # top-p sees the probabilities that top-k left
+        ({"typical_p": 0.2}, {1}),  # entropy 1.39: token 1, of surprise 1.2, is the most typical
+        ({"temperature": 0.0}, {0}),
+        ({"temperature": 0.05}, {0, 1}),
+    ],
+)
+def test_stages_keep_what_they_should(options: dict[str, Any], kept: set[int]) -> None:
+    assert set(frequencies(Sampler(**{**PLAIN, **options}, seed=1), LOGITS)) == kept
+
+
+def test_penalties_lower_recent_tokens() -> None:
+    logits = np.array([2.0, 1.9, -1.0], np.float32)
+    greedy = {"temperature": 0.0}
+    assert Sampler(**greedy).sample(logits, [0]) == 0
+    assert Sampler(**greedy, repeat_penalty=1.2).sample(logits, [0]) == 1
+    assert Sampler(**greedy, presence_penalty=0.2).sample(logits, [0]) == 1
+    assert Sampler(**greedy, frequency_penalty=0.06).sample(logits, [0]) == 0
+    assert Sampler(**greedy, frequency_penalty=0.06).sample(logits, [0, 0]) == 1
+    assert Sampler(**greedy, repeat_penalty=1.2, penalty_last_n=2).sample(logits, [0, 2, 2]) == 0
+    assert Sampler(**greedy, repeat_penalty=1.2, penalty_last_n=-1).sample(logits, [0, 2, 2]) == 1
+    assert Sampler(**greedy, repeat_penalty=3.0).sample(np.array([-1.0, -2.0], np.float32), [0]) == 1  # negative logits are multiplied
+
+
+def test_seeds_decide() -> None:
+    logits = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    first = [Sampler(seed=5).sample(logits, ()) for _ in range(3)]
+    assert len(set(first)) == 1
+    sampler = Sampler(**PLAIN, seed=5)
+    run = [sampler.sample(logits, ()) for _ in range(20)]
+    assert len(set(run)) > 1
+    sampler.reseed(5)
+    assert [sampler.sample(logits, ()) for _ in range(20)] == run
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 5000, 131072])
+def test_large_vocabularies_keep_the_exact_set(n: int) -> None:
+    """Partial selection must keep what a full sort keeps."""
+    logits = (3 * np.random.default_rng(n).standard_normal(n)).astype(np.float32)
+    order = np.argsort(-logits, kind="stable")
+    p = np.exp(logits[order].astype(np.float64) - logits.max())
+    p /= p.sum()
+    nucleus = set(order[: int(np.searchsorted(np.cumsum(p), 0.5)) + 1].tolist())
+    assert set(frequencies(Sampler(**{**PLAIN, "top_p": 0.5}), logits, 300)) <= nucleus
+    assert set(frequencies(Sampler(**{**PLAIN, "top_k": 5}), logits, 300)) <= set(order[:5].tolist())
+    assert Sampler(temperature=0.0).sample(logits, ()) == order[0]
+
+
+def test_unusual_logits() -> None:
+    logits = np.array([np.nan, -np.inf, 1.0, np.nan], np.float32)
+    for options in ({"temperature": 0.0}, {}, PLAIN, {"top_k": 2}):
+        assert Sampler(**options).sample(logits, ()) == 2
+        with pytest.raises(ValueError, match="none of 3"):
+            Sampler(**options).sample(np.array([np.nan, -np.inf, -np.inf], np.float32), ())
+    assert Sampler(**PLAIN).sample(np.array([0.0, np.inf], np.float32), ()) == 1
+    with pytest.raises(ValueError, match="none of 0"):
+        Sampler().sample(np.array([], np.float32), ())
+
+
+@pytest.mark.parametrize("option", ["top_p", "min_p", "typical_p", "repeat_penalty", "temperature", "presence_penalty"])
+def test_bad_sampler_options_are_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=option):
+        Sampler(**{option: float("nan")})
