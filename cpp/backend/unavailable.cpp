@@ -4,12 +4,9 @@
 
 namespace tq {
 
-static constexpr const char* kNoCuda = "unsupported: the CUDA backend is not built yet";
 static constexpr const char* kNoMetal = "unsupported: the Metal backend is not built yet";
 
-std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&) { throw Error(Cause::unsupported, std::string("device cuda: ") + kNoCuda); }
 std::unique_ptr<Backend> make_metal_backend(const BackendOptions&) { throw Error(Cause::unsupported, std::string("device metal: ") + kNoMetal); }
-std::string cuda_status() { return kNoCuda; }
 std::string metal_status() { return kNoMetal; }
 
 }  // namespace tq

@@ -1,0 +1,184 @@
+// Rotary embedding and cache writes; attention of single rows in float, as decoding and the float path need it.
+#include <cmath>
+
+#include "epilogue.cuh"
+#include "error.h"
+
+namespace tq::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kKeyLanes = 8;                   // lanes that share one cached position
+constexpr int kGroups = kThreads / kKeyLanes;  // positions that a block works on at once
+
+__device__ inline int64_t cache_row(const AttentionView& a, int row, int kv_head, int64_t position) {
+  return ((int64_t(a.batch.slots[row]) * a.shape.n_kv_heads + kv_head) * a.capacity + position) * a.shape.head_dim;
+}
+
+__device__ inline void rope(const AttentionView& a, int row, float* x) {
+  const int half = a.rope_dims / 2;
+  for (int i = threadIdx.x; i < half; i += blockDim.x) {
+    const float c = a.cos[int64_t(row) * half + i], s = a.sin[int64_t(row) * half + i];
+    float &p = x[a.rope_pairs ? 2 * i : i], &q = x[a.rope_pairs ? 2 * i + 1 : i + half];
+    const float u = p, v = q;
+    p = u * c - v * s, q = v * c + u * s;
+  }
+}
+
+// A block is one head of q, or one head of k and v together.
+__global__ void __launch_bounds__(kThreads) store_kernel(const __grid_constant__ AttentionView a) {
+  const int head = blockIdx.x, row = blockIdx.y, dim = a.shape.head_dim;
+  if (head < a.shape.n_heads) {
+    if (a.cos) rope(a, row, a.q + (int64_t(row) * a.shape.n_heads + head) * dim);
+    return;
+  }
+  const int kv_head = head - a.shape.n_heads;
+  const int64_t at = (int64_t(row) * a.shape.n_kv_heads + kv_head) * dim, cached = cache_row(a, row, kv_head, a.batch.positions[row]);
+  if (a.cos) rope(a, row, a.k + at);
+  __syncthreads();
+  for (int i = threadIdx.x; i < dim; i += kThreads) {
+    a.k_cache[cached + i] = __half_as_ushort(__float2half_rn(a.k[at + i]));
+    a.v_cache[cached + i] = __half_as_ushort(__float2half_rn(a.v[at + i]));
+  }
+}
+
+__device__ inline void to_floats(uint4 v, float (&out)[8]) {
+  const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+    out[2 * i] = f.x, out[2 * i + 1] = f.y;
+  }
+}
+
+// Softmax state before normalization.
+struct State {
+  float max, sum;
+};
+
+// A lane owns elements 64 j + 8 l .. + 7 of the head for its l = lane % 8 and j < D.
+template <int D>
+struct LaneHead {
+  float x[D][8];
+};
+
+template <int D>
+__device__ inline LaneHead<D> load_half(const uint16_t* p, int l, int dim) {
+  LaneHead<D> h = {};
+#pragma unroll
+  for (int j = 0; j < D; j++)
+    if (64 * j + 8 * l < dim) to_floats(*reinterpret_cast<const uint4*>(p + 64 * j + 8 * l), h.x[j]);
+  return h;
+}
+
+// Positions [first, last), every kGroups-th from the lane's own.
+template <int D>
+__device__ inline State attend(const AttentionView& a, const LaneHead<D>& q, const uint16_t* k, const uint16_t* v, int64_t first,
+                               int64_t last, LaneHead<D>& out) {
+  const int l = threadIdx.x % kKeyLanes, dim = a.shape.head_dim;
+  State s{-INFINITY, 0};
+  for (int64_t base = first; base < last; base += kGroups) {  // lanes of a warp stay together: the sums below cross lanes
+    const int64_t position = base + threadIdx.x / kKeyLanes;
+    const bool real = position < last;
+    const LaneHead<D> key = load_half<D>(k + (real ? position : first) * dim, l, dim),
+                      value = load_half<D>(v + (real ? position : first) * dim, l, dim);
+    float score = 0;
+#pragma unroll
+    for (int j = 0; j < D; j++)
+#pragma unroll
+      for (int i = 0; i < 8; i++) score += q.x[j][i] * key.x[j][i];
+#pragma unroll
+    for (int d = 1; d < kKeyLanes; d *= 2) score += __shfl_xor_sync(~0u, score, d);
+    if (!real) continue;
+    score *= a.shape.scale;
+    if (a.shape.soft_cap > 0) score = a.shape.soft_cap * tanhf(score / a.shape.soft_cap);
+    const float max = fmaxf(s.max, score), factor = expf(s.max - max), weight = expf(score - max);
+    s = {max, s.sum * factor + weight};
+#pragma unroll
+    for (int j = 0; j < D; j++)
+#pragma unroll
+      for (int i = 0; i < 8; i++) out.x[j][i] = out.x[j][i] * factor + weight * value.x[j][i];
+  }
+  return s;
+}
+
+// Merges n states with their outputs (n, dim) into `to`: normalized, or as a partial (dim, max, sum).
+template <class Max, class Sum>
+__device__ inline void merge(int n, int dim, Max&& max_of, Sum&& sum_of, const float* outs, int stride, float* to, bool normalize) {
+  float max = -INFINITY, sum = 0;
+  for (int i = 0; i < n; i++) max = fmaxf(max, max_of(i));
+  for (int i = 0; i < n; i++) sum += sum_of(i) > 0 ? sum_of(i) * expf(max_of(i) - max) : 0.f;
+  for (int d = threadIdx.x; d < dim; d += kThreads) {
+    float total = 0;
+    for (int i = 0; i < n; i++)
+      if (sum_of(i) > 0) total += expf(max_of(i) - max) * outs[int64_t(i) * stride + d];
+    to[d] = normalize ? total / sum : total;
+  }
+  if (!normalize && threadIdx.x == 0) to[dim] = max, to[dim + 1] = sum;
+}
+
+template <int D>
+__global__ void __launch_bounds__(kThreads) rows_kernel(const __grid_constant__ AttentionView a, int splits) {
+  __shared__ float outs[kGroups][64 * D];
+  __shared__ State states[kGroups];
+  const int split = blockIdx.x, head = blockIdx.y, row = blockIdx.z, dim = a.shape.head_dim, l = threadIdx.x % kKeyLanes,
+            group = threadIdx.x / kKeyLanes;
+  const int64_t end = int64_t(a.batch.positions[row]) + 1, begin = a.window > 0 ? max(end - a.window, int64_t(0)) : 0, length = end - begin;
+  const int64_t index = int64_t(row) * a.shape.n_heads + head;
+  LaneHead<D> q = {}, out = {};
+#pragma unroll
+  for (int j = 0; j < D; j++)
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (64 * j + 8 * l < dim) q.x[j][i] = a.q[index * dim + 64 * j + 8 * l + i];
+  const int64_t cache = cache_row(a, row, head / (a.shape.n_heads / a.shape.n_kv_heads), 0);
+  const State s =
+      attend<D>(a, q, a.k_cache + cache, a.v_cache + cache, begin + length * split / splits, begin + length * (split + 1) / splits, out);
+  if (l == 0) states[group] = s;
+#pragma unroll
+  for (int j = 0; j < D; j++)
+#pragma unroll
+    for (int i = 0; i < 8; i++) outs[group][64 * j + 8 * l + i] = out.x[j][i];
+  __syncthreads();
+  float* to = splits == 1 ? a.out + index * dim : a.partials + (index * splits + split) * (dim + 2);
+  merge(kGroups, dim, [&](int i) { return states[i].max; }, [&](int i) { return states[i].sum; }, &outs[0][0], 64 * D, to, splits == 1);
+}
+
+__global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__ AttentionView a, int splits) {
+  const int dim = a.shape.head_dim, stride = dim + 2;
+  const int64_t index = int64_t(blockIdx.y) * a.shape.n_heads + blockIdx.x;
+  const float* parts = a.partials + index * splits * stride;
+  merge(
+      splits, dim, [&](int i) { return parts[i * stride + dim]; }, [&](int i) { return parts[i * stride + dim + 1]; }, parts, stride,
+      a.out + index * dim, true);
+}
+
+}  // namespace
+
+void store_keys(const AttentionView& a, cudaStream_t stream) {
+  store_kernel<<<dim3(a.shape.n_heads + a.shape.n_kv_heads, a.batch.rows), kThreads, 0, stream>>>(a);
+  check_launch("store_keys");
+}
+
+void attend_rows(const AttentionView& a, int splits, cudaStream_t stream) {
+  const dim3 grid(splits, a.shape.n_heads, a.batch.rows);
+  switch ((a.shape.head_dim + 63) / 64) {
+    case 1:
+      rows_kernel<1><<<grid, kThreads, 0, stream>>>(a, splits);
+      break;
+    case 2:
+      rows_kernel<2><<<grid, kThreads, 0, stream>>>(a, splits);
+      break;
+    case 3:
+      rows_kernel<3><<<grid, kThreads, 0, stream>>>(a, splits);
+      break;
+    default:
+      rows_kernel<4><<<grid, kThreads, 0, stream>>>(a, splits);
+  }
+  check_launch("attend_rows");
+  if (splits == 1) return;
+  merge_kernel<<<dim3(a.shape.n_heads, a.batch.rows), kThreads, 0, stream>>>(a, splits);
+  check_launch("attend_rows merge");
+}
+
+}  // namespace tq::cuda

@@ -1,0 +1,151 @@
+// Decoding TQN codes in registers: how a warp cuts a tile, and the codebook in shared memory.
+//
+// A warp decodes eight tiles (32 columns) of a strip at a time. Lane 4g + t owns rows 8g .. 8g + 7 of tiles 2t and 2t + 1: 32 consecutive
+// steps of a tile, K whole words. The lane with the next rows holds the bits that the last windows reach into, and the tile is circular.
+// Rows 8g + 2m and 8g + 2m + 1 of the two tiles are lane 4g + t's registers of the mma operand A (16 x 32 int8), for m = 0 .. 3.
+#pragma once
+#include <cuda_runtime.h>
+
+#include "format/tqn.h"
+
+namespace tq::cuda {
+
+inline constexpr int kWarp = 32;
+inline constexpr int kGroupTiles = 8;                            // tiles that a warp decodes at a time
+inline constexpr int kLaneRows = 8;                              // rows of a tile that a lane owns
+inline constexpr int kGroupCols = kGroupTiles * tqn::kTileCols;  // 32: the depth of one mma
+
+// The codebook in shared memory: entry e for column c and lane l is the word at c * kColumnTable + e * 128 + 4 * l, holding the value in
+// byte c. Each lane reads its own bank, and the words of a row's four columns OR together to the operand of a dot product.
+inline constexpr uint32_t kEntryShift = 7;
+inline constexpr uint32_t kColumnTable = tqn::kCodebookSize << kEntryShift;
+inline constexpr uint32_t kEntryMask = (tqn::kCodebookSize - 1) << kEntryShift;
+inline constexpr uint32_t kTableBytes = tqn::kTileCols * kColumnTable;
+inline constexpr uint32_t kTableSharedBytes =
+    kTableBytes + kColumnTable;  // the base is aligned to kColumnTable, so that OR can form addresses
+
+__device__ inline uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
+
+// Fills the table (all threads of the block; no barrier inside) and returns its shared address.
+__device__ inline uint32_t fill_table(void* shared, const int8_t* codebook) {
+  const uint32_t start = shared_address(shared), base = (start + kColumnTable - 1) / kColumnTable * kColumnTable;
+  uint4* table = reinterpret_cast<uint4*>(static_cast<char*>(shared) + (base - start));
+  for (uint32_t i = threadIdx.x; i < kTableBytes / sizeof(uint4); i += blockDim.x) {
+    const uint32_t entry = (i / 8) % tqn::kCodebookSize, column = i * sizeof(uint4) / kColumnTable;
+    const uint32_t word = uint32_t(uint8_t(codebook[entry])) << (8 * column);
+    table[i] = make_uint4(word, word, word, word);
+  }
+  return base;
+}
+
+// A lane's view of the table, to be made after the barrier that follows fill_table (volatile: look-ups stay behind it).
+__device__ inline uint32_t lane_table(uint32_t base) {
+  uint32_t lane;
+  asm volatile("or.b32 %0, %1, %2;" : "=r"(lane) : "r"(base), "r"((threadIdx.x % kWarp) * 4));
+  return lane;
+}
+
+template <int Column>
+__device__ inline uint32_t look_up(uint32_t lane_table, uint32_t index_bits) {
+  uint32_t word;
+  asm("ld.shared.u32 %0, [%1+%2];" : "=r"(word) : "r"((index_bits & kEntryMask) | lane_table), "n"(Column * kColumnTable));
+  return word;
+}
+
+// K words of a lane (32 steps) and, for the trellis formats, the first word of the next lane's.
+template <int K>
+struct Codes {
+  static constexpr int kWords = tqn::is_trellis(K) ? K + 1 : K;
+  uint32_t word[kWords];
+};
+
+__device__ inline uint4 stream_load4(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+__device__ inline uint2 stream_load2(const void* p) {
+  uint2 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  return v;
+}
+
+// Loads a lane's own words; `p` is its part of the tile (4 * K bytes, aligned to their largest power-of-two divisor).
+template <int K>
+__device__ inline void load_codes(const uint8_t* p, Codes<K>& codes) {
+  if constexpr (K % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < K; i += 4) {
+      const uint4 v = stream_load4(p + 4 * i);
+      codes.word[i] = v.x, codes.word[i + 1] = v.y, codes.word[i + 2] = v.z, codes.word[i + 3] = v.w;
+    }
+  } else if constexpr (K % 2 == 0) {
+#pragma unroll
+    for (int i = 0; i < K; i += 2) {
+      const uint2 v = stream_load2(p + 4 * i);
+      codes.word[i] = v.x, codes.word[i + 1] = v.y;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < K; i++) codes.word[i] = __ldg(reinterpret_cast<const uint32_t*>(p) + i);
+  }
+}
+
+// Fetches the next lane's first word (all lanes of the warp).
+template <int K>
+__device__ inline void share_codes(Codes<K>& codes) {
+  if constexpr (tqn::is_trellis(K)) codes.word[K] = __shfl_sync(~0u, codes.word[0], (threadIdx.x + 4) % kWarp);
+}
+
+// 32 bits from bit `Bit` of a lane's words; windows near the end see only the bits they need.
+template <int K, int Bit>
+__device__ inline uint32_t bits_from(const Codes<K>& codes) {
+  constexpr int i = Bit / 32, shift = Bit % 32;
+  if constexpr (shift == 0) return codes.word[i];
+  if constexpr (i + 1 < Codes<K>::kWords) return __funnelshift_r(codes.word[i], codes.word[i + 1], shift);
+  return codes.word[i] >> shift;
+}
+
+// The codebook index of a step, shifted to kEntryShift; the bits around it are noise that look_up masks.
+// Windows 16 bits apart share one shift: the dot product of two halves takes the upper one on the multiply pipe.
+template <int K, int Step>
+__device__ inline uint32_t index_bits(const Codes<K>& codes) {
+  constexpr int bit = K * Step;
+  if constexpr (K == 6) {
+    if constexpr (bit % 32 == 0) return codes.word[bit / 32] << kEntryShift;
+    return bits_from<K, bit>(codes) << kEntryShift;
+  } else {
+    constexpr uint32_t m = tqn::multiplier(K) << (kEntryShift - 6);
+    if constexpr (bit % 32 >= 16 && 32 % K == 0) {
+      return __dp2a_lo(bits_from<K, bit - 16>(codes), 0x100u, 0u) * m;
+    }
+    return bits_from<K, bit>(codes) * m;
+  }
+}
+
+// The four values of row `Row` (0 .. 7) of a lane's rows, one a byte.
+template <int K, int Row>
+__device__ inline uint32_t decode_row(const Codes<K>& codes, uint32_t table) {
+  if constexpr (K == 8) {
+    return codes.word[Row];
+  } else {
+    const uint32_t low = look_up<0>(table, index_bits<K, 4 * Row>(codes)) | look_up<1>(table, index_bits<K, 4 * Row + 1>(codes));
+    return low | look_up<2>(table, index_bits<K, 4 * Row + 2>(codes)) | look_up<3>(table, index_bits<K, 4 * Row + 3>(codes));
+  }
+}
+
+// d += A B: A 16 x 32 int8 row-major, B 32 x 8 int8 column-major, d 16 x 8 int32, in the lane layout of mma.m16n8k32.
+__device__ inline void mma_int8(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#else
+  const auto quarter = [](int& d0, int& d1, uint32_t a, uint32_t b) {
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};" : "+r"(d0), "+r"(d1) : "r"(a), "r"(b));
+  };
+  quarter(d[0], d[1], a0, b0), quarter(d[2], d[3], a1, b0), quarter(d[0], d[1], a2, b1), quarter(d[2], d[3], a3, b1);
+#endif
+}
+
+}  // namespace tq::cuda

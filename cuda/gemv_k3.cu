@@ -1,0 +1,7 @@
+#include "gemv.cuh"
+
+namespace tq::cuda {
+
+template void launch_gemv_format<3>(const GemvLaunch& launch, cudaStream_t stream);
+
+}  // namespace tq::cuda

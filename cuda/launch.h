@@ -1,0 +1,97 @@
+// Every kernel's launcher. All work goes to the given stream; nothing here synchronizes or allocates, so that any sequence can become a
+// graph.
+#pragma once
+#include <cuda_runtime.h>
+
+#include "backend/backend.h"
+#include "views.h"
+
+namespace tq::cuda {
+
+inline constexpr int kMaxOutputs = 4;   // matrices of one launch
+inline constexpr int kGemvTokens = 32;  // batches up to this size go through the gemv kernel
+
+// Packed matrices of one format that read the same input.
+struct PackedProduct {
+  int count = 0;
+  PackedView matrix[kMaxOutputs];
+  OutputView out[kMaxOutputs];
+  InputView in;
+};
+
+// Scratch of split sums: zero before the first launch, and each launch leaves it so.
+struct SplitSums {
+  int32_t* sums = nullptr;      // (strips, kGemvTokens, 64)
+  uint32_t* arrived = nullptr;  // (strips)
+};
+
+// y = W x for at most kGemvTokens rows, by integer dot products of in.quantized. The rows of in.quantized up to the next multiple of 8 must
+// be readable.
+void gemv(const PackedProduct& product, const SplitSums& split, cudaStream_t stream);
+
+// The int8 values of a packed matrix as rows of round_up(n_in, kRowAlign) bytes, strips * 64 of them.
+void expand(const PackedView& matrix, int8_t* values, cudaStream_t stream);
+
+// y = X W^T through the tensor cores for many rows; `weights` are expand()'s values. Scales and bias applied, outliers not.
+void gemm_int8(const PackedView& matrix, const int8_t* weights, const InputView& in, const OutputView& out, cudaStream_t stream);
+// The same for f16 and bf16 matrices and in.half.
+void gemm_half(const DenseView& matrix, const InputView& in, const OutputView& out, cudaStream_t stream);
+// y += alpha * S x
+void add_outliers(const PackedView& matrix, const InputView& in, const OutputView& out, cudaStream_t stream);
+
+// Float dot products for any element: the float path of packed matrices (on expanded values, with in.rotated) and dense matrices
+// (in.plain).
+void float_rows(const DenseView& matrix, const float* x, const InputView& in, const OutputView& out, cudaStream_t stream);
+void float_rows_packed(const PackedView& matrix, const int8_t* values, const InputView& in, const OutputView& out, cudaStream_t stream);
+
+// What a linear layer reads, before its rotated forms.
+struct SourceView {
+  LinearInput::Kind kind = LinearInput::plain;
+  GatedActivation activation = GatedActivation::silu;
+  const float *x = nullptr, *up = nullptr, *weight = nullptr;
+  float eps = 0;
+  const int32_t* rows = nullptr;  // gather these rows; null: all
+};
+// Fills the forms of `in` that are not null; scratch: input_scratch_floats(n_in) floats a row.
+void prepare_input(const SourceView& source, const RotationView& rotation, const InputView& in, Element half, float* scratch,
+                   cudaStream_t stream);
+int64_t input_scratch_floats(int n_in);
+
+void embed(const PackedView& matrix, const RotationView& rotation, const BatchView& batch, float scale, float* y, float* scratch,
+           cudaStream_t stream);
+void embed(const DenseView& matrix, const BatchView& batch, float scale, float* y, cudaStream_t stream);
+void norm(const float* x, const float* weight, float eps, int rows, int width, float* y, cudaStream_t stream);
+void add_norm(const float* x, const float* weight, float eps, float alpha, int rows, int width, float* y, cudaStream_t stream);
+void soft_cap(float* x, float cap, int64_t count, cudaStream_t stream);
+
+// y[rows[i]] += alpha * weights[i] * x[i] for count rows of `width`.
+void scatter_add(const float* x, const int32_t* rows, const float* weights, float alpha, int count, int width, float* y,
+                 cudaStream_t stream);
+
+// cos and sin of the batch's positions, (rows, half) each.
+void angles(const BatchView& batch, const float* inv_freq, int half, float magnitude, float* cos, float* sin, cudaStream_t stream);
+
+struct AttentionView {
+  kernels::AttentionShape shape;
+  BatchView batch;
+  float *q = nullptr, *k = nullptr;
+  const float* v = nullptr;
+  float* out = nullptr;
+  uint16_t *k_cache = nullptr, *v_cache = nullptr;
+  int64_t capacity = 0, window = 0;
+  const float *cos = nullptr, *sin = nullptr;  // null: no rope
+  int rope_dims = 0;
+  bool rope_pairs = false;
+  float* partials = nullptr;  // (rows, heads, splits, head_dim + 2)
+};
+// Rows that follow each other in one slot, at most kQueryTile, for the prompt kernel.
+struct QueryRun {
+  int32_t first_row, count;
+};
+inline constexpr int kQueryTile = 64;
+
+void store_keys(const AttentionView& a, cudaStream_t stream);
+void attend_rows(const AttentionView& a, int splits, cudaStream_t stream);
+void attend_runs(const AttentionView& a, const QueryRun* runs, int n_runs, cudaStream_t stream);
+
+}  // namespace tq::cuda

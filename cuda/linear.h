@@ -1,0 +1,57 @@
+// Linear layers: which forms of the input are needed, and which kernels multiply.
+#pragma once
+#include <vector>
+
+#include "launch.h"
+#include "matrix.h"
+
+namespace tq::cuda {
+
+// Device scratch that all operations of a backend share: passes run one at a time, in one stream.
+struct Workspace {
+  DeviceMemory plain, rotated, quantized, scale, half, vectors;  // forms of one linear input; vectors: rotations too wide for shared memory
+  DeviceMemory values;                                           // expanded weights
+  DeviceMemory sums, arrived;                                    // of gemv
+  DeviceMemory cos, sin, partials;                               // attention
+  DeviceMemory moe_x, moe_gate, moe_up, moe_out, moe_logits, moe_routes;
+  // Changes whenever memory moved, so that graphs know that their addresses are stale.
+  int64_t generation() const {
+    int64_t bytes = 0;
+    for (const DeviceMemory* m : {&plain, &rotated, &quantized, &scale, &half, &vectors, &values, &sums, &arrived, &cos, &sin, &partials})
+      bytes += m->bytes();
+    return bytes;
+  }
+  SplitSums split() const { return {sums.as<int32_t>(), arrived.as<uint32_t>()}; }
+};
+
+// Something to multiply with, and where the product goes.
+struct Target {
+  const CudaMatrix* matrix;
+  OutputView out;
+};
+
+class LinearRunner {
+ public:
+  LinearRunner(Workspace& workspace, Precision precision, cudaStream_t stream) : w_(workspace), precision_(precision), stream_(stream) {}
+  // Makes room for `rows` rows into matrices that share an input.
+  void reserve(const std::vector<const CudaMatrix*>& matrices, int64_t rows);
+  // targets' matrices share in.n_in = width; rows: of the source (gathered when source.rows is set).
+  void run(const SourceView& source, int rows, const std::vector<Target>& targets);
+
+ private:
+  bool float_path() const { return precision_ == Precision::f32; }
+  bool wants_half(const CudaMatrix& m, int rows) const;
+  bool wants_plain(const CudaMatrix& m, int rows) const;
+  InputView dense_input(const SourceView& source, int rows, const std::vector<Target>& targets);
+  InputView packed_input(const SourceView& source, int rows, const CudaMatrix& m, const float* plain);
+  void multiply_dense(const Target& target, const InputView& in);
+  void multiply_packed(const std::vector<Target>& targets, const InputView& in);
+  void multiply_few(const std::vector<Target>& targets, const InputView& in);
+  void multiply_many(const Target& target, const InputView& in);
+
+  Workspace& w_;
+  Precision precision_;
+  cudaStream_t stream_;
+};
+
+}  // namespace tq::cuda

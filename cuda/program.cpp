@@ -1,0 +1,206 @@
+#include "program.h"
+
+#include <algorithm>
+
+#include "device.h"
+
+namespace tq::cuda {
+namespace {
+
+constexpr int kGraphRows = 32;   // batches up to this size are decoding: their kernels are short, and a graph saves launch time
+constexpr int kMaxSplits = 32;   // ranges that the positions of one row are cut into
+constexpr int kMinRunRows = 16;  // prompts with fewer rows attend row by row
+
+float* at(const Plane& plane) { return data(plane.buffer); }
+
+OutputView view(const LinearOutput& out) { return {at(out.y) + out.y_offset, out.y.width, data(out.bias), out.alpha, out.add}; }
+
+SourceView view(const LinearInput& in) { return {in.kind, in.activation, at(in.x), at(in.up), data(in.weight), in.eps, nullptr}; }
+
+// Consecutive rows of one slot at consecutive positions, at most kQueryTile long.
+std::vector<QueryRun> find_runs(const Batch& b) {
+  std::vector<QueryRun> runs;
+  for (size_t r = 0; r < b.tokens.size(); r++) {
+    const bool joins = r > 0 && b.slots[r] == b.slots[r - 1] && b.positions[r] == b.positions[r - 1] + 1 && runs.back().count < kQueryTile;
+    if (joins)
+      runs.back().count++;
+    else
+      runs.push_back({int32_t(r), 1});
+  }
+  return runs;
+}
+
+bool same_table(const RopeTable& a, const RopeTable& b) {
+  return a.inv_freq == b.inv_freq && a.dims == b.dims && a.magnitude == b.magnitude;
+}
+
+}  // namespace
+
+CudaProgram::CudaProgram(std::vector<Op> ops, int64_t max_rows, Precision precision, Workspace& workspace, cudaStream_t stream)
+    : ops_(std::move(ops)),
+      max_rows_(max_rows),
+      precision_(precision),
+      workspace_(workspace),
+      stream_(stream),
+      linear_(workspace, precision, stream),
+      moe_(workspace, linear_, stream) {
+  reserve();
+}
+
+CudaProgram::~CudaProgram() {
+  drop_graphs();
+  if (staged_) cudaFreeHost(staged_);
+}
+
+void CudaProgram::reserve() {
+  int64_t angle_floats = 0;
+  for (const Op& op : ops_) {
+    if (op.kind == Op::linear) {
+      std::vector<const CudaMatrix*> matrices;
+      for (const LinearOutput& out : op.linear_op.out) matrices.push_back(&cuda(out.matrix));
+      linear_.reserve(matrices, max_rows_);
+    }
+    if (op.kind == Op::embed) workspace_.vectors.reserve(max_rows_ * input_scratch_floats(int(op.embed_op.matrix->n_in)) * 4);
+    if (op.kind == Op::moe) has_moe_ = true, moe_.reserve(op.moe_op, max_rows_);
+    if (op.kind != Op::attention) continue;
+    const AttentionOp& a = op.attention_op;
+    if (a.shape.head_dim % 8 != 0 || a.shape.head_dim > 256)
+      throw Error(Cause::unsupported, "device cuda: head size " + std::to_string(a.shape.head_dim) + " is not a multiple of 8 up to 256");
+    const int64_t heads = std::min<int64_t>(max_rows_, kGraphRows) * a.shape.n_heads * kMaxSplits;
+    workspace_.partials.reserve(heads * (a.shape.head_dim + 2) * 4);
+    const bool known = std::any_of(angles_.begin(), angles_.end(), [&](const Angles& t) { return same_table(t.table, a.rope); });
+    if (!a.rope.inv_freq || known) continue;
+    angles_.push_back({a.rope, angle_floats});
+    angle_floats += max_rows_ * (a.rope.dims / 2);
+  }
+  workspace_.cos.reserve(angle_floats * 4), workspace_.sin.reserve(angle_floats * 4);
+  const int64_t ints = max_rows_ * 6;
+  inputs_ = DeviceMemory(ints * 4);
+  check(cudaMallocHost(reinterpret_cast<void**>(&staged_), size_t(ints) * 4), "pinned memory");
+}
+
+void CudaProgram::stage(const Batch& b) {
+  const int rows = int(b.tokens.size());
+  if (rows > max_rows_)
+    throw Error(Cause::invalid_argument, "batch of " + std::to_string(rows) + " rows, prepared for " + std::to_string(max_rows_));
+  runs_ = find_runs(b);
+  int32_t* to = staged_;
+  for (const auto& values : {b.tokens, b.positions, b.slots, b.output_rows}) std::copy(values.begin(), values.end(), to), to += max_rows_;
+  std::copy_n(reinterpret_cast<const int32_t*>(runs_.data()), runs_.size() * 2, to);
+  const int32_t* from = inputs_.as<int32_t>();
+  batch_ = {rows, int(b.output_rows.size()), from, from + max_rows_, from + 2 * max_rows_, from + 3 * max_rows_};
+}
+
+void CudaProgram::run(const Batch& batch) {
+  if (batch.tokens.empty()) return;
+  stage(batch);
+  if (batch_.rows <= kGraphRows && !has_moe_)
+    replay();
+  else
+    launch_all();
+  check(cudaStreamSynchronize(stream_), "running the model");
+}
+
+void CudaProgram::drop_graphs() {
+  for (auto& [shape, graph] : graphs_) cudaGraphExecDestroy(graph);
+  graphs_.clear();
+}
+
+void CudaProgram::replay() {
+  if (const int64_t now = workspace_.generation(); now != generation_) drop_graphs(), generation_ = now;
+  cudaGraphExec_t& exec = graphs_[{batch_.rows, batch_.n_outputs}];
+  if (!exec) {
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "capture");
+    cudaGraph_t graph = nullptr;
+    try {
+      launch_all();
+    } catch (...) {
+      cudaStreamEndCapture(stream_, &graph);
+      if (graph) cudaGraphDestroy(graph);
+      throw;
+    }
+    check(cudaStreamEndCapture(stream_, &graph), "end of capture");
+    const cudaError_t made = cudaGraphInstantiate(&exec, graph, 0);
+    cudaGraphDestroy(graph);
+    check(made, "graph");
+  }
+  check(cudaGraphLaunch(exec, stream_), "graph launch");
+}
+
+void CudaProgram::launch_all() {
+  check(cudaMemcpyAsync(inputs_.as<void>(), staged_, size_t(inputs_.bytes()), cudaMemcpyHostToDevice, stream_), "batch inputs");
+  fill_angles();
+  for (const Op& op : ops_) launch(op);
+}
+
+void CudaProgram::fill_angles() {
+  for (const Angles& a : angles_)
+    angles(batch_, data(a.table.inv_freq), a.table.dims / 2, a.table.magnitude, workspace_.cos.as<float>() + a.offset,
+           workspace_.sin.as<float>() + a.offset, stream_);
+}
+
+void CudaProgram::launch(const Op& op) {
+  switch (op.kind) {
+    case Op::embed:
+      return launch_embed(op.embed_op);
+    case Op::linear:
+      return launch_linear(op.linear_op);
+    case Op::norm: {
+      const NormOp& o = op.norm_op;
+      return norm(at(o.x), data(o.weight), o.eps, int(batch_.rows * o.groups), int(o.x.width / o.groups), at(o.y), stream_);
+    }
+    case Op::add_norm: {
+      const AddNormOp& o = op.add_norm_op;
+      return add_norm(at(o.x), data(o.weight), o.eps, o.alpha, batch_.rows, int(o.x.width), at(o.y), stream_);
+    }
+    case Op::attention:
+      return launch_attention(op.attention_op);
+    case Op::soft_cap:
+      if (batch_.n_outputs > 0)
+        soft_cap(at(op.soft_cap_op.x), op.soft_cap_op.cap, int64_t(batch_.n_outputs) * op.soft_cap_op.x.width, stream_);
+      return;
+    case Op::moe:
+      return moe_.run(op.moe_op, view(op.moe_op.in), batch_.rows);
+  }
+}
+
+void CudaProgram::launch_embed(const EmbedOp& op) {
+  const CudaMatrix& m = cuda(op.matrix);
+  if (m.packed)
+    embed(m.tqn, rotation_of(m), batch_, op.scale, at(op.y), workspace_.vectors.as<float>(), stream_);
+  else
+    embed(m.dense, batch_, op.scale, at(op.y), stream_);
+}
+
+void CudaProgram::launch_linear(const LinearOp& op) {
+  const int rows = op.logits ? batch_.n_outputs : batch_.rows;
+  if (rows == 0) return;
+  SourceView source = view(op.in);
+  if (op.logits) source.rows = batch_.output_rows;
+  std::vector<Target> targets;
+  for (const LinearOutput& out : op.out) targets.push_back({&cuda(out.matrix), view(out)});
+  linear_.run(source, rows, targets);
+}
+
+void CudaProgram::launch_attention(const AttentionOp& op) {
+  AttentionView a;
+  a.shape = op.shape, a.batch = batch_;
+  a.q = at(op.q), a.k = at(op.k), a.v = at(op.v), a.out = at(op.out);
+  a.k_cache = data<uint16_t>(op.k_cache), a.v_cache = data<uint16_t>(op.v_cache);
+  a.capacity = op.capacity, a.window = op.window, a.partials = workspace_.partials.as<float>();
+  for (const Angles& t : angles_) {
+    if (!op.rope.inv_freq || !same_table(t.table, op.rope)) continue;
+    a.cos = workspace_.cos.as<float>() + t.offset, a.sin = workspace_.sin.as<float>() + t.offset;
+    a.rope_dims = op.rope.dims, a.rope_pairs = op.rope.pairs;
+  }
+  store_keys(a, stream_);
+  const bool prompt = batch_.rows > kGraphRows && int(runs_.size()) * kMinRunRows <= batch_.rows;
+  if (prompt && precision_ == Precision::int8) {
+    const auto* runs = reinterpret_cast<const QueryRun*>(inputs_.as<int32_t>() + 4 * max_rows_);
+    return attend_runs(a, runs, int(runs_.size()), stream_);
+  }
+  const int wanted = 2 * device_limits().processors / (batch_.rows * op.shape.n_heads);
+  attend_rows(a, batch_.rows > kGraphRows ? 1 : std::clamp(wanted, 1, kMaxSplits), stream_);
+}
+
+}  // namespace tq::cuda

@@ -1,0 +1,53 @@
+// A prepared list of operations, launched kernel by kernel or, for decoding, as one graph a batch size.
+#pragma once
+#include <map>
+#include <vector>
+
+#include "moe.h"
+
+namespace tq::cuda {
+
+class CudaProgram final : public Program {
+ public:
+  CudaProgram(std::vector<Op> ops, int64_t max_rows, Precision precision, Workspace& workspace, cudaStream_t stream);
+  ~CudaProgram() override;
+  // Enqueues one pass and waits for it.
+  void run(const Batch& batch);
+
+ private:
+  void reserve();
+  void stage(const Batch& batch);
+  void launch_all();
+  void launch(const Op& op);
+  void launch_embed(const EmbedOp& op);
+  void launch_linear(const LinearOp& op);
+  void launch_attention(const AttentionOp& op);
+  void fill_angles();
+  void replay();
+  void drop_graphs();
+
+  std::vector<Op> ops_;
+  int64_t max_rows_;
+  Precision precision_;
+  Workspace& workspace_;
+  cudaStream_t stream_;
+  LinearRunner linear_;
+  MoeRunner moe_;
+
+  // Rope tables that differ, each with its part of the workspace's angles.
+  struct Angles {
+    RopeTable table;
+    int64_t offset;  // floats
+  };
+  std::vector<Angles> angles_;
+
+  int32_t* staged_ = nullptr;  // pinned: tokens, positions, slots, output rows, runs
+  DeviceMemory inputs_;        // the same on the device
+  BatchView batch_;
+  std::vector<QueryRun> runs_;
+  bool has_moe_ = false;
+  int64_t generation_ = 0;
+  std::map<std::pair<int, int>, cudaGraphExec_t> graphs_;  // by rows and output rows
+};
+
+}  // namespace tq::cuda
