@@ -22,10 +22,16 @@ void require_size(const char* what, size_t found, uint64_t wanted) {
   if (found != wanted) refuse(std::string(what) + " has " + std::to_string(found) + " elements, must have " + std::to_string(wanted));
 }
 
-// Index of the first element that is not finite, or -1.
+// Index of the first element that is not finite, or -1; most blocks pass at a glance.
 int64_t first_not_finite(std::span<const float> x) {
-  for (size_t i = 0; i < x.size(); i++)
-    if (!std::isfinite(x[i])) return int64_t(i);
+  constexpr size_t kBlock = 1024;
+  for (size_t begin = 0; begin < x.size(); begin += kBlock) {
+    const auto block = x.subspan(begin, std::min(kBlock, x.size() - begin));
+    int bad = 0;
+    for (float v : block) bad |= !(std::fabs(v) <= std::numeric_limits<float>::max());
+    if (bad)
+      return int64_t(begin) + (std::find_if_not(block.begin(), block.end(), [](float v) { return std::isfinite(v); }) - block.begin());
+  }
   return -1;
 }
 
@@ -133,16 +139,22 @@ class StripEncoder {
   // What the errors of all columns before col add to the targets of its tile: (4, 64).
   const float* feed_back(int64_t col) {
     const int64_t block = col / kBlock * kBlock, n = packed_.n_in;
-    const float* u = options_.feedback.data();
-    if (col == block) {
-      std::fill(sums_.begin(), sums_.end(), 0.f);
-      for (int64_t i = 0; i < block; i += kBlock)
-        for (int64_t c = block; c < std::min(block + kBlock, n); c += kTileCols)
-          isa().add_errors(&errors_[size_t(i * kTileRows)], u + i * n + c, n, kBlock, sum(c));
-    }
-    isa().add_errors(&errors_[size_t(block * kTileRows)], u + block * n + col, n, col - block, sum(col));
+    if (col == block) start_block(block);
+    isa().add_errors(&errors_[size_t(block * kTileRows)], options_.feedback.data() + block * n + col, n, col - block, sum(col));
     return sum(col);
   }
+
+  // The share of the errors before the block. U is copied piece by piece: its rows, far apart, would evict each other from the cache.
+  void start_block(int64_t block) {
+    const int64_t n = packed_.n_in, width = std::min(kBlock, n - block);
+    std::fill(sums_.begin(), sums_.end(), 0.f);
+    for (int64_t i = 0; i < block; i += kBlock) {
+      float u[kBlock * kBlock];
+      for (int64_t r = 0; r < kBlock; r++) std::copy_n(&options_.feedback[size_t((i + r) * n + block)], width, u + r * kBlock);
+      for (int64_t c = 0; c < width; c += kTileCols) isa().add_errors(&errors_[size_t(i * kTileRows)], u + c, kBlock, kBlock, sum(c));
+    }
+  }
+
   float* sum(int64_t col) { return &sums_[size_t(col % kBlock * kTileRows)]; }
 
   const float* w_;

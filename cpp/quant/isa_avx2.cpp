@@ -6,7 +6,7 @@ namespace tq::quant {
 namespace {
 
 struct Floats {
-  static constexpr int kLanes = 8;
+  static constexpr int kLanes = 8, kSums = 2;
   __m256 x;
 
   static Floats load(const float* p) { return {_mm256_loadu_ps(p)}; }

@@ -6,7 +6,7 @@ namespace tq::quant {
 namespace {
 
 struct Floats {
-  static constexpr int kLanes = 16;
+  static constexpr int kLanes = 16, kSums = 4;
   __m512 x;
 
   static Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }

@@ -1,4 +1,4 @@
-// The bodies, written once over a vocabulary V of float vectors: kLanes, load, all, store, +, min, multiply_add, runs, zip.
+// The bodies, written once over a vocabulary V of float vectors: kLanes, kSums, load, all, store, +, min, multiply_add, runs, zip.
 // Nothing of the standard library is instantiated here: the linker may keep any one unit's copy, whatever its instruction set.
 #pragma once
 #include <cstring>
@@ -44,21 +44,21 @@ void forward_pass(const float* distance, int steps, const uint32_t* shift, float
     forward_step<k, V>(distance, shift, costs, costs + cost_stride(k));
 }
 
-// Two vectors of rows by four columns are eight independent sums: enough to hide the latency of a multiply-add.
+// V::kSums vectors of rows by four columns are summed in registers.
 template <class V>
 void add_errors(const float* errors, const float* u, int64_t stride, int64_t count, float* sum) {
   constexpr int kRows = tqn::kTileRows, kCols = tqn::kTileCols;
-  for (int r = 0; r < kRows; r += 2 * V::kLanes) {
-    V s[2][kCols];
-    for (int c = 0; c < kCols; c++) s[0][c] = V::load(sum + c * kRows + r), s[1][c] = V::load(sum + c * kRows + r + V::kLanes);
-    for (int64_t i = 0; i < count; i++) {
-      const V e0 = V::load(errors + i * kRows + r), e1 = V::load(errors + i * kRows + r + V::kLanes);
-      for (int c = 0; c < kCols; c++) {
-        const V factor = V::all(u[i * stride + c]);
-        s[0][c] = multiply_add(e0, factor, s[0][c]), s[1][c] = multiply_add(e1, factor, s[1][c]);
+  for (int r = 0; r < kRows; r += V::kSums * V::kLanes) {
+    V s[V::kSums][kCols];
+    for (int v = 0; v < V::kSums; v++)
+      for (int c = 0; c < kCols; c++) s[v][c] = V::load(sum + c * kRows + r + v * V::kLanes);
+    for (int64_t i = 0; i < count; i++)
+      for (int v = 0; v < V::kSums; v++) {
+        const V e = V::load(errors + i * kRows + r + v * V::kLanes);
+        for (int c = 0; c < kCols; c++) s[v][c] = multiply_add(e, V::all(u[i * stride + c]), s[v][c]);
       }
-    }
-    for (int c = 0; c < kCols; c++) s[0][c].store(sum + c * kRows + r), s[1][c].store(sum + c * kRows + r + V::kLanes);
+    for (int v = 0; v < V::kSums; v++)
+      for (int c = 0; c < kCols; c++) s[v][c].store(sum + c * kRows + r + v * V::kLanes);
   }
 }
 

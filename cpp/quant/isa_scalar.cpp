@@ -7,7 +7,7 @@ namespace {
 typedef float Four __attribute__((vector_size(16)));
 
 struct Floats {
-  static constexpr int kLanes = 4;
+  static constexpr int kLanes = 4, kSums = 2;
   Four x;
 
   static Floats load(const float* p) {
