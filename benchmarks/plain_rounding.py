@@ -46,7 +46,9 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         reference = work / "f32.gguf"
         tqn("convert", args.source, reference, "--outtype", "f32", "--overwrite", "--quiet")
-        print("| weights | file MB | bits per weight | perplexity | KLD mean | KLD 99.9 % | same top-1 | pp512 t/s | tg128 t/s | convert s | goes on |")
+        print(
+            "| weights | file MB | bits per weight | perplexity | KLD mean | KLD 99.9 % | same top-1 | pp512 t/s | tg128 t/s | convert s | goes on |"
+        )
         print("|---|---|---|---|---|---|---|---|---|---|---|")
         for bits in [None, *args.bits]:
             path, seconds = reference, 0.0
