@@ -53,7 +53,10 @@ inline void linear_float(const TqnMatrix& w, int64_t first, int64_t last, const 
       with_format(w.k, [&](auto format) { decode_float_panel<format.k>(codes, w.codebook, count, panel); });
       for_token_groups<kPanelTokens>(x.n_tokens, [&](auto group, int64_t t) {
         float_panel<group.size>(panel, 4 * count, x.rotated + t * w.n_in + 4 * tile, w.n_in, sums);
-        for (int j = 0; j < group.size; j++) out.write_float(t + j, sums + j * tqn::kTileRows, tile == 0);
+        for (int j = 0; j < group.size; j++) {
+          with_format(w.k, [&](auto format) { restore_rows<format.k>(sums + j * tqn::kTileRows); });
+          out.write_float(t + j, sums + j * tqn::kTileRows, tile == 0);
+        }
       });
     }
     out.add_outliers();

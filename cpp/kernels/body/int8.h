@@ -95,14 +95,18 @@ inline int32_t starting_value(const int8_t* a, int64_t n) {
   return -kOffset * total;
 }
 
+// scratch.acc (n_tokens, 64) = strip * a_t
 template <int K>
 void accumulate_strip(const TqnMatrix& w, int64_t strip, const Activations& x, const Int8Scratch& scratch) {
   const uint8_t* codes = w.codes + strip * int64_t(tqn::strip_bytes(w.n_in, K));
   const int64_t n_tiles = tqn::tiles_per_strip(w.n_in);
-  if (x.n_tokens > kDirectTokens) return gemm_strip<K>(codes, w.codebook, n_tiles, x.quantized, w.n_in, x.n_tokens, scratch);
-  for_token_groups<kDirectTokens>(x.n_tokens, [&](auto group, int64_t t) {
-    gemv_strip<K, group.size>(codes, w.codebook, n_tiles, x.quantized + t * w.n_in, w.n_in, scratch.start + t, scratch.acc + t * kRows);
-  });
+  if (x.n_tokens > kDirectTokens)
+    gemm_strip<K>(codes, w.codebook, n_tiles, x.quantized, w.n_in, x.n_tokens, scratch);
+  else
+    for_token_groups<kDirectTokens>(x.n_tokens, [&](auto group, int64_t t) {
+      gemv_strip<K, group.size>(codes, w.codebook, n_tiles, x.quantized + t * w.n_in, w.n_in, scratch.start + t, scratch.acc + t * kRows);
+    });
+  for (int64_t t = 0; t < x.n_tokens; t++) restore_rows<K>(scratch.acc + t * kRows);
 }
 
 // Runs `finish(strip)` for each strip with its accumulators in the scratch.

@@ -32,33 +32,75 @@ inline __m512i bytes_of(const F& f) {
 }
 inline __m512i load_codebook(const int8_t* codebook) { return _mm512_xor_si512(load_bytes(codebook), _mm512_set1_epi8(-128)); }
 
-// Eight steps a quadword: the K + 1 .. K + 2 bytes that hold their windows, cut by multishift into the windows' low and high six bits.
+// Eight steps (two rows) are a chunk: K bytes, with their windows at most 40 bits from the chunk's first. Plain loads bring most chunks to the
+// start, or near the start, of a quadword; so registers take the chunks in the order below, and only the rest is gathered by byte permutes.
+// Rows are brought back to their order when a strip's sums are done. offset: of the load, or gathered.
+inline constexpr int kGathered = -1;
+struct ChunkRegister {
+  int offset;
+  int chunk[8];
+};
+template <int K>
+inline constexpr ChunkRegister kChunks[4] = {};
+template <>
+inline constexpr ChunkRegister kChunks<1>[4] = {  // the tile's 32 bytes stand twice in a register
+    {0, {0, 8, 16, 24, 1, 9, 17, 25}}, {0, {2, 10, 18, 26, 3, 11, 19, 27}}, {0, {4, 12, 20, 28, 5, 13, 21, 29}}, {kGathered, {6, 14, 22, 30, 7, 15, 23, 31}}};
+template <>
+inline constexpr ChunkRegister kChunks<2>[4] = {
+    {0, {0, 4, 8, 12, 16, 20, 24, 28}}, {0, {1, 5, 9, 13, 17, 21, 25, 29}}, {0, {2, 6, 10, 14, 18, 22, 26, 30}}, {kGathered, {3, 7, 11, 15, 19, 23, 27, 31}}};
+template <>
+inline constexpr ChunkRegister kChunks<3>[4] = {
+    {0, {0, 3, 6, 8, 11, 14, 16, 19}}, {4, {2, 4, 7, 10, 12, 15, 18, 20}}, {kGathered, {1, 5, 9, 13, 17, 21, 22, 23}}, {kGathered, {24, 25, 26, 27, 28, 29, 30, 31}}};
+template <>
+inline constexpr ChunkRegister kChunks<4>[4] = {
+    {0, {0, 2, 4, 6, 8, 10, 12, 14}}, {4, {1, 3, 5, 7, 9, 11, 13, 15}}, {64, {16, 18, 20, 22, 24, 26, 28, 30}}, {kGathered, {17, 19, 21, 23, 25, 27, 29, 31}}};
+
+// Cuts the windows' low and high six bits by multishift and adds the two table look-ups.
 template <int K>
 class Decoder {
  public:
   explicit Decoder(const int8_t* codebook) : codebook_(load_codebook(codebook)) {
-    for (int g = 0; g < 4; g++) gather_[g] = bytes_of([g](int i) { return (8 * K * g + K * (i / 8) + i % 8) % tqn::tile_bytes(K); });
-    low_shift_ = bytes_of([](int i) { return K * (i % 8); });
-    high_shift_ = bytes_of([](int i) { return K * (i % 8) + 6; });
+    for (int g = 0; g < 4; g++) {
+      gather_[g] = bytes_of([g](int i) { return (K * kChunks<K>[g].chunk[i / 8] + i % 8) % int(tqn::tile_bytes(K)); });
+      low_shift_[g] = bytes_of([g](int i) { return start(g, i / 8) + K * (i % 8); });
+      high_shift_[g] = bytes_of([g](int i) { return start(g, i / 8) + K * (i % 8) + 6; });
+    }
     low_ = bytes_of([](int i) { return tqn::low_table(i, tqn::multiplier(K)); });
     high_ = bytes_of([](int i) { return tqn::high_table(i, tqn::multiplier(K)); });
   }
   Row operator()(const uint8_t* tile, int g) const {
-    const __m512i bits = gather(tile, g);
-    const __m512i low = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(low_shift_, bits), low_);
-    const __m512i high = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(high_shift_, bits), high_);
+    const __m512i bits = chunks(tile, g);
+    const __m512i low = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(low_shift_[g], bits), low_);
+    const __m512i high = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(high_shift_[g], bits), high_);
     return _mm512_permutexvar_epi8(_mm512_add_epi8(low, high), codebook_);  // the permute ignores bits 6 and 7
   }
 
  private:
-  __m512i gather(const uint8_t* tile, int g) const {
-    if constexpr (K == 1) return _mm512_permutexvar_epi8(gather_[g], load32(tile));
-    if constexpr (K == 2) return _mm512_permutexvar_epi8(gather_[g], load_bytes(tile));
-    if constexpr (K == 3) return _mm512_permutex2var_epi8(load_bytes(tile), gather_[g], load32(tile + 64));
-    if constexpr (K == 4) return _mm512_permutex2var_epi8(load_bytes(tile), gather_[g], load_bytes(tile + 64));
+  // Bit of a quadword at which its chunk starts.
+  static constexpr int start(int g, int lane) {
+    const ChunkRegister& r = kChunks<K>[g];
+    return r.offset == kGathered ? 0 : 8 * (K * r.chunk[lane] - r.offset - 8 * (K == 1 ? lane % 4 : lane));
   }
-  __m512i gather_[4], low_shift_, high_shift_, low_, high_, codebook_;
+  __m512i chunks(const uint8_t* tile, int g) const {
+    const int offset = kChunks<K>[g].offset;
+    const __m512i first = K == 1 ? _mm512_broadcast_i64x4(load_half(tile)) : load_bytes(tile + (offset == kGathered ? 0 : offset));
+    if (offset != kGathered) return first;
+    if constexpr (K <= 2) return _mm512_permutexvar_epi8(gather_[g], first);
+    return _mm512_permutex2var_epi8(first, gather_[g], K == 3 ? load32(tile + 64) : load_bytes(tile + 64));
+  }
+  __m512i gather_[4], low_shift_[4], high_shift_[4], low_, high_, codebook_;
 };
+
+// Rows (64 lanes of 32 bits) from the registers' order to their own.
+template <int K>
+void restore_rows(void* rows) {
+  if constexpr (K <= 4) {
+    uint64_t chunks[32];
+    std::memcpy(chunks, rows, sizeof(chunks));
+    for (int g = 0; g < 4; g++)
+      for (int lane = 0; lane < 8; lane++) std::memcpy(static_cast<char*>(rows) + 8 * kChunks<K>[g].chunk[lane], &chunks[8 * g + lane], 8);
+  }
+}
 
 template <>
 class Decoder<6> {
