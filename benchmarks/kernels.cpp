@@ -134,7 +134,12 @@ struct Problem {
   int64_t n_tokens;
 
   Problem(int k, int64_t n_in, int64_t bytes, int64_t n_tokens)
-      : codes(bytes), codebook(tqn::kCodebookSize), a(n_tokens * n_in), x(n_tokens * n_in, 0.5f), act_scale(n_tokens, 0.01f), n_tokens(n_tokens) {
+      : codes(bytes),
+        codebook(tqn::kCodebookSize),
+        a(n_tokens * n_in),
+        x(n_tokens * n_in, 0.5f),
+        act_scale(n_tokens, 0.01f),
+        n_tokens(n_tokens) {
     codes.fill_random();
     std::mt19937 rng(1);
     for (auto& v : a) v = int8_t(int(rng() % 255) - 127);
@@ -179,23 +184,27 @@ void print_gemv(const std::vector<const Kernels*>& tables, const double* bandwid
   {
     Problem p(2, 4096, kColdBytes / 8, 1);
     std::vector<int32_t> y(p.w.n_out);
-    const double s = time_threads(1, [&](int) { plain_2bit(p.codes.data, int64_t(p.bytes()), 4096, p.codebook.data(), p.a.data(), y.data()); });
-    std::printf("| plain 2-bit look-up | 2 | 1 | %.2f | %.2f | %.0f |\n", p.weights() / s / 1e9, p.bytes() / s / 1e9, 100 * p.bytes() / s / bandwidth[1]);
+    const double s =
+        time_threads(1, [&](int) { plain_2bit(p.codes.data, int64_t(p.bytes()), 4096, p.codebook.data(), p.a.data(), y.data()); });
+    std::printf("| plain 2-bit look-up | 2 | 1 | %.2f | %.2f | %.0f |\n", p.weights() / s / 1e9, p.bytes() / s / 1e9,
+                100 * p.bytes() / s / bandwidth[1]);
   }
   for (const Kernels* isa : tables)
     for (int k : {1, 2, 3, 4, 6, 8}) {
       Problem p(k, 4096, isa->isa == "scalar" ? 4 << 20 : kColdBytes, 1);
       for (int threads = 1; threads <= kMaxThreads; threads++) {
         const double s = p.seconds(*isa, threads);
-        std::printf("| %s | %d | %d | %.1f | %.1f | %.0f |\n", isa->isa.data(), k, threads, p.weights() / s / 1e9 / threads, p.bytes() / s / 1e9,
-                    100 * p.bytes() / s / bandwidth[threads]);
+        std::printf("| %s | %d | %d | %.1f | %.1f | %.0f |\n", isa->isa.data(), k, threads, p.weights() / s / 1e9 / threads,
+                    p.bytes() / s / 1e9, 100 * p.bytes() / s / bandwidth[threads]);
         std::fflush(stdout);
       }
     }
 }
 
 void print_few_tokens(const std::vector<const Kernels*>& tables) {
-  std::printf("\nFew tokens, one core, 64 MiB of codes: G weights x tokens/s\n\n| kernel | k | 1 | 2 | 3 | 4 | 5 | 6 | 8 |\n|---|---|---|---|---|---|---|---|---|\n");
+  std::printf(
+      "\nFew tokens, one core, 64 MiB of codes: G weights x tokens/s\n\n| kernel | k | 1 | 2 | 3 | 4 | 5 | 6 | 8 "
+      "|\n|---|---|---|---|---|---|---|---|---|\n");
   for (const Kernels* isa : tables)
     for (int k : {2, 3, 4}) {
       if (isa->isa == "scalar") continue;
@@ -209,7 +218,8 @@ void print_few_tokens(const std::vector<const Kernels*>& tables) {
 }
 
 void print_gemm(const std::vector<const Kernels*>& tables) {
-  std::printf("\n| kernel | k | tokens | GOP/s, 1 thread | %% of int8 dot peak | GOP/s, %d threads |\n|---|---|---|---|---|---|\n", kMaxThreads);
+  std::printf("\n| kernel | k | tokens | GOP/s, 1 thread | %% of int8 dot peak | GOP/s, %d threads |\n|---|---|---|---|---|---|\n",
+              kMaxThreads);
   for (const Kernels* isa : tables) {
     if (isa->isa == "scalar") continue;
     const double peak = dot_peak(isa->isa);
@@ -226,13 +236,17 @@ void print_gemm(const std::vector<const Kernels*>& tables) {
 }
 
 double microseconds(int n, const std::function<void()>& call) {
-  return time_threads(1, [&](int) {
-           for (int i = 0; i < n; i++) call();
-         }) / n * 1e6;
+  return time_threads(1,
+                      [&](int) {
+                        for (int i = 0; i < n; i++) call();
+                      }) /
+         n * 1e6;
 }
 
 void print_dense(const std::vector<const Kernels*>& tables) {
-  std::printf("\nUnquantized float32, 2048 x 2048, one core: GFLOP/s at 1, 8, 64, 512 tokens\n\n| kernel | 1 | 8 | 64 | 512 |\n|---|---|---|---|---|\n");
+  std::printf(
+      "\nUnquantized float32, 2048 x 2048, one core: GFLOP/s at 1, 8, 64, 512 tokens\n\n| kernel | 1 | 8 | 64 | 512 "
+      "|\n|---|---|---|---|---|\n");
   const int64_t n = 2048;
   const std::vector<float> w(n * n, 0.5f), x(n * 512, 0.5f);
   std::vector<float> y(n * 512);
@@ -240,7 +254,8 @@ void print_dense(const std::vector<const Kernels*>& tables) {
     std::printf("| %s |", isa->isa.data());
     for (int n_tokens : {1, 8, 64, 512}) {
       if (isa->isa == "scalar" && n_tokens > 8) continue;
-      const double us = microseconds(1, [&] { isa->linear_dense({kernels::DType::f32, n, n, w.data()}, 0, n, x.data(), n_tokens, 1, false, y.data(), n); });
+      const double us = microseconds(
+          1, [&] { isa->linear_dense({kernels::DType::f32, n, n, w.data()}, 0, n, x.data(), n_tokens, 1, false, y.data(), n); });
       std::printf(" %.1f |", 2e-3 * double(n * n * n_tokens) / us);
     }
     std::printf("\n");
@@ -248,8 +263,10 @@ void print_dense(const std::vector<const Kernels*>& tables) {
 }
 
 void print_vector(const std::vector<const Kernels*>& tables) {
-  std::printf("\nMicroseconds a row, in cache\n\n| kernel | rotate 2048 | rotate 1536 | rotate 14336 | rotate 11008 | quantize 2048 | rms_norm 2048 | silu_mul 8192 | "
-              "attention 64 x 1024 |\n|---|---|---|---|---|---|---|---|---|\n");
+  std::printf(
+      "\nMicroseconds a row, in cache\n\n| kernel | rotate 2048 | rotate 1536 | rotate 14336 | rotate 11008 | quantize 2048 | rms_norm "
+      "2048 | silu_mul 8192 | "
+      "attention 64 x 1024 |\n|---|---|---|---|---|---|---|---|---|\n");
   std::vector<float> x(16384, 0.7f), y(16384), z(16384, 0.3f);
   std::vector<int8_t> a(16384);
   std::vector<uint16_t> kv(1024 * 64, f32_to_f16(0.1f));

@@ -8,17 +8,22 @@ namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int kFloatTiles = 32;  // of a panel: 128 columns, 32 KiB
 
+inline void store_columns(Row w, float* p) {
+  store(p, column<0>(w));
+  store(p + tqn::kTileRows, column<1>(w));
+  store(p + 2 * tqn::kTileRows, column<2>(w));
+  store(p + 3 * tqn::kTileRows, column<3>(w));
+}
+
 template <int K>
 void decode_float_panel(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, float* panel) {
   const Decoder<K> decode(codebook);
   for (int64_t tile = 0; tile < n_tiles; tile++, codes += tqn::tile_bytes(K), panel += tqn::kTileSteps)
-    for (int g = 0; g < tqn::kTileRows / kLanes; g++) {
-      const Row w = decode(codes, g);
-      float* p = panel + g * kLanes;
-      store(p, column<0>(w));
-      store(p + tqn::kTileRows, column<1>(w));
-      store(p + 2 * tqn::kTileRows, column<2>(w));
-      store(p + 3 * tqn::kTileRows, column<3>(w));
+#pragma GCC unroll 16
+    for (int g = 0; g < tqn::kTileRows / kLanes; g += kTogether) {
+      Row w[kTogether];
+      decode(codes, g, w);
+      for (int i = 0; i < kTogether; i++) store_columns(w[i], panel + (g + i) * kLanes);
     }
 }
 

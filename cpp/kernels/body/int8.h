@@ -36,9 +36,11 @@ void gemv_strip(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, c
     Acts x[T];
     for (int t = 0; t < T; t++) x[t] = load_acts(a + t * n_in + 4 * tile);
 #pragma GCC unroll 16
-    for (int g = 0; g < kRegisters; g++) {
-      const Row w = decode(codes, g);
-      for (int t = 0; t < T; t++) sums[t][g] = dot(sums[t][g], w, x[t]);
+    for (int g = 0; g < kRegisters; g += kTogether) {
+      Row w[kTogether];
+      decode(codes, g, w);
+      for (int t = 0; t < T; t++)
+        for (int i = 0; i < kTogether; i++) sums[t][g + i] = dot(sums[t][g + i], w[i], x[t]);
     }
   }
   for (int t = 0; t < T; t++)
@@ -50,7 +52,11 @@ void decode_panel(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles,
   const Decoder<K> decode(codebook);
   for (int64_t tile = 0; tile < n_tiles; tile++, codes += tqn::tile_bytes(K), panel += kPanelTile)
 #pragma GCC unroll 16
-    for (int g = 0; g < kRegisters; g++) store_row(panel + g * kRowBytes, decode(codes, g));
+    for (int g = 0; g < kRegisters; g += kTogether) {
+      Row w[kTogether];
+      decode(codes, g, w);
+      for (int i = 0; i < kTogether; i++) store_row(panel + (g + i) * kRowBytes, w[i]);
+    }
 }
 
 // acc (T, 64) += panel * a_t: T tokens by kPanelRegisters registers of rows at a time.

@@ -90,27 +90,42 @@ F32 column(Row w) {
   return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(w, 24 - 8 * C), 24));
 }
 
-// Codebook look-up: four 16-entry shuffles, chosen by the index's upper two bits.
+// Two registers that are decoded side by side: the chain of one is longer than the scheduler is deep.
+inline constexpr int kTogether = 2;
+struct Pair {
+  __m256i v[kTogether];
+};
+template <class F, class... P>
+Pair each(const F& f, const P&... p) {
+  return {{f(p.v[0]...), f(p.v[1]...)}};
+}
+
+// Codebook look-up: a shuffle gives 0 where its index is negative, so quarter q >= 1 of the codebook is reached by adding (xor) its
+// difference from quarter q - 1 wherever index - 16 q is not negative.
 class Table {
  public:
   explicit Table(const int8_t* codebook) {
-    for (int q = 0; q < 4; q++) quarter_[q] = _mm256_broadcastsi128_si256(load16(codebook + 16 * q));
+    __m128i below = _mm_setzero_si128();
+    for (int q = 0; q < 4; q++) {
+      const __m128i quarter = load16(codebook + 16 * q);
+      difference_[q] = _mm256_broadcastsi128_si256(_mm_xor_si128(quarter, below));
+      below = quarter;
+    }
   }
-  // index: in bits 2..7 of each byte; bits 0 and 1 are anything.
-  __m256i operator()(__m256i index) const {
-    const __m256i low = _mm256_and_si256(_mm256_srli_epi16(index, 2), _mm256_set1_epi8(15));
-    const __m256i bit4 = _mm256_add_epi8(index, index);
-    const __m256i lower = _mm256_blendv_epi8(_mm256_shuffle_epi8(quarter_[0], low), _mm256_shuffle_epi8(quarter_[1], low), bit4);
-    const __m256i upper = _mm256_blendv_epi8(_mm256_shuffle_epi8(quarter_[2], low), _mm256_shuffle_epi8(quarter_[3], low), bit4);
-    return _mm256_blendv_epi8(lower, upper, index);
-  }
-  // The same for the even steps' and odd steps' indices in bits 10..15 of 16-bit lanes.
-  __m256i operator()(__m256i even, __m256i odd) const {
-    return (*this)(_mm256_blendv_epi8(_mm256_srli_epi16(even, 8), odd, _mm256_set1_epi16(-256)));
+  Pair operator()(Pair index) const {
+    const auto look_up = [](__m256i difference, Pair at) {
+      return each([=](__m256i i) { return _mm256_shuffle_epi8(difference, i); }, at);
+    };
+    Pair value = look_up(difference_[0], index);
+    for (int q = 1; q < 4; q++) {
+      index = each([](__m256i i) { return _mm256_sub_epi8(i, _mm256_set1_epi8(16)); }, index);
+      value = each([](__m256i a, __m256i b) { return _mm256_xor_si256(a, b); }, value, look_up(difference_[q], index));
+    }
+    return value;
   }
 
  private:
-  __m256i quarter_[4];
+  __m256i difference_[4];
 };
 
 template <class T, class F>
@@ -120,89 +135,103 @@ __m256i register_of(const F& f) {
   return _mm256_load_si256(reinterpret_cast<const __m256i*>(lanes));
 }
 
-// 16 bytes of a tile's circular string.
+// Eight bytes of a tile's circular string.
+template <int K>
+uint64_t circular8(const uint8_t* tile, int byte) {
+  constexpr int bytes = int(tqn::tile_bytes(K));
+  uint64_t low, high;
+  if (byte + 8 <= bytes) return std::memcpy(&low, tile + byte, 8), low;
+  std::memcpy(&low, tile + bytes - 8, 8);
+  std::memcpy(&high, tile, 8);
+  const int beyond = byte + 8 - bytes;
+  return low >> (8 * beyond) | high << (64 - 8 * beyond);
+}
+// Sixteen bytes, of which ten are looked at, so that at most two stand at the tile's start.
 template <int K>
 __m128i circular16(const uint8_t* tile, int byte) {
-  constexpr int bytes = tqn::tile_bytes(K);
+  constexpr int bytes = int(tqn::tile_bytes(K));
   if (byte + 16 <= bytes) return load16(tile + byte);
-  alignas(16) uint8_t joined[32];
-  _mm_store_si128(reinterpret_cast<__m128i*>(joined), load16(tile + bytes - 16));
-  _mm_store_si128(reinterpret_cast<__m128i*>(joined + 16), load16(tile));
-  return load16(joined + byte - (bytes - 16));
+  return _mm_set_epi64x(int64_t(circular8<K>(tile, (byte + 8) % bytes)), int64_t(circular8<K>(tile, byte)));
 }
 
-// A 128-bit lane is 16 steps. Their bits, at most 57 for k <= 3, are brought to both quadwords, the second shifted by 4, so that every
-// window starts at bit 0..4 of some byte and lies within two bytes. With the bits below it cleared, (window << s) * (M << (4 - s)) has the
-// codebook's index in its upper 6 bits: what stands above the window leaves the 16-bit product.
+// A half is 16 steps in 16-bit lanes: four rows. Its bits, at most 57 for k <= 3, stand in every quadword, each second one shifted by 4, so
+// that each window starts at bit 0..4 of some byte and lies within two bytes. With the bits below it cleared, (window << s) * (M << (4 -
+// s)) has the codebook's index in its upper 6 bits: what stands above the window leaves the 16-bit product.
+template <int K>
+class Halves {
+ public:
+  Halves() {
+    const auto bit = [](int lane) { return K * lane; };
+    const auto copy = [bit](int lane) { return K < 4 && bit(lane) % 8 > 4; };
+    const auto shift = [bit, copy](int lane) { return bit(lane) % 8 - 4 * copy(lane); };
+    shift_ = register_of<uint64_t>([](int i) { return 4 * (i % 2); });
+    gather_ = register_of<uint8_t>([=](int i) { return bit(i / 2) / 8 + 8 * copy(i / 2) + i % 2; });
+    mask_ = register_of<uint16_t>([=](int lane) { return 0xFFFF << shift(lane); });
+    factor_ = register_of<uint16_t>([=](int lane) { return tqn::multiplier(K) << (4 - shift(lane)); });
+  }
+  __m256i operator()(const uint8_t* tile, int half) const {
+    const __m256i window = _mm256_and_si256(_mm256_shuffle_epi8(bits(tile, 2 * K * half), gather_), mask_);
+    return _mm256_srli_epi16(_mm256_mullo_epi16(window, factor_), 10);
+  }
+
+ private:
+  __m256i bits(const uint8_t* tile, int byte) const {
+    if constexpr (K == 4) return _mm256_broadcastsi128_si256(circular16<K>(tile, byte));
+    return _mm256_srlv_epi64(_mm256_set1_epi64x(int64_t(circular8<K>(tile, byte))), shift_);
+  }
+  __m256i shift_, gather_, mask_, factor_;
+};
+
+// Six bits a step, 12 bytes a half; a multiplication moves each window to the top of its lane.
+template <>
+class Halves<6> {
+ public:
+  Halves() {
+    const auto bit = [](int lane) { return 6 * lane; };
+    for (int last = 0; last < 2; last++) gather_[last] = register_of<uint8_t>([=](int i) { return 4 * last + bit(i / 2) / 8 + i % 2; });
+    factor_ = register_of<uint16_t>([=](int lane) { return 1 << (10 - bit(lane) % 8); });
+  }
+  // The last half is read from 4 bytes before, to stay within the tile.
+  __m256i operator()(const uint8_t* tile, int half) const {
+    const bool last = half == 15;
+    const __m256i bits = _mm256_broadcastsi128_si256(load16(tile + 12 * half - 4 * last));
+    return _mm256_srli_epi16(_mm256_mullo_epi16(_mm256_shuffle_epi8(bits, gather_[last]), factor_), 10);
+  }
+
+ private:
+  __m256i gather_[2], factor_;
+};
+
 template <int K>
 class Decoder {
  public:
-  explicit Decoder(const int8_t* codebook) : table_(codebook) {
-    spread_ = register_of<uint8_t>([](int i) { return 2 * K * (i / 16) + i % 8; });
-    shift_ = register_of<uint64_t>([](int i) { return 4 * (i % 2); });
-    for (int odd = 0; odd < 2; odd++) {
-      const auto bit = [odd](int lane) { return K * (2 * (lane % 8) + odd); };
-      const auto shift = [bit](int lane) { return K < 4 && bit(lane) % 8 > 4 ? bit(lane) % 8 - 4 : bit(lane) % 8; };
-      gather_[odd] = register_of<uint8_t>([bit](int i) { return bit(i / 2) / 8 + (bit(i / 2) % 8 > 4 ? 8 : 0) + i % 2; });
-      mask_[odd] = register_of<uint16_t>([shift](int lane) { return 0xFFFF << shift(lane); });
-      factor_[odd] = register_of<uint16_t>([shift](int lane) { return tqn::multiplier(K) << (4 - shift(lane)); });
-    }
-  }
-  Row operator()(const uint8_t* tile, int g) const {
-    const __m256i bits = spread(tile, g);
-    return table_(product(bits, 0), product(bits, 1));
+  explicit Decoder(const int8_t* codebook) : table_(codebook) {}
+  void operator()(const uint8_t* tile, int g, Row* w) const {
+    const Pair first = {{halves_(tile, 2 * g), halves_(tile, 2 * g + 2)}}, second = {{halves_(tile, 2 * g + 1), halves_(tile, 2 * g + 3)}};
+    const Pair value = table_(each([](__m256i a, __m256i b) { return _mm256_packus_epi16(a, b); }, first, second));
+    w[0] = value.v[0], w[1] = value.v[1];
   }
 
  private:
-  __m256i spread(const uint8_t* tile, int g) const {
-    const int byte = 4 * K * g;
-    if constexpr (K == 4) return _mm256_inserti128_si256(_mm256_castsi128_si256(load16(tile + byte)), circular16<K>(tile, byte + 8), 1);
-    const __m256i both = _mm256_broadcastsi128_si256(circular16<K>(tile, byte));
-    return _mm256_srlv_epi64(_mm256_shuffle_epi8(both, spread_), shift_);
-  }
-  __m256i product(__m256i bits, int odd) const {
-    return _mm256_mullo_epi16(_mm256_and_si256(_mm256_shuffle_epi8(bits, gather_[odd]), mask_[odd]), factor_[odd]);
-  }
   Table table_;
-  __m256i spread_, shift_, gather_[2], mask_[2], factor_[2];
-};
-
-// Six bits a step: 12 bytes a 128-bit lane; a multiplication moves each window to the top of its 16 bits.
-template <>
-class Decoder<6> {
- public:
-  explicit Decoder(const int8_t* codebook) : table_(codebook) {
-    for (int last = 0; last < 2; last++)
-      for (int odd = 0; odd < 2; odd++) {
-        const auto bit = [odd](int lane) { return 6 * (2 * (lane % 8) + odd); };
-        gather_[last][odd] = register_of<uint8_t>([=](int i) { return bit(i / 2) / 8 + i % 2 + (last && i >= 16 ? 4 : 0); });
-        factor_[odd] = register_of<uint16_t>([bit](int lane) { return 1 << (10 - bit(lane) % 8); });
-      }
-  }
-  // Group g is 24 bytes from byte 24 g; the last lane is read from 4 bytes before, to stay within the tile.
-  Row operator()(const uint8_t* tile, int g) const {
-    const uint8_t* p = tile + 24 * g;
-    const __m256i bits = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(p)), load16(p + (g == 7 ? 8 : 12)), 1);
-    return table_(product(bits, g == 7, 0), product(bits, g == 7, 1));
-  }
-
- private:
-  __m256i product(__m256i bits, int last, int odd) const {
-    return _mm256_mullo_epi16(_mm256_shuffle_epi8(bits, gather_[last][odd]), factor_[odd]);
-  }
-  Table table_;
-  __m256i gather_[2][2], factor_[2];
+  Halves<K> halves_;
 };
 
 template <>
 class Decoder<8> {
  public:
   explicit Decoder(const int8_t*) {}
-  Row operator()(const uint8_t* tile, int g) const { return load32(tile + 32 * g); }
+  void operator()(const uint8_t* tile, int g, Row* w) const { w[0] = load32(tile + 32 * g), w[1] = load32(tile + 32 * g + 32); }
 };
 
-// Decoders give the rows in their own order.
+// Packing two halves leaves their rows in the order 0 1 4 5 2 3 6 7.
 template <int K>
-void restore_rows(void*) {}
+void restore_rows(void* rows) {
+  if (K == 8) return;
+  for (int g = 0; g < 8; g++) {
+    const __m256i r = load32(static_cast<char*>(rows) + 32 * g);
+    store32(static_cast<char*>(rows) + 32 * g, _mm256_permute4x64_epi64(r, 0xD8));
+  }
+}
 
 }  // namespace tq::kernels::avx2

@@ -7,6 +7,7 @@ namespace tq::kernels::avx512 {
 
 inline constexpr char kName[] = "avx512";
 inline constexpr int kDirectTokens = 2;
+inline constexpr int kTogether = 1;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 4;
 inline constexpr int kOffset = 0;
 
@@ -73,9 +74,9 @@ class Decoder {
       factor_[odd] = register_of<uint16_t>([shift](int lane) { return tqn::multiplier(K) << (4 - shift(lane)); });
     }
   }
-  Row operator()(const uint8_t* tile, int g) const {
+  void operator()(const uint8_t* tile, int g, Row* w) const {
     const __m512i bits = _mm512_srlv_epi64(spread(tile, g), shift_);
-    return {table_(index(bits, 0)), table_(index(bits, 1))};
+    *w = {table_(index(bits, 0)), table_(index(bits, 1))};
   }
 
  private:
@@ -103,9 +104,9 @@ class Decoder<6> {
       factor_[odd] = register_of<uint16_t>([bit](int lane) { return 1 << (10 - bit(lane) % 8); });
     }
   }
-  Row operator()(const uint8_t* tile, int g) const {
+  void operator()(const uint8_t* tile, int g, Row* w) const {
     const __m512i bits = _mm512_permutexvar_epi16(spread_[g == 3], load_bytes(tile + (g == 3 ? 128 : 48 * g)));
-    return {table_(index(bits, 0)), table_(index(bits, 1))};
+    *w = {table_(index(bits, 0)), table_(index(bits, 1))};
   }
 
  private:
@@ -120,7 +121,7 @@ template <>
 class Decoder<8> {
  public:
   explicit Decoder(const int8_t*) {}
-  Row operator()(const uint8_t* tile, int g) const { return widen(load_bytes(tile + 64 * g)); }
+  void operator()(const uint8_t* tile, int g, Row* w) const { *w = widen(load_bytes(tile + 64 * g)); }
 };
 
 // Decoders give the rows in their own order.

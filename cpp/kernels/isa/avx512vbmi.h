@@ -6,6 +6,7 @@ namespace tq::kernels::avx512vbmi {
 
 inline constexpr char kName[] = "avx512vbmi";
 inline constexpr int kDirectTokens = 4;
+inline constexpr int kTogether = 1;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 6;
 inline constexpr int kOffset = 128;
 
@@ -32,9 +33,9 @@ inline __m512i bytes_of(const F& f) {
 }
 inline __m512i load_codebook(const int8_t* codebook) { return _mm512_xor_si512(load_bytes(codebook), _mm512_set1_epi8(-128)); }
 
-// Eight steps (two rows) are a chunk: K bytes, with their windows at most 40 bits from the chunk's first. Plain loads bring most chunks to the
-// start, or near the start, of a quadword; so registers take the chunks in the order below, and only the rest is gathered by byte permutes.
-// Rows are brought back to their order when a strip's sums are done. offset: of the load, or gathered.
+// Eight steps (two rows) are a chunk: K bytes, with their windows at most 40 bits from the chunk's first. Plain loads bring most chunks to
+// the start, or near the start, of a quadword; so registers take the chunks in the order below, and only the rest is gathered by byte
+// permutes. Rows are brought back to their order when a strip's sums are done. offset: of the load, or gathered.
 inline constexpr int kGathered = -1;
 struct ChunkRegister {
   int offset;
@@ -43,17 +44,26 @@ struct ChunkRegister {
 template <int K>
 inline constexpr ChunkRegister kChunks[4] = {};
 template <>
-inline constexpr ChunkRegister kChunks<1>[4] = {  // the tile's 32 bytes stand twice in a register
-    {0, {0, 8, 16, 24, 1, 9, 17, 25}}, {0, {2, 10, 18, 26, 3, 11, 19, 27}}, {0, {4, 12, 20, 28, 5, 13, 21, 29}}, {kGathered, {6, 14, 22, 30, 7, 15, 23, 31}}};
+inline constexpr ChunkRegister kChunks<1>[4] = {// the tile's 32 bytes stand twice in a register
+                                                {0, {0, 8, 16, 24, 1, 9, 17, 25}},
+                                                {0, {2, 10, 18, 26, 3, 11, 19, 27}},
+                                                {0, {4, 12, 20, 28, 5, 13, 21, 29}},
+                                                {kGathered, {6, 14, 22, 30, 7, 15, 23, 31}}};
 template <>
-inline constexpr ChunkRegister kChunks<2>[4] = {
-    {0, {0, 4, 8, 12, 16, 20, 24, 28}}, {0, {1, 5, 9, 13, 17, 21, 25, 29}}, {0, {2, 6, 10, 14, 18, 22, 26, 30}}, {kGathered, {3, 7, 11, 15, 19, 23, 27, 31}}};
+inline constexpr ChunkRegister kChunks<2>[4] = {{0, {0, 4, 8, 12, 16, 20, 24, 28}},
+                                                {0, {1, 5, 9, 13, 17, 21, 25, 29}},
+                                                {0, {2, 6, 10, 14, 18, 22, 26, 30}},
+                                                {kGathered, {3, 7, 11, 15, 19, 23, 27, 31}}};
 template <>
-inline constexpr ChunkRegister kChunks<3>[4] = {
-    {0, {0, 3, 6, 8, 11, 14, 16, 19}}, {4, {2, 4, 7, 10, 12, 15, 18, 20}}, {kGathered, {1, 5, 9, 13, 17, 21, 22, 23}}, {kGathered, {24, 25, 26, 27, 28, 29, 30, 31}}};
+inline constexpr ChunkRegister kChunks<3>[4] = {{0, {0, 3, 6, 8, 11, 14, 16, 19}},
+                                                {4, {2, 4, 7, 10, 12, 15, 18, 20}},
+                                                {kGathered, {1, 5, 9, 13, 17, 21, 22, 23}},
+                                                {kGathered, {24, 25, 26, 27, 28, 29, 30, 31}}};
 template <>
-inline constexpr ChunkRegister kChunks<4>[4] = {
-    {0, {0, 2, 4, 6, 8, 10, 12, 14}}, {4, {1, 3, 5, 7, 9, 11, 13, 15}}, {64, {16, 18, 20, 22, 24, 26, 28, 30}}, {kGathered, {17, 19, 21, 23, 25, 27, 29, 31}}};
+inline constexpr ChunkRegister kChunks<4>[4] = {{0, {0, 2, 4, 6, 8, 10, 12, 14}},
+                                                {4, {1, 3, 5, 7, 9, 11, 13, 15}},
+                                                {64, {16, 18, 20, 22, 24, 26, 28, 30}},
+                                                {kGathered, {17, 19, 21, 23, 25, 27, 29, 31}}};
 
 // Cuts the windows' low and high six bits by multishift and adds the two table look-ups.
 template <int K>
@@ -68,11 +78,11 @@ class Decoder {
     low_ = bytes_of([](int i) { return tqn::low_table(i, tqn::multiplier(K)); });
     high_ = bytes_of([](int i) { return tqn::high_table(i, tqn::multiplier(K)); });
   }
-  Row operator()(const uint8_t* tile, int g) const {
+  void operator()(const uint8_t* tile, int g, Row* w) const {
     const __m512i bits = chunks(tile, g);
     const __m512i low = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(low_shift_[g], bits), low_);
     const __m512i high = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(high_shift_[g], bits), high_);
-    return _mm512_permutexvar_epi8(_mm512_add_epi8(low, high), codebook_);  // the permute ignores bits 6 and 7
+    *w = _mm512_permutexvar_epi8(_mm512_add_epi8(low, high), codebook_);  // the permute ignores bits 6 and 7
   }
 
  private:
@@ -110,9 +120,9 @@ class Decoder<6> {
     shift_ = bytes_of([](int i) { return 6 * (i % 8); });
   }
   // Group g is 48 bytes from byte 48 g; the last one is read from 16 bytes before, to stay within the tile.
-  Row operator()(const uint8_t* tile, int g) const {
+  void operator()(const uint8_t* tile, int g, Row* w) const {
     const __m512i bits = _mm512_permutexvar_epi8(gather_[g == 3], load_bytes(tile + (g == 3 ? 128 : 48 * g)));
-    return _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(shift_, bits), codebook_);
+    *w = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(shift_, bits), codebook_);
   }
 
  private:
@@ -123,7 +133,7 @@ template <>
 class Decoder<8> {
  public:
   explicit Decoder(const int8_t*) {}
-  Row operator()(const uint8_t* tile, int g) const { return _mm512_xor_si512(load_bytes(tile + 64 * g), _mm512_set1_epi8(-128)); }
+  void operator()(const uint8_t* tile, int g, Row* w) const { *w = _mm512_xor_si512(load_bytes(tile + 64 * g), _mm512_set1_epi8(-128)); }
 };
 
 }  // namespace tq::kernels::avx512vbmi

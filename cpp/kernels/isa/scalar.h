@@ -2,7 +2,7 @@
 //
 //   F32, I32: kLanes floats or int32.
 //   Row: a row operand, the four columns of kLanes rows of a tile, each value + kOffset; Acts: the four activations that meet them.
-//   dot: I32 += per lane the 4-way product.  Decoder<K>: cuts a tile into its 64 / kLanes row operands.
+//   dot: I32 += per lane the 4-way product.  Decoder<K>: cuts a tile into its 64 / kLanes row operands, kTogether at a time.
 //   kDirectTokens: so many tokens are multiplied straight from the decoder's registers.  kPanelRegisters x kPanelTokens: accumulators of
 //   the panel kernels, what the register file holds.
 #pragma once
@@ -16,6 +16,7 @@ namespace tq::kernels::scalar {
 inline constexpr char kName[] = "scalar";
 inline constexpr int kLanes = 1;
 inline constexpr int kDirectTokens = 1;
+inline constexpr int kTogether = 1;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 2;
 inline constexpr int kOffset = 0;
 
@@ -70,10 +71,8 @@ template <int K>
 struct Decoder {
   const int8_t* codebook;
   explicit Decoder(const int8_t* codebook) : codebook(codebook) {}
-  Row operator()(const uint8_t* tile, int group) const {
-    Row w;
-    for (int c = 0; c < 4; c++) w.v[c] = int8_t(tqn::value(tile, K, tqn::step_of(group, c), codebook));
-    return w;
+  void operator()(const uint8_t* tile, int group, Row* w) const {
+    for (int c = 0; c < 4; c++) w->v[c] = int8_t(tqn::value(tile, K, tqn::step_of(group, c), codebook));
   }
 };
 
