@@ -3,10 +3,10 @@
     python benchmarks/speed.py [--kernels BUILD/kernels] [--model FILE ...] [--shapes llama-3.2-1b,llama-3.2-3b] [--bits 2,3,4]
                                [--peer LLAMA_BENCH --peer-model SHAPE:TYPE=FILE.gguf ...] [--rounds 3]
 
---kernels: the executable of benchmarks/kernels.cpp (cmake -DTQ_BENCHMARKS=ON). --peer: llama.cpp's llama-bench, with model files of the same
-shapes; it runs alternately with ours, and the ratios are those of the medians over the rounds. Synthetic models have random codes in a known
-model's shape: speed does not depend on the values. Their embedding, which is also the output matrix, has --embed-bits (6, as llama.cpp keeps
-it at Q6_K).
+--kernels: the executable of benchmarks/kernels.cpp (cmake -DTQ_BENCHMARKS=ON). --peer: llama.cpp's llama-bench, with model files of
+the same shapes; it runs alternately with ours, and the ratios are those of the medians over the rounds. Synthetic models have random
+codes in a known model's shape: speed does not depend on the values. Their embedding, which is also the output matrix, has --embed-bits
+(6, as llama.cpp keeps it at Q6_K).
 """
 
 import argparse
@@ -56,10 +56,17 @@ def write_models(args: argparse.Namespace, folder: Path) -> dict[tuple[str, int]
 
 def whole_models(args: argparse.Namespace, models: dict[tuple[str, int], Path]) -> list[str]:
     named = {path.name: path for path in args.model} | {f"{shape}, {bits} bits": path for (shape, bits), path in models.items()}
-    lines = [
-        f"| model | threads | pp{args.prompt} t/s | tg{args.generate} t/s | weights GB/s | time to first token s | load s | peak memory MB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = (
+        "model",
+        "threads",
+        f"pp{args.prompt} t/s",
+        f"tg{args.generate} t/s",
+        "weights GB/s",
+        "time to first token s",
+        "load s",
+        "peak MB",
+    )
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for name, path in named.items():
         for threads in args.threads:
             rows = [ours(path, threads, args) for _ in range(args.rounds)]
@@ -104,10 +111,8 @@ def beside_peer(args: argparse.Namespace, models: dict[tuple[str, int], Path]) -
                 rates[bits, "pp"].append(row["pp"])
                 rates[bits, "tg"].append(row["tg"])
         mid = {key: median(values) for key, values in rates.items()}
-        cells = [
-            f"{mid[bits, 'pp']:.0f} ({mid[bits, 'pp'] / mid['peer', 'pp']:.2f}x), {mid[bits, 'tg']:.1f} ({mid[bits, 'tg'] / mid['peer', 'tg']:.2f}x)"
-            for bits in args.bits
-        ]
+        ratio = lambda bits, test, mid=mid: f"{mid[bits, test]:.4g} ({mid[bits, test] / mid['peer', test]:.2f}x)"  # noqa: E731
+        cells = [f"{ratio(bits, 'pp')}, {ratio(bits, 'tg')}" for bits in args.bits]
         lines.append(f"| {shape} | {kind} | {mid['peer', 'pp']:.0f} | {mid['peer', 'tg']:.1f} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
     return lines
