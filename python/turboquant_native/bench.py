@@ -199,8 +199,8 @@ def _median_seconds(work: Callable[[], None], repeats: int) -> float:
 
 
 def _header(args: argparse.Namespace) -> str:
-    pp, tg = f"pp{args.prompt}", f"tg{args.generate}"
-    return f"{'model':28} {'backend':14} {'threads':>7} {pp + ' t/s':>11} {tg + ' t/s':>11} {'GB/s':>6} {'ttft s':>7} {'load s':>7} {'peak MB':>8}\n"
+    rates = [f"{f'pp{args.prompt} t/s':>11}", f"{f'tg{args.generate} t/s':>11}"]
+    return " ".join([f"{'model':28}", f"{'backend':14}", "threads", *rates, "  GB/s", " ttft s", " load s", " peak MB"]) + "\n"
 
 
 def _line(row: Speed) -> str:

@@ -1,0 +1,87 @@
+"""Programs that know llama_cpp run on this engine."""
+
+import logging
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+
+def run(code, *arguments):
+    """Runs code in a fresh interpreter: registering a module name must not touch this one."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_importing_registers_llama_cpp():
+    names = run("""
+        import turboquant_native.compat.llama_cpp as llama_cpp
+        import importlib.util
+        from llama_cpp import Llama, LlamaGrammar, LlamaRAMCache, LogitsProcessorList
+        from llama_cpp.llama import StoppingCriteriaList
+        from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+        from llama_cpp.llama_grammar import LlamaGrammar as Same
+        assert Same is LlamaGrammar and importlib.util.find_spec("llama_cpp") and llama_cpp.Llama is Llama
+        print(Llama.__module__)
+    """)
+    assert names == ["turboquant_native.llama"]
+
+
+def test_the_real_package_is_left_alone():
+    lines = run("""
+        import sys, types, warnings
+        real = sys.modules["llama_cpp"] = types.ModuleType("llama_cpp")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            import turboquant_native.compat.llama_cpp
+        print(sys.modules["llama_cpp"] is real, len(caught))
+    """)
+    assert lines == ["True 1"]
+
+
+def test_langchain_drives_the_engine(tiny_tqn):
+    pytest.importorskip("langchain_community")
+    lines = run(
+        """
+        import sys
+        import turboquant_native.compat.llama_cpp
+        from langchain_community.embeddings import LlamaCppEmbeddings
+        from langchain_community.llms import LlamaCpp
+        from turboquant_native import Llama
+
+        path, prompt = sys.argv[1], "The quick brown fox"
+        chain = LlamaCpp(model_path=path, n_ctx=256, temperature=0.0, max_tokens=12, verbose=False)
+        with Llama(path, n_ctx=256) as llm:  # LangChain asks for a repeat penalty of 1.1
+            expected = llm(prompt, temperature=0.0, max_tokens=12, repeat_penalty=1.1)["choices"][0]["text"]
+            vector = llm.embed("fox")
+        print(chain.invoke(prompt) == expected)
+        print("".join(chain.stream(prompt)) == expected)
+        print(chain.get_num_tokens(prompt) > 0)
+        print(LlamaCppEmbeddings(model_path=path, n_ctx=64).embed_query("fox") == vector)
+        print(expected in chain.batch([prompt, "fox"]))
+        """,
+        tiny_tqn,
+    )
+    assert lines == ["True"] * 5
+
+
+def test_log_callback(tiny_tqn):
+    from turboquant_native import Llama
+    from turboquant_native.compat import llama_cpp
+
+    lines = []
+    logging.getLogger("turboquant_native").setLevel(logging.INFO)
+    try:
+        llama_cpp.llama_log_set(lambda level, text, data: lines.append((level, text, data)), "mine")
+        Llama(str(tiny_tqn), n_ctx=16).close()
+        assert any(level == 2 and b"loaded" in text and data == "mine" for level, text, data in lines)
+        llama_cpp.llama_log_set(None)
+        count = len(lines)
+        Llama(str(tiny_tqn), n_ctx=16).close()
+        assert len(lines) == count
+    finally:
+        logging.getLogger("turboquant_native").setLevel(logging.NOTSET)
+        sys.modules.pop("llama_cpp", None)
