@@ -5,6 +5,10 @@
 #include <string>
 
 #include "common/error.h"
+#if TQ_ARM && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 namespace tq::kernels {
 
@@ -29,6 +33,16 @@ extern const Kernels table;
 
 namespace {
 
+#if TQ_ARM
+bool has_dot_product() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+  return true;  // every 64-bit Arm machine of Apple's has it
+#endif
+}
+#endif
+
 // __builtin_cpu_supports reads CPUID, and XCR0 for what the operating system saves.
 std::vector<const Kernels*> usable_kernels() {
   std::vector<const Kernels*> usable;
@@ -42,7 +56,7 @@ std::vector<const Kernels*> usable_kernels() {
   if (avx512) usable.push_back(&avx512::table);
   if (avx2) usable.push_back(&avx2::table);
 #elif TQ_ARM
-  usable.push_back(&neon::table);
+  if (has_dot_product()) usable.push_back(&neon::table);
 #endif
   usable.push_back(&scalar::table);
   return usable;
