@@ -282,14 +282,17 @@ _FLOATS = (
     "attention.layer_norm_rms_epsilon", "attention.scale", "rope.freq_base", "rope.freq_base_swa", "rope.scaling.factor",
     "rope.scaling.attn_factor", "attn_logit_softcapping", "final_logit_softcapping", "embedding_scale", "residual_scale", "logit_scale",
 )  # fmt: skip
-_OPTIONAL_WHEN_ZERO = ("attention.sliding_window", "expert_count", "expert_used_count", "expert_shared_feed_forward_length")
+_NEUTRAL = {  # values that say no more than the key's absence
+    "attention.sliding_window": 0, "expert_count": 0, "expert_used_count": 0, "expert_shared_feed_forward_length": 0,
+    "attn_logit_softcapping": 0, "final_logit_softcapping": 0, "embedding_scale": 1, "residual_scale": 1, "logit_scale": 1,
+}  # fmt: skip
 
 
 def _canonical(values: Hyperparameters) -> Hyperparameters:
     """Values of their types, floats rounded to what the file stores, sorted; whatever is absent or means nothing is left out."""
     out: Hyperparameters = {}
     for key, value in values.items():
-        if value is None or (key in _OPTIONAL_WHEN_ZERO and not value):
+        if value is None or value == _NEUTRAL.get(key):
             continue
         if key in _INTEGERS:
             out[key] = int(value)
