@@ -196,6 +196,12 @@ ARCHITECTURES: dict[str, Architecture] = {
             defaults=_QWEN3_MOE_DEFAULTS,
         ),
         Architecture(
+            "gemma",
+            "gemma",
+            defaults={"tie_word_embeddings": True, "head_dim": 256, "max_position_embeddings": 8192},
+            norm_offset=True,
+        ),
+        Architecture(
             "gemma2",
             "gemma2",
             tensors=PRE_NORMS + POST_NORMS + DENSE,
