@@ -155,7 +155,10 @@ def tokenizer_of_folder(folder: Path, n_vocab: int, model_config: dict[str, Any]
 def _byte_level_bpe(metadata: dict[str, Any], vocab: dict[str, int]) -> Tokenizer:
     family = pre_tokenizer(metadata.get("tokenizer.ggml.pre", "default"))
     merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges", [])]
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=family.whole_words))
+    try:
+        tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=family.whole_words))
+    except Exception as error:  # the library raises bare Exception
+        raise ConvertError(f"tokenizer.ggml.merges is not usable: {error}") from None
     if (normalizer := family.normalizer()) is not None:
         tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = family.build()
@@ -206,8 +209,9 @@ def rebuild(metadata: dict[str, Any]) -> Tokenizer:
     model = metadata.get("tokenizer.ggml.model")
     tokens = [str(text) for text in metadata.get("tokenizer.ggml.tokens", ())]
     types = [int(kind) for kind in metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))]
-    if len(types) != len(tokens):
-        raise ConvertError(f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens")
+    for key in ("token_type", "scores"):
+        if len(found := metadata.get(f"tokenizer.ggml.{key}", tokens)) != len(tokens):
+            raise ConvertError(f"tokenizer.ggml.{key} has {len(found)} entries for {len(tokens)} tokens")
     vocab = {text: i for i, text in enumerate(tokens)}
     if model == "gpt2":
         tokenizer = _byte_level_bpe(metadata, vocab)
@@ -217,8 +221,11 @@ def rebuild(metadata: dict[str, Any]) -> Tokenizer:
         raise ConvertError(f"GGUF tokenizer {model!r} is not supported (supported: gpt2, llama)")
     _add_special_tokens(tokenizer, tokens, types)
     if adds_bos(metadata):
-        bos = tokens[metadata["tokenizer.ggml.bos_token_id"]]
-        tokenizer.post_processor = processors.TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, vocab[bos])])
+        bos_id = int(metadata["tokenizer.ggml.bos_token_id"])
+        if bos_id >= len(tokens):
+            raise ConvertError(f"tokenizer.ggml.bos_token_id is {bos_id}, of {len(tokens)} tokens")
+        bos = tokens[bos_id]
+        tokenizer.post_processor = processors.TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, bos_id)])
     return tokenizer
 
 
