@@ -40,11 +40,9 @@ class Vocabulary:
         if not source:
             raise ValueError("the model file carries no tokenizer (key tokenizer.huggingface.json); convert it again")
         try:
-            self._plain = Tokenizer.from_str(source)  # control tokens in a text are just text
-            self._special = Tokenizer.from_str(source)  # they are themselves
+            self._special = Tokenizer.from_str(source)  # control tokens in a text are themselves
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"tokenizer.huggingface.json is not readable: {error}") from error
-        self._plain.encode_special_tokens = True
         self.json: str = source
         self.n_vocab = n_vocab
         description = json.loads(source)
@@ -57,6 +55,13 @@ class Vocabulary:
         self.end_tokens = self._find_end_tokens(metadata)
         self.add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", self._template_starts_with_bos())) and self.bos >= 0
         self.add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False)) and self.eos >= 0
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        """Control tokens in a text are just text. Made when first asked for: parsing the JSON is most of a model's loading time."""
+        tokenizer = Tokenizer.from_str(self.json)
+        tokenizer.encode_special_tokens = True
+        return tokenizer
 
     @staticmethod
     def _id(metadata: dict[str, Any], kind: str) -> int:
