@@ -4,16 +4,23 @@ import fnmatch
 from pathlib import Path
 from typing import Any
 
+from .errors import listing
+
 
 def find_file(repo_id: str, pattern: str, **options: Any) -> str:
-    """Downloads the one GGUF file of a repository that matches a glob; ValueError when none or several do."""
+    """Downloads the one file of a repository that a name or glob matches; ValueError when none or several do.
+
+    A plain name asks the hub for nothing else, so that a cached file opens without a network.
+    """
     from huggingface_hub import HfApi, hf_hub_download
 
+    if not any(character in pattern for character in "*?["):
+        return str(hf_hub_download(repo_id, pattern, **options))
     names = HfApi().list_repo_files(repo_id, revision=options.get("revision"))
     matches = [name for name in names if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(Path(name).name, pattern)]
     if len(matches) != 1:
-        found = ", ".join(matches) if matches else "it has " + ", ".join(name for name in names if name.endswith(".gguf"))
-        raise ValueError(f"{pattern!r} matches {len(matches)} files of {repo_id}, expected one ({found})")
+        found = listing(matches or [name for name in names if name.endswith(".gguf")])
+        raise ValueError(f"{pattern!r} matches {len(matches)} files of {repo_id}, expected one of: {found or 'no GGUF files'}")
     return str(hf_hub_download(repo_id, matches[0], **options))
 
 

@@ -103,6 +103,7 @@ class Llama:
         *,
         bits: int = 4,
         cache_dir: str | None = None,
+        local_dir: str | None = None,
         revision: str | None = None,
         **kwargs: Any,
     ) -> "Llama":
@@ -111,12 +112,12 @@ class Llama:
         Args:
             repo_id: "organisation/name".
             filename: name or glob of the GGUF file to load. None: convert the repository's safetensors to `bits`, once, into the cache.
-            cache_dir, revision: as huggingface_hub has them.
+            cache_dir, local_dir, revision: as huggingface_hub has them.
             **kwargs: the constructor's.
         """
         if filename is None:
             return cls(hub.converted(repo_id, bits, cache_dir, revision), **kwargs)
-        return cls(hub.find_file(repo_id, filename, cache_dir=cache_dir, revision=revision), **kwargs)
+        return cls(hub.find_file(repo_id, filename, cache_dir=cache_dir, local_dir=local_dir, revision=revision), **kwargs)
 
     def _open(
         self, device: str, n_ctx: int, n_batch: int, n_threads: int, n_threads_batch: int, main_gpu: int, use_mlock: bool, precision: str

@@ -1,11 +1,9 @@
 """The converter: sources, plan, files, and every error a user can make."""
 
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import local_hub
 from tiny_models import LLAMA, gguf_tokenizer_keys, llama_tensors, save_llama, train_bpe, write_gguf
 from turboquant_native import conversion, convert_hf_to_tq
 from turboquant_native._core import GgufFile
@@ -201,63 +200,16 @@ def test_odd_width_stays_f16_with_a_note(tmp_path: Path, capsys: pytest.CaptureF
 # --- the hub
 
 
-class _Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's interface as a snapshot needs: the list of files and the files."""
-
-    folder: Path
-    commit = "0123456789abcdef0123456789abcdef01234567"
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, body: bool) -> None:
-        parts = self.path.split("?")[0].strip("/").split("/")
-        if parts[:4] == ["api", "models", "tiny", "model"]:
-            siblings = [{"rfilename": path.name} for path in sorted(self.folder.iterdir())]
-            tree = [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": p.name} for p in sorted(self.folder.iterdir())]
-            content = json.dumps(tree if "tree" in parts else {"id": "tiny/model", "sha": self.commit, "siblings": siblings}).encode()
-            return self._send(200, content, body)
-        file = self.folder / parts[-1]
-        if parts[:3] == ["tiny", "model", "resolve"] and file.is_file():
-            return self._send(200, file.read_bytes(), body)
-        self._send(404, b'{"error": "Repository not found"}', body)
-
-    def _send(self, status: int, content: bytes, body: bool) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{len(content)}"')
-        self.send_header("X-Repo-Commit", self.commit)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-
 @pytest.fixture
 def hub(model: Path) -> Any:
     (model / "pytorch_model.bin").write_bytes(b"must not be downloaded")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (_Hub,), {"folder": model}))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with local_hub.serve(model) as endpoint:
+        yield endpoint
 
 
 def convert_from_hub(endpoint: str, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: huggingface_hub reads its settings when it is imported."""
-    environment = os.environ | {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
     command = [sys.executable, "-m", "turboquant_native.convert_hf_to_tq", *arguments]
+    environment = local_hub.environment(endpoint, tmp_path / "hf")
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
