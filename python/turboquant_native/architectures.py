@@ -44,6 +44,7 @@ class Architecture:
         paired_rope: rotary pairs are neighbours, so q and k rows of a Hugging Face source are permuted.
         norm_offset: Hugging Face stores norm weights minus one.
         wide_head_norms: q and k norms span all heads, not one.
+        activations: names that the feed-forward activation may have in a config.
     """
 
     model_type: str
@@ -56,6 +57,7 @@ class Architecture:
     paired_rope: bool = False
     norm_offset: bool = False
     wide_head_norms: bool = False
+    activations: tuple[str, ...] = ("silu", "swish")
 
     @property
     def is_moe(self) -> bool:
@@ -158,6 +160,7 @@ def _experts_gguf(normalize: bool) -> Callable[[Hyperparameters], Hyperparameter
 
 # --- the table ---------------------------------------------------------------------------------------------------------------------------
 
+_GELU = ("gelu_pytorch_tanh", "gelu")  # gemma's first configs say gelu and mean its tanh form
 _GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096}
 _QWEN_MOE_DEFAULTS = {"num_experts_per_tok": 4, "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632, "num_experts": 60}
 _QWEN3_MOE_DEFAULTS = {"head_dim": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False}
@@ -200,6 +203,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "gemma",
             defaults={"tie_word_embeddings": True, "head_dim": 256, "max_position_embeddings": 8192},
             norm_offset=True,
+            activations=_GELU,
         ),
         Architecture(
             "gemma2",
@@ -215,6 +219,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "max_position_embeddings": 8192,
             },
             norm_offset=True,
+            activations=_GELU,
         ),
         Architecture(
             "gemma3_text",
@@ -233,6 +238,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "max_position_embeddings": 131072,
             },
             norm_offset=True,
+            activations=_GELU,
         ),
         Architecture("phi3", "phi3", options=_window, defaults={"rms_norm_eps": 1e-5}),
         Architecture(
@@ -342,9 +348,19 @@ def _rope_scaling(config: Config, rope: dict[str, Any]) -> Hyperparameters:
     raise ConvertError(f"rope scaling {kind!r} is not supported (supported: linear, llama3, longrope)")
 
 
+def _check_options(architecture: Architecture, config: Config) -> None:
+    """What the engine does in one way only, and a config may ask for in another."""
+    activation = config.get("hidden_activation") or config.get("hidden_act") or architecture.activations[0]
+    if activation not in architecture.activations:
+        raise ConvertError(f"activation {activation!r} is not supported for {architecture.model_type}")
+    if config.get("use_bidirectional_attention"):
+        raise ConvertError("use_bidirectional_attention: only causal attention is supported")
+
+
 def hyperparameters_of_config(architecture: Architecture, config: Config) -> Hyperparameters:
     """From a Hugging Face config.json (its text part); ConvertError names a missing or unusable entry."""
     config = {"rms_norm_eps": 1e-6, **architecture.defaults, **config}
+    _check_options(architecture, config)
     try:
         head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         rope, local = _rope_parameters(config)

@@ -338,6 +338,35 @@ def test_unsupported_rope_scaling(model: Path, tmp_path: Path, capsys: pytest.Ca
     assert "rope scaling 'dynamic' is not supported" in fails(capsys, model, tmp_path / "out.gguf")
 
 
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"hidden_act": "relu"}, "activation 'relu' is not supported for llama"),
+        ({"use_bidirectional_attention": True}, "only causal attention"),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "layer_types": ["full_attention"] * 2},
+            "missing tensors",
+        ),
+        (
+            {
+                "model_type": "qwen3",
+                "num_hidden_layers": 4,
+                "sliding_window": 4,
+                "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+            },
+            "alternate irregularly",
+        ),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, "layers without experts"),
+        ({"model_type": "gemma3_text", "final_logit_softcapping": 3.0}, "final_logit_softcapping = 3.0"),
+    ],
+)
+def test_unsupported_options(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], entries: dict[str, Any], message: str
+) -> None:
+    set_config(model, **entries)
+    assert message in fails(capsys, model, tmp_path / "out.gguf")
+
+
 def test_target_errors(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "there").write_bytes(b"precious")
     assert "exists already" in fails(capsys, model, tmp_path / "there", "--outtype", "f16")
