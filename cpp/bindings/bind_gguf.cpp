@@ -1,12 +1,10 @@
 #include <pybind11/stl/filesystem.h>
 
 #include <algorithm>
-#include <cstring>
-#include <future>
-#include <thread>
 
 #include "bindings/gguf_file.h"
 #include "common/error.h"
+#include "common/parallel.h"
 #include "common/text.h"
 #include "kernels/kernels.h"
 
@@ -172,16 +170,12 @@ static Rows dense_rows(const gguf::File& file, const gguf::Tensor& tensor) {
 }
 
 static void decode_rows(const Rows& rows, int64_t first, int64_t last, float* out) {
-  const int64_t n_threads =
-      std::clamp<int64_t>(std::thread::hardware_concurrency(), 1, std::max<int64_t>(1, (last - first) * rows.n_in >> 16));
-  const auto part = [&](int64_t thread) {
-    const int64_t begin = first + (last - first) * thread / n_threads, end = first + (last - first) * (thread + 1) / n_threads;
-    for (int64_t row = begin; row < end; row++) rows.decode(row, out + (row - first) * rows.n_in);
-  };
-  std::vector<std::future<void>> parts;  // futures: an exception in one of them arrives here
-  for (int64_t t = 1; t < n_threads; t++) parts.push_back(std::async(std::launch::async, part, t));
-  part(0);
-  for (auto& finished : parts) finished.get();
+  const int64_t chunk = std::max<int64_t>(1, (1 << 16) / rows.n_in);  // rows; enough work to be worth a thread
+  Progress progress;
+  parallel_for((last - first + chunk - 1) / chunk, 0, progress, [&](int64_t item, int) {
+    const int64_t begin = first + item * chunk;
+    for (int64_t row = begin; row < std::min(begin + chunk, last); row++) rows.decode(row, out + (row - first) * rows.n_in);
+  });
 }
 
 static py::array_t<float> dequantize(GgufFile& self, const std::string& name, std::optional<std::pair<int64_t, int64_t>> range) {

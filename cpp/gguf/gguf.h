@@ -30,7 +30,7 @@ struct Tensor {
   std::string_view name;
   uint32_t type = 0;            // a number of types.h: kF32, kF16, kI8, ..., or of a foreign quantization
   std::vector<uint64_t> shape;  // as in the file: fastest dimension first
-  uint64_t offset = 0;  // of the data, from the start of the file
+  uint64_t offset = 0;          // of the data, from the start of the file
   std::span<const uint8_t> data;
   uint64_t elements() const;
 };

@@ -1,6 +1,7 @@
 """The compiled core. Arrays are NumPy, C-contiguous; every compute call releases the GIL.
 
-Errors: ValueError (arguments), FormatError (a damaged or hostile file), UnsupportedError (this build or machine cannot), OSError, MemoryError.
+Errors: ValueError (arguments), FormatError (a damaged or hostile file), UnsupportedError (this build or machine cannot), OSError,
+MemoryError.
 """
 
 import os
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 class FormatError(ValueError): ...
 class UnsupportedError(RuntimeError): ...
 
-# --- the format (cpp/format/tqn.h) -------------------------------------------------------------------------------------------------------
+# --- the format (cpp/format/tqn.h) ------------------------------------------------------------------------------------------------
 FORMAT_VERSION: int
 TILE_ROWS: int
 TILE_COLS: int
@@ -30,7 +31,7 @@ def default_codebook(bits: int) -> tuple[NDArray[np.int8], float]:
 def reference_decode(codes: NDArray[np.uint8], bits: int, n_out: int, n_in: int, codebook: NDArray[np.int8]) -> NDArray[np.int8]:
     """(n_out, n_in) int8 values by the scalar oracle."""
 
-# --- quantization (cpp/quant) --------------------------------------------------------------------------------------------------------------
+# --- quantization (cpp/quant) -----------------------------------------------------------------------------------------------------
 class Packed:
     bits: int
     n_out: int
@@ -64,8 +65,8 @@ def encode(
 def feedback(hessian: NDArray[np.float32] | NDArray[np.float64], damp: float, threads: int = 0) -> NDArray[np.float32]:
     """(n, n) -> U (n, n), strictly upper in blocks of 4 columns: H + damp * mean(diag H) * I = (U + I) D (U + I)^T, for `encode`.
 
-    H: E[x x^T] of the rotated inputs, symmetric, positive semidefinite, of any magnitude; its upper triangle is read. Damping is raised tenfold until
-    the factorization succeeds. ValueError: not square, not finite, negative diagonal, indefinite even so.
+    H: E[x x^T] of the rotated inputs, symmetric, positive semidefinite, of any magnitude; its upper triangle is read. Damping is raised
+    tenfold until the factorization succeeds. ValueError: not square, not finite, negative diagonal, indefinite even so.
     """
 
 def decode(packed: Packed, threads: int = 0) -> NDArray[np.float32]:
@@ -76,7 +77,7 @@ def rotate_rows(w: NDArray[np.float32], seed: int, inverse: bool = False, thread
 
 def encoder_isa() -> str: ...
 
-# --- files (cpp/gguf) ------------------------------------------------------------------------------------------------------------------------
+# --- files (cpp/gguf) -------------------------------------------------------------------------------------------------------------
 class GgufFile:
     """A validated, memory-mapped GGUF file; arrays are views that keep it alive."""
     def __init__(self, path: str | os.PathLike[str], *, validate: bool = True) -> None:
@@ -107,9 +108,11 @@ class GgufFile:
         UnsupportedError for other types.
         """
 
-# --- the engine (cpp/model) --------------------------------------------------------------------------------------------------------------------
+# --- the engine (cpp/model) -------------------------------------------------------------------------------------------------------
 class Model:
-    def __init__(self, path: str, *, device: str = "cpu", threads: int = 0, precision: str = "int8", lock_memory: bool = False, main_device: int = 0) -> None:
+    def __init__(
+        self, path: str, *, device: str = "cpu", threads: int = 0, precision: str = "int8", lock_memory: bool = False, main_device: int = 0
+    ) -> None:
         """precision: "int8" (activations of packed matrices) or "f32"."""
     file: GgufFile
     config: dict[str, Any]
@@ -154,9 +157,7 @@ class LayerRunner:
         self, index: int, hidden: NDArray[np.float32], tap: Callable[[str, NDArray[np.float32]], None] | None = None
     ) -> NDArray[np.float32]:
         """A new array of hidden's shape. tap(site, x): x (rows, width), valid during the call only; sites as in layer_runner.h."""
-    def head(
-        self, hidden: NDArray[np.float32], tap: Callable[[str, NDArray[np.float32]], None] | None = None
-    ) -> NDArray[np.float32]:
+    def head(self, hidden: NDArray[np.float32], tap: Callable[[str, NDArray[np.float32]], None] | None = None) -> NDArray[np.float32]:
         """(rows, n_embd), before the output norm -> (rows, n_vocab); tap site "output"."""
 
 class Sampler:

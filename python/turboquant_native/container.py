@@ -51,11 +51,14 @@ class OutputError(OSError):
 class PackedMatrix(Protocol):
     """What `_core.encode` returns."""
 
-    bits: int
-    n_out: int
-    n_in: int
-    scale: float
-
+    @property
+    def bits(self) -> int: ...
+    @property
+    def n_out(self) -> int: ...
+    @property
+    def n_in(self) -> int: ...
+    @property
+    def scale(self) -> float: ...
     @property
     def codes(self) -> NDArray[np.uint8]: ...
     @property

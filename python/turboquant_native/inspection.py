@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from ._core import FormatError, GgufFile, UnsupportedError
+from ._core import FormatError, GgufFile, UnsupportedError, cpu_count
 from .container import CHECKSUMS_KEY, HEADER_KEY, PLANE_SUFFIXES, header_digest
 
 EMBEDDINGS = ("token_embd.weight", "output.weight")
@@ -47,7 +47,7 @@ def verify(path: str | os.PathLike[str], threads: int = 0) -> Verification:
         return Verification(path, os.path.getsize(path), 0, 0, [str(error)])
     problems, checksums = _header_problems(file)
     names = [name for name, _, _ in file.tensors()]
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(threads or cpu_count()) as pool:
         digests = list(pool.map(lambda name: hashlib.sha256(_bytes(file, name)).hexdigest(), names if checksums else []))
     for name, digest in zip(names, digests, strict=False):
         if checksums.get(name) is None:
@@ -64,7 +64,7 @@ def verify(path: str | os.PathLike[str], threads: int = 0) -> Verification:
 
 
 def _bytes(file: GgufFile, name: str) -> memoryview:
-    return memoryview(file.data(name).reshape(-1).view(np.uint8))
+    return file.data(name).reshape(-1).view(np.uint8).data
 
 
 def _header_problems(file: GgufFile) -> tuple[list[str], dict[str, Any]]:
@@ -76,8 +76,8 @@ def _header_problems(file: GgufFile) -> tuple[list[str], dict[str, Any]]:
         digest, _ = header_digest(stream.read(file.data_offset))
     problems = [] if digest and digest == file.metadata.get(HEADER_KEY) else ["header: damaged (its SHA-256 is not the recorded one)"]
     try:
-        checksums = json.loads(recorded)
-    except (TypeError, ValueError):
+        checksums = json.loads(recorded) if isinstance(recorded, str) else None
+    except ValueError:
         checksums = None
     if not isinstance(checksums, dict):
         return [*problems, f"header: {CHECKSUMS_KEY} is not a JSON object"], {}
