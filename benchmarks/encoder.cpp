@@ -30,7 +30,7 @@ double distortion(int k, const std::vector<float>& x, const tq::quant::Isa& isa)
   for (size_t at = 0; at < x.size(); at += kTileSteps) {
     uint8_t tile[256];
     int8_t values[kTileSteps];
-    viterbi.encode(&x[at], tile);
+    viterbi.encode(&x[at], nullptr, tile);
     tq::reference::decode_tile(tile, k, codebook.data(), values);
     for (int t = 0; t < kTileSteps; t++) error += (x[at + size_t(t)] - values[t]) * (x[at + size_t(t)] - values[t]);
   }
@@ -43,7 +43,7 @@ double weights_per_second(int k, const std::vector<float>& x, const tq::quant::I
   for (int repeat = 0; repeat < kRepeats; repeat++) {
     const std::clock_t start = std::clock();  // processor time: other work on the machine does not count
     uint8_t tile[256];
-    for (int i = 0; i < kTimedTiles; i++) viterbi.encode(&x[size_t(i) * kTileSteps], tile);
+    for (int i = 0; i < kTimedTiles; i++) viterbi.encode(&x[size_t(i) * kTileSteps], nullptr, tile);
     seconds.push_back(double(std::clock() - start) / CLOCKS_PER_SEC);
   }
   std::nth_element(seconds.begin(), seconds.begin() + kRepeats / 2, seconds.end());

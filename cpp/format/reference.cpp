@@ -32,9 +32,19 @@ float default_unit(int k) { return tqn::default_unit(k); }
 
 namespace {
 
+struct Target {
+  float value, weight;
+};
+
+std::vector<Target> targets_of(const float* x, const float* row_weight) {
+  std::vector<Target> targets;
+  for (int t = 0; t < kTileSteps; t++) targets.push_back({x[t], row_weight ? row_weight[t / kTileCols] : 1});
+  return targets;
+}
+
 // The search walks the circle from the last step to the first, so that new bits enter at the window's low end: the state of step t - 1 is
-// (state << k | new bits) mod 4096. Costs are float32, a squared distance is rounded before it is added. Of states with equal costs the
-// first by (hash mod 2^(12 - k), hash) wins, where hash = state * M mod 4096, so that the result is one and the same everywhere.
+// (state << k | new bits) mod 4096. Costs are float32, a weighted squared distance is rounded before it is added. Of states with equal
+// costs the first by (hash mod 2^(12 - k), hash) wins, where hash = state * M mod 4096, so that the result is one and the same everywhere.
 class Viterbi {
  public:
   Viterbi(int k, const int8_t* codebook)
@@ -48,7 +58,7 @@ class Viterbi {
 
   // Best path over x, in search order; start and end: the overlap that the first and the last state must share with their neighbours
   // outside, or -1 where free.
-  std::vector<int> search(std::span<const float> x, int start, int end) {
+  std::vector<int> search(std::span<const Target> x, int start, int end) {
     back_.assign(x.size() * overlaps_, 0);
     measure(x[0]);
     for (int s = 0; s < kStates; s++) cost_[s] = start >= 0 && s >> k_ != start ? INFINITY : distance_[entry_[s]];
@@ -59,11 +69,11 @@ class Viterbi {
  private:
   bool better(int a, int b) const { return cost_[a] != cost_[b] ? cost_[a] < cost_[b] : rank_[a] < rank_[b]; }
 
-  void measure(float x) {
-    for (int i = 0; i < kCodebookSize; i++) distance_[i] = (x - codebook_[i]) * (x - codebook_[i]);
+  void measure(const Target& x) {
+    for (int i = 0; i < kCodebookSize; i++) distance_[i] = (x.value - codebook_[i]) * (x.value - codebook_[i]) * x.weight;
   }
 
-  void step(float x, uint8_t* back) {
+  void step(const Target& x, uint8_t* back) {
     measure(x);
     for (int u = 0; u < overlaps_; u++) {
       int best = 0;
@@ -102,9 +112,9 @@ void put_bits(uint8_t* tile, int start, int bits, uint32_t value) {
   for (int i = 0; i < bits; i++) tile[(start + i) >> 3] |= uint8_t((value >> i & 1) << ((start + i) & 7));
 }
 
-void encode_trellis(const float* x, int k, const int8_t* codebook, uint8_t* tile) {
+void encode_trellis(std::vector<Target> order, int k, const int8_t* codebook, uint8_t* tile) {
   Viterbi viterbi(k, codebook);
-  std::vector<float> order(x, x + kTileSteps), turned(kTileSteps);
+  std::vector<Target> turned(kTileSteps);
   std::reverse(order.begin(), order.end());
   std::rotate_copy(order.begin(), order.begin() + kTileSteps / 2, order.end(), turned.begin());
   const int overlap = viterbi.search(turned, -1, -1)[kTileSteps / 2] >> k;
@@ -121,17 +131,18 @@ int nearest(float x, const int8_t* codebook) {
 
 }  // namespace
 
-double encode_tile(const float* x, int k, const int8_t* codebook, uint8_t* tile) {
+double encode_tile(const float* x, int k, const int8_t* codebook, uint8_t* tile, const float* row_weight) {
+  const std::vector<Target> targets = targets_of(x, row_weight);
   std::fill(tile, tile + tqn::tile_bytes(k), uint8_t(0));
   if (tqn::is_trellis(k))
-    encode_trellis(x, k, codebook, tile);
+    encode_trellis(targets, k, codebook, tile);
   else
     for (int t = 0; t < kTileSteps; t++)
       put_bits(tile, k * t, k, k == 6 ? uint32_t(nearest(x[t], codebook)) : uint8_t(int(std::nearbyint(std::clamp(x[t], -127.f, 127.f)))));
   double error = 0;
   for (int t = 0; t < kTileSteps; t++) {
     const double d = double(x[t]) - tqn::value(tile, k, t, codebook);
-    error += d * d;
+    error += d * d * targets[t].weight;
   }
   return error;
 }

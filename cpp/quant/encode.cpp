@@ -98,6 +98,7 @@ class StripEncoder {
     first_row_ = strip * kTileRows;
     rows_ = int(std::min<int64_t>(kTileRows, packed_.n_out - first_row_));
     for (int r = 0; r < kTileRows; r++) scale_[r] = packed_.scale * f16_to_f32(packed_.row_scale[size_t(first_row_ + r)]);
+    weigh_rows();
     double squared_error = 0;
     for (int64_t col = 0; col < packed_.n_in && !progress.stop; col += kTileCols) {
       uint8_t* tile = &packed_.codes[tqn::tile_offset(uint64_t(strip), uint64_t(col / kTileCols), uint64_t(packed_.n_in), packed_.k)];
@@ -110,7 +111,18 @@ class StripEncoder {
  private:
   // Columns whose share of the older errors is computed together, while those errors are in the cache.
   static constexpr int64_t kBlock = 64;
+  static constexpr float kLeastRowWeight = 1 / 1024.f;
   static constexpr float kLimit = 1e6f;  // of targets in codebook units, so that squares stay finite
+
+  // The search sees targets in units of each row's scale; weights let it minimize the error of the weights themselves. Rows much smaller
+  // than their neighbours keep some say, zero and padding rows have none.
+  void weigh_rows() {
+    const float top = *std::max_element(scale_, scale_ + kTileRows);
+    for (int r = 0; r < kTileRows; r++) {
+      const float ratio = scale_[r] / top;
+      row_weight_[r] = scale_[r] > 0 ? std::max(ratio * ratio, kLeastRowWeight) : 0;
+    }
+  }
 
   double encode_tile(int64_t col, uint8_t* tile) {
     const float* correction = errors_.empty() ? nullptr : feed_back(col);
@@ -118,7 +130,7 @@ class StripEncoder {
     for (int r = 0; r < kTileRows; r++)
       for (int c = 0; c < kTileCols; c++) x[tqn::step_of(r, c)] = target(r, col + c, correction ? correction[c * kTileRows + r] : 0.f);
     int8_t values[kTileSteps];
-    tile_encoder_.encode(x, tile, values);
+    tile_encoder_.encode(x, tile, values, row_weight_);
     double squared_error = 0;
     for (int r = 0; r < rows_; r++)
       for (int c = 0; c < kTileCols; c++) {
@@ -164,7 +176,7 @@ class StripEncoder {
   std::vector<float> errors_, sums_;  // (n_in, 64), (kBlock, 64)
   int64_t first_row_ = 0;
   int rows_ = 0;
-  float scale_[kTileRows];
+  float scale_[kTileRows], row_weight_[kTileRows];
 };
 
 }  // namespace

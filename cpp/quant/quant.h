@@ -19,8 +19,8 @@ class TileEncoder {
   ~TileEncoder();
   TileEncoder(TileEncoder&&) noexcept;
   // x: (256) targets in units of the codebook's integers, step order; tile: 32*k bytes; values: (256) the int8 reproduction, step order.
-  // Returns the squared error.
-  float encode(const float* x, uint8_t* tile, int8_t* values);
+  // row_weight: (64) what a squared error counts in each row, null: 1. Returns the unweighted squared error.
+  float encode(const float* x, uint8_t* tile, int8_t* values, const float* row_weight = nullptr);
 
  private:
   struct Impl;

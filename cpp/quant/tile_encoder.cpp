@@ -16,9 +16,9 @@ TileEncoder::TileEncoder(int k, std::span<const int8_t> codebook) : impl_(new Im
 TileEncoder::~TileEncoder() = default;
 TileEncoder::TileEncoder(TileEncoder&&) noexcept = default;
 
-float TileEncoder::encode(const float* x, uint8_t* tile, int8_t* values) {
+float TileEncoder::encode(const float* x, uint8_t* tile, int8_t* values, const float* row_weight) {
   if (impl_->viterbi)
-    impl_->viterbi->encode(x, tile);
+    impl_->viterbi->encode(x, row_weight, tile);
   else
     reference::encode_tile(x, impl_->k, impl_->codebook.data(), tile);
   reference::decode_tile(tile, impl_->k, impl_->codebook.data(), values);

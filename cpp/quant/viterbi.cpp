@@ -31,12 +31,13 @@ Viterbi::Viterbi(int k, const int8_t* codebook, const Isa& isa)
   }
 }
 
-// Squared distances in search order; the first kSeam steps follow again after the last.
-void Viterbi::measure(const float* x) {
+// Weighted squared distances in search order; the first kSeam steps follow again after the last.
+void Viterbi::measure(const float* x, const float* row_weight) {
   for (int i = 0; i < kSteps + kSeam; i++) {
-    const float target = x[(2 * kSteps - 1 - i) % kSteps];
+    const int t = (2 * kSteps - 1 - i) % kSteps;
+    const float target = x[t], weight = row_weight ? row_weight[t / tqn::kTileCols] : 1;
     float* row = &distance_[size_t(i) * tqn::kCodebookSize];
-    for (int c = 0; c < tqn::kCodebookSize; c++) row[c] = (target - codebook_[c]) * (target - codebook_[c]);
+    for (int c = 0; c < tqn::kCodebookSize; c++) row[c] = (target - codebook_[c]) * (target - codebook_[c]) * weight;
   }
 }
 
@@ -70,8 +71,8 @@ uint32_t Viterbi::find_overlap() {
   return u;
 }
 
-void Viterbi::encode(const float* x, uint8_t* tile) {
-  measure(x);
+void Viterbi::encode(const float* x, const float* row_weight, uint8_t* tile) {
+  measure(x, row_weight);
   uint32_t u = find_overlap();
   std::fill_n(costs_.begin(), cost_count(k_), kUnreachable);
   costs_[u] = 0;

@@ -18,14 +18,14 @@ namespace tq::quant {
 class Viterbi {
  public:
   Viterbi(int k, const int8_t* codebook, const Isa& isa);
-  // x: (256) finite targets in units of the codebook, step order; tile: 32 * k bytes.
-  void encode(const float* x, uint8_t* tile);
+  // x: (256) finite targets in units of the codebook, step order; row_weight: (64), null: 1; tile: 32 * k bytes.
+  void encode(const float* x, const float* row_weight, uint8_t* tile);
 
  private:
   struct Step {
     uint32_t hash, before;  // the state's hash, and u of the state before it
   };
-  void measure(const float* x);
+  void measure(const float* x, const float* row_weight);
   void forward(int first, int steps);
   Step step_back(int first, int row, uint32_t u) const;
   uint32_t find_overlap();

@@ -93,18 +93,22 @@ TEST("golden tiles: the encoder's bytes do not change") {
 
 // The search is optimal for the overlap it closes with: no other choice of one step's bits, away from that overlap, has a smaller error.
 TEST("no single change improves a trellis tile") {
-  for (int k = 1; k <= 4; k++) {
-    const auto codebook = tests::codebook_of(k);
-    const auto x = gaussian(256, 1 / reference::default_unit(k), 7);
-    Tile tile;
-    const double best = reference::encode_tile(x.data(), k, codebook.data(), tile.data());
-    CHECK_NEAR(tests::squared_error(x.data(), tile.data(), k), best, 1e-9 * best);
-    for (int bit = 12; bit < 256 * k; bit++) {
-      Tile changed = tile;
-      changed[size_t(bit / 8)] ^= uint8_t(1 << bit % 8);
-      CHECK(tests::squared_error(x.data(), changed.data(), k) >= best * (1 - 1e-6));
+  const std::vector<float> equal(64, 1.f);
+  std::vector<float> weights;
+  for (int r = 0; r < 64; r++) weights.push_back(r % 9 == 4 ? 0 : 1 / float(1 + r % 7));
+  for (int k = 1; k <= 4; k++)
+    for (const auto& weight : {equal, weights}) {
+      const auto codebook = tests::codebook_of(k);
+      const auto x = gaussian(256, 1 / reference::default_unit(k), 7);
+      Tile tile;
+      const double best = reference::encode_tile(x.data(), k, codebook.data(), tile.data(), weight.data());
+      CHECK_NEAR(tests::squared_error(x.data(), tile.data(), k, weight.data()), best, 1e-9 * best);
+      for (int bit = 12; bit < 256 * k; bit++) {
+        Tile changed = tile;
+        changed[size_t(bit / 8)] ^= uint8_t(1 << bit % 8);
+        CHECK(tests::squared_error(x.data(), changed.data(), k, weight.data()) >= best * (1 - 1e-6));
+      }
     }
-  }
 }
 
 TEST("plane sizes: exact, and false where a size is unusable or would wrap") {

@@ -40,6 +40,12 @@ static std::vector<std::vector<float>> target_kinds(int k) {
   return kinds;
 }
 
+static std::vector<float> row_weights() {  // from 1 to 1/512, some 0
+  std::vector<float> weight;
+  for (int r = 0; r < 64; r++) weight.push_back(r % 11 == 3 ? 0 : std::exp2(-float(r * 7 % 10)));
+  return weight;
+}
+
 TEST("every instruction set finds the reference's codes, to the bit") {
   CHECK(!quant::all_isas().empty());
   for (int k = 1; k <= 4; k++) {
@@ -48,7 +54,13 @@ TEST("every instruction set finds the reference's codes, to the bit") {
       tests::Tile wanted{}, found{};
       reference::encode_tile(x.data(), k, codebook.data(), wanted.data());
       for (const auto* isa : quant::all_isas()) {
-        quant::Viterbi(k, codebook.data(), *isa).encode(x.data(), found.data());
+        quant::Viterbi(k, codebook.data(), *isa).encode(x.data(), nullptr, found.data());
+        CHECK(found == wanted);
+      }
+      const auto weight = row_weights();
+      reference::encode_tile(x.data(), k, codebook.data(), wanted.data(), weight.data());
+      for (const auto* isa : quant::all_isas()) {
+        quant::Viterbi(k, codebook.data(), *isa).encode(x.data(), weight.data(), found.data());
         CHECK(found == wanted);
       }
     }
@@ -119,6 +131,16 @@ TEST("at 8 bits a row's largest weight is met and no other is off by more than h
       CHECK_NEAR(out[at], w[at], step * (.5 + 127 / 2048.));
     }
   }
+}
+
+TEST("rows count by their scale: less squared error than rounding each row in its own units") {
+  auto w = gaussian(128 * 32, 1, 5);
+  for (int i = 0; i < 128; i++)
+    for (int j = 0; j < 32; j++) w[size_t(i * 32 + j)] *= i % 2 ? 1.f : .1f;
+  const Packed p = encode(w, 128, 2);
+  double each = 0;
+  for (int i = 0; i < 128; i++) each += .07 * 32 * (i % 2 ? 1. : .01);
+  CHECK(p.squared_error < .8 * each);
 }
 
 TEST("identical bytes for every number of threads") {

@@ -26,12 +26,12 @@ inline std::vector<float> gaussian(int64_t n, float scale, uint32_t seed) {
   return x;
 }
 
-inline double squared_error(const float* x, const uint8_t* tile, int k) {
+inline double squared_error(const float* x, const uint8_t* tile, int k, const float* row_weight) {
   const auto codebook = codebook_of(k);
   int8_t values[256];
   tq::reference::decode_tile(tile, k, codebook.data(), values);
   double sum = 0;
-  for (int t = 0; t < 256; t++) sum += (double(x[t]) - values[t]) * (double(x[t]) - values[t]);
+  for (int t = 0; t < 256; t++) sum += row_weight[t / 4] * (double(x[t]) - values[t]) * (double(x[t]) - values[t]);
   return sum;
 }
 
