@@ -113,12 +113,14 @@ static std::vector<uint8_t> encode_plainly(const std::vector<float>& w, int64_t 
     for (int64_t col = 0; col < n; col += 4) {
       float x[256] = {}, weight[64] = {};
       tests::Tile tile{};
-      for (int64_t row = first; row < std::min(n_out, first + 64); row++, weight[row - 1 - first] = 1)
+      for (int64_t row = first; row < std::min(n_out, first + 64); row++) {
+        weight[row - first] = 1;
         for (int64_t c = col; c < col + 4; c++) {
           float target = w[size_t(row * n + c)];
           for (int64_t i = 0; i < col; i++) target += error[size_t(row * n + i)] * u[size_t(i * n + c)];
           x[(row - first) * 4 + c - col] = target / unit;
         }
+      }
       reference::encode_tile(x, k, codebook.data(), tile.data(), weight);
       codes.insert(codes.end(), tile.begin(), tile.begin() + 32 * k);
       for (int64_t row = first; row < std::min(n_out, first + 64); row++)
