@@ -54,7 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", metavar="N,...", help="also generate so many sequences at once, one row each")
     parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="activations of packed matrices (%(default)s)")
     parser.add_argument("--gpu", action="store_true", help="run on a GPU")
-    parser.add_argument("--profile", action="store_true", help="also show where the time of generation goes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -153,13 +152,8 @@ class Bench:
         )
 
     def extras(self) -> dict[str, Any]:
-        """What was asked for besides: throughput of several sequences, profile."""
-        found: dict[str, Any] = {}
-        if self._args.batch:
-            found["batch"] = {count: self._throughput(count) for count in _numbers(self._args.batch)}
-        if self._args.profile:
-            found["profile"] = self._profile()
-        return found
+        """What was asked for besides: tokens/s of several sequences together."""
+        return {"batch": {count: self._throughput(count) for count in _numbers(self._args.batch)}} if self._args.batch else {}
 
     def _throughput(self, count: int) -> float:
         """Tokens/s of `count` sequences that generate together."""
@@ -174,12 +168,6 @@ class Bench:
             return float(count * self._args.generate / _median_seconds(generate, self._args.repeats))
         finally:
             context.close()
-
-    def _profile(self) -> dict[str, float]:
-        """Seconds of each kind of operation over one generation."""
-        self.context.profile(True)
-        self.generate()
-        return dict(self.context.profile(False))
 
     def close(self) -> None:
         """Frees everything."""
@@ -214,7 +202,3 @@ def _line(row: Speed) -> str:
 def _print_extras(extra: dict[str, Any]) -> None:
     for count, rate in extra.get("batch", {}).items():
         print(f"  {count} sequences at once: {rate:.1f} tokens/s together")
-    profile = extra.get("profile", {})
-    total = sum(profile.values())
-    for name, seconds in sorted(profile.items(), key=lambda entry: -entry[1]):
-        print(f"  {name:20} {seconds * 1e3:10.2f} ms {100 * seconds / total:6.1f} %")

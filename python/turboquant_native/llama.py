@@ -189,6 +189,11 @@ class Llama:
         ids = self.vocabulary.encode(b"\n")
         return ids[-1] if ids and self.vocabulary.piece(ids[-1]) == b"\n" else -1
 
+    @property
+    def model(self) -> Vocabulary:
+        """The handle that the functions of `compat.llama_cpp` take."""
+        return self.vocabulary
+
     # --- text and tokens -----------------------------------------------------------------------------------------------------------------
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:

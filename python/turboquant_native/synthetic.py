@@ -84,7 +84,7 @@ SHAPES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class _RandomMatrix:
     """Random codes, which are valid codes, scaled so that outputs are as large as inputs."""
 

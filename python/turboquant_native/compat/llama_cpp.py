@@ -25,6 +25,7 @@ from ..grammar import LlamaGrammar
 from ..llama import LLAMA_DEFAULT_SEED, Llama, LlamaTokenizer
 from ..sampling import LogitsProcessor, LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteria, StoppingCriteriaList
 from ..speculative import LlamaDraftModel, LlamaPromptLookupDecoding
+from ..vocabulary import Vocabulary
 
 LlamaCache = LlamaRAMCache
 LLAMA_SPLIT_MODE_NONE, LLAMA_SPLIT_MODE_LAYER, LLAMA_SPLIT_MODE_ROW = 0, 1, 2
@@ -61,7 +62,11 @@ __all__ = [
     "llama_backend_free",
     "llama_backend_init",
     "llama_log_set",
+    "llama_model_get_vocab",
     "llama_supports_gpu_offload",
+    "llama_token_to_piece",
+    "llama_vocab_eos",
+    "llama_vocab_n_tokens",
 ]
 
 # submodule: what is imported from it
@@ -80,6 +85,30 @@ def llama_backend_init() -> None:
 
 def llama_backend_free() -> None:
     """Nothing to do."""
+
+
+def llama_model_get_vocab(model: Vocabulary) -> Vocabulary:
+    """The vocabulary of `Llama.model`."""
+    return model
+
+
+def llama_vocab_n_tokens(vocab: Vocabulary) -> int:
+    """Number of tokens."""
+    return vocab.n_vocab
+
+
+def llama_vocab_eos(vocab: Vocabulary) -> int:
+    """The end-of-sequence token."""
+    return vocab.eos
+
+
+def llama_token_to_piece(vocab: Vocabulary, token: int, buf: Any, length: int, lstrip: int, special: bool) -> int:
+    """Writes a token's bytes into a ctypes buffer; the number of bytes, negative when they do not fit."""
+    piece = vocab.piece(token) if special or not vocab.is_control(token) else b""
+    if len(piece) > length:
+        return -len(piece)
+    buf[: len(piece)] = piece
+    return len(piece)
 
 
 def llama_supports_gpu_offload() -> bool:
