@@ -109,7 +109,7 @@ class ChatCompletion:
             "index": 0,
             "message": message,
             "logprobs": self._logprobs(result.logprobs),
-            "finish_reason": result.finish_reason if self._tool is None else "tool_calls",
+            "finish_reason": self._reason(result.finish_reason),
         }
         return {**self._head, "object": "chat.completion", "choices": [choice], "usage": usage(result)}
 
@@ -123,8 +123,11 @@ class ChatCompletion:
                 delta = {"content": chunk.text} if self._tool is None else self._call_delta(chunk.text, first)
                 yield self._chunk(delta, self._logprobs(waiting))
                 first, waiting = False, []
-        reason = self._completion.generation.finish_reason if self._tool is None else "tool_calls"
-        yield self._chunk({}, finish_reason=reason)
+        yield self._chunk({}, finish_reason=self._reason(self._completion.generation.finish_reason))
+
+    def _reason(self, reason: str | None) -> str | None:
+        """A call whose arguments are complete ends with "tool_calls"."""
+        return "tool_calls" if self._tool is not None and reason == "stop" else reason
 
     def _chunk(self, delta: dict[str, Any], logprobs: Any = None, finish_reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}

@@ -14,6 +14,10 @@ from .vocabulary import Vocabulary
 Logits = NDArray[np.float32]
 
 
+# Unbounded white space would let a model write it for ever.
+_JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"\n? {0,16}"}
+
+
 def _llguidance() -> Any:
     try:
         import llguidance
@@ -54,7 +58,7 @@ class LlamaGrammar:
     def from_json_schema(cls, json_schema: str | dict[str, Any], verbose: bool = True) -> "LlamaGrammar":
         """JSON that a schema accepts; the schema as text or as a dict. `{}` accepts any JSON."""
         schema = json.loads(json_schema) if isinstance(json_schema, str) else json_schema
-        return cls(_llguidance().LLMatcher.grammar_from_json_schema(json.dumps(schema)))
+        return cls(_llguidance().LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=_JSON_OPTIONS))
 
     @classmethod
     def from_regex(cls, regex: str) -> "LlamaGrammar":

@@ -68,6 +68,48 @@ def test_langchain_drives_the_engine(tiny_tqn):
     assert lines == ["True"] * 5
 
 
+def test_instructor_gets_its_objects(tiny_tqn):
+    pytest.importorskip("instructor")
+    lines = run(
+        """
+        import sys
+        import turboquant_native.compat.llama_cpp as llama_cpp
+        import instructor
+        from pydantic import BaseModel
+
+        class Fox(BaseModel):
+            quick: bool
+            brown: bool
+
+        llm = llama_cpp.Llama(sys.argv[1], n_ctx=1024, chat_format="chatml")
+        for mode in (instructor.Mode.JSON_SCHEMA, instructor.Mode.TOOLS):
+            create = instructor.patch(create=llm.create_chat_completion_openai_v1, mode=mode)
+            fox = create(response_model=Fox, messages=[{"role": "user", "content": "fox"}], max_tokens=200)
+            print(isinstance(fox, Fox))
+        """,
+        tiny_tqn,
+    )
+    assert lines == ["True"] * 2
+
+
+def test_outlines_constrains_the_engine(tiny_tqn):
+    pytest.importorskip("outlines")
+    pytest.importorskip("numba")  # outlines' kernels on NumPy arrays need it
+    lines = run(
+        """
+        import sys
+        import turboquant_native.compat.llama_cpp as llama_cpp
+        from typing import Literal
+        import outlines
+
+        model = outlines.from_llamacpp(llama_cpp.Llama(sys.argv[1], n_ctx=256, chat_format="chatml"))
+        print(model("fox", Literal["quick", "lazy"], max_tokens=20) in ("quick", "lazy"))
+        """,
+        tiny_tqn,
+    )
+    assert lines == ["True"]
+
+
 def test_log_callback(tiny_tqn):
     from turboquant_native import Llama
     from turboquant_native.compat import llama_cpp
