@@ -29,6 +29,8 @@ struct RotationPlan {
   static RotationPlan make(int64_t n, uint64_t seed);
 };
 
+inline constexpr int kTokenBlock = 16;
+
 // Activations of n_tokens rows, ready for linear layers. plain: (n_tokens, n_in) in the original basis; rotated: the same times R, in
 // float (the float path); quantized, scale: int8 rows and one scale a token (the int8 path). Rows are n_in apart, planes 64-byte aligned.
 struct Activations {
@@ -37,6 +39,9 @@ struct Activations {
   const float* rotated = nullptr;  // = plain where the matrix is not rotated
   const int8_t* quantized = nullptr;
   const float* scale = nullptr;    // (n_tokens)
+  // Optional, worth its cost for many tokens of matrices with outliers: plain in blocks of kTokenBlock tokens, (blocks, n_in, kTokenBlock); the
+  // tokens that fill the last block may hold anything.
+  const float* blocked = nullptr;
 };
 
 struct AttentionShape {

@@ -168,7 +168,7 @@ namespace {
 
 // Inputs of a layer as an engine prepares them, through one table's own rotate and quantize.
 struct Prepared {
-  std::vector<float> plain, rotated, scale;
+  std::vector<float> plain, rotated, scale, blocked;
   std::vector<int8_t> quantized;
   Activations x;
   Prepared(const Kernels& k, int64_t n_in, int64_t n_tokens, const RotationPlan* plan)
@@ -179,6 +179,12 @@ struct Prepared {
       scale[t] = k.quantize(row, n_in, quantized.data() + t * n_in);
     }
     x = {n_tokens, n_in, plain.data(), rotated.data(), quantized.data(), scale.data()};
+    constexpr int64_t kBlock = kernels::kTokenBlock;
+    if (n_tokens < kBlock) return;
+    blocked.resize((n_tokens + kBlock - 1) / kBlock * kBlock * n_in);
+    for (int64_t t = 0; t < n_tokens; t++)
+      for (int64_t c = 0; c < n_in; c++) blocked[(t / kBlock * n_in + c) * kBlock + t % kBlock] = plain[t * n_in + c];
+    x.blocked = blocked.data();
   }
 };
 
@@ -239,6 +245,16 @@ TEST("linear layers: scales, residual, outliers, both paths") {
           check_layer(*isa, m, n_tokens, true, n_tokens != 7);
           check_layer(*isa, m, n_tokens, false, n_tokens != 7);
         }
+}
+
+TEST("linear layers: rows with more outliers than any buffer holds") {
+  for (const Kernels* isa : kernels::all_kernels())
+    for (int n_tokens : {1, 2, 16}) {
+      Fixture m(66, 2500, 2);
+      m.add_outliers(2500);
+      CHECK(m.w.outliers.count > 66 * 500);
+      check_layer(*isa, m, n_tokens, true, false);
+    }
 }
 
 TEST("linear layers: the oracle's matvec and matvec_int8, with rotation and outliers") {

@@ -76,6 +76,8 @@ const float* plain_row(const Worker& w, const LinearInput& in, int64_t r, float*
 
 namespace {
 
+using kernels::kTokenBlock;
+
 // Up to this many rows every thread prepares the input for itself: that costs less than a barrier.
 constexpr int64_t kPrivateRows = 1;
 
@@ -118,7 +120,8 @@ class LinearStep final : public Step {
   };
   static constexpr size_t kMaxForms = 4;
   struct Inputs {
-    float* plain = nullptr;  // null: the plane itself
+    float* plain = nullptr;    // null: the plane itself
+    float* blocked = nullptr;  // null: few rows, or no outliers
     Form forms[kMaxForms];
   };
 
@@ -129,6 +132,7 @@ class LinearStep final : public Step {
     if (form == forms_.size()) forms_.push_back(&m);
     if (forms_.size() > kMaxForms) throw Error(Cause::invalid_argument, m.host.name + ": one input with more than 4 rotations");
     float* y = data(out.y.buffer) + out.y_offset;
+    has_outliers_ |= m.host.packed && m.host.tqn.outliers.count > 0;
     outputs_.push_back({{&m, data(out.bias), out.alpha, out.add, y, out.y.width}, form, n_units_});
     n_units_ += units(m);
   }
@@ -139,6 +143,8 @@ class LinearStep final : public Step {
   Inputs place(Arena& arena, int64_t rows) const {
     Inputs inputs;
     if (copies()) inputs.plain = arena.take<float>(rows * in_.x.width);
+    if (has_outliers_ && rows >= kTokenBlock)
+      inputs.blocked = arena.take<float>((rows + kTokenBlock - 1) / kTokenBlock * kTokenBlock * in_.x.width);
     for (size_t i = 0; i < forms_.size(); i++)
       if (forms_[i]->host.packed) inputs.forms[i] = take_form(arena, rows, in_.x.width, precision_);
     return inputs;
@@ -149,6 +155,10 @@ class LinearStep final : public Step {
     float* out = inputs.plain ? inputs.plain + r * width : nullptr;
     const float* plain = plain_row(w, in_, logits_ ? w.batch.output_rows[r] : r, out);
     if (out && plain != out) std::copy_n(plain, width, out);
+    if (inputs.blocked) {
+      float* block = inputs.blocked + r / kTokenBlock * kTokenBlock * width + r % kTokenBlock;
+      for (int64_t c = 0; c < width; c++) block[c * kTokenBlock] = plain[c];
+    }
     for (size_t i = 0; i < forms_.size(); i++) fill_form(w, *forms_[i], plain, inputs.forms[i], r, work);
   }
 
@@ -158,14 +168,16 @@ class LinearStep final : public Step {
       for (const Output& out : outputs_) {
         const int64_t end = out.first_unit + units(*out.product.matrix);
         const Range part{std::max(todo.first, out.first_unit) - out.first_unit, std::min(todo.last, end) - out.first_unit};
-        if (part.first < part.last)
-          multiply(w, out.product, activations(inputs.forms[out.form], plain, 0, rows, in_.x.width), part, scratch);
+        if (part.first >= part.last) continue;
+        kernels::Activations x = activations(inputs.forms[out.form], plain, 0, rows, in_.x.width);
+        x.blocked = inputs.blocked;
+        multiply(w, out.product, x, part, scratch);
       }
     }
   }
 
   LinearInput in_;
-  bool logits_;
+  bool logits_, has_outliers_ = false;
   Precision precision_;
   std::vector<Output> outputs_;
   std::vector<const CpuMatrix*> forms_;  // a representative of each distinct form

@@ -33,7 +33,10 @@ class StripOutput {
   // y_t += alpha * S x_t
   void add_outliers() const {
     if (w_.outliers.count == 0) return;
-    for (int r = 0; r < rows_; r++) for_token_groups<8>(x_.n_tokens, [&](auto group, int64_t t) { add_outlier_row<group.size>(r, t); });
+    if (x_.blocked)
+      for (int64_t t = 0; t < x_.n_tokens; t += kTokenBlock) add_outliers_block(t);
+    else
+      for (int64_t t = 0; t < x_.n_tokens; t++) add_outliers_token(t);
   }
 
  private:
@@ -45,17 +48,62 @@ class StripOutput {
       for (int r = 0; r < rows_; r++) y[r] = out[r];
   }
 
-  template <int T>
-  void add_outlier_row(int r, int64_t t) const {
+  // Sixteen tokens: a vector of tokens for each outlier.
+  void add_outliers_block(int64_t t) const {
+    constexpr int kVectors = kTokenBlock / kLanes;
     const Outliers& s = w_.outliers;
-    float sums[T] = {};
-    for (int64_t i = s.ptr[first_row_ + r]; i < s.ptr[first_row_ + r + 1]; i++) {
-      const float value = f16_value(s.val[i]);
-      const float* x = x_.plain + t * x_.n_in + s.col(i);
-      for (int j = 0; j < T; j++) sums[j] += value * x[j * x_.n_in];
+    const float* x = x_.blocked + t * x_.n_in;
+    alignas(64) float sums[tqn::kTileRows][kTokenBlock];
+    for (int r = 0; r < rows_; r++) {
+      F32 acc[kVectors];
+      for (auto& lane : acc) lane = set1(0);
+      for (int64_t i = s.ptr[first_row_ + r]; i < s.ptr[first_row_ + r + 1]; i++) {
+        const F32 value = set1(f16_value(s.val[i]));
+        const float* column = x + s.col(i) * kTokenBlock;
+        for (int v = 0; v < kVectors; v++) acc[v] = fma(value, load(column + v * kLanes), acc[v]);
+      }
+      for (int v = 0; v < kVectors; v++) store(sums[r] + v * kLanes, acc[v] * set1(alpha_));
     }
-    for (int j = 0; j < T; j++) y_[(t + j) * ldy_ + r] += alpha_ * sums[j];
+    const int64_t count = x_.n_tokens - t < kTokenBlock ? x_.n_tokens - t : kTokenBlock;
+    for (int64_t j = 0; j < count; j++)
+      for (int r = 0; r < rows_; r++) y_[(t + j) * ldy_ + r] += sums[r][j];
   }
+
+  // One token: products of all the strip's outliers first, without a branch at the rows' ends, then the sums of the rows.
+  void add_outliers_token(int64_t t) const {
+    const Outliers& s = w_.outliers;
+    const float* x = x_.plain + t * x_.n_in;
+    float* y = y_ + t * ldy_;
+    float products[kProducts + kLanes];
+    int64_t start = 0, end = 0;  // outliers whose products are there
+    for (int r = 0; r < rows_; r++) {
+      const int64_t first = s.ptr[first_row_ + r], last = s.ptr[first_row_ + r + 1];
+      float total = 0;
+      for (int64_t i = first; i < last; i = last < end ? last : end) {
+        if (i >= end) {
+          start = i, end = s.ptr[first_row_ + rows_] - i < kProducts ? s.ptr[first_row_ + rows_] : i + kProducts;
+          multiply_outliers(x, start, end, products);
+        }
+        total += sum_of(products + (i - start), (last < end ? last : end) - i);
+      }
+      y[r] += alpha_ * total;
+    }
+  }
+  void multiply_outliers(const float* x, int64_t i, int64_t end, float* products) const {
+    const Outliers& s = w_.outliers;
+    if (s.col16)
+      for (; i + kLanes <= end; i += kLanes, products += kLanes) store(products, gather(x, s.col16 + i) * load_f16(s.val + i));
+    for (; i < end; i++) *products++ = x[s.col(i)] * f16_value(s.val[i]);
+    store(products, set1(0));
+  }
+  // kLanes numbers may be read past the last one.
+  static float sum_of(const float* p, int64_t n) {
+    const F32 lanes = lane_numbers();
+    F32 acc = set1(0);
+    for (int64_t i = 0; i < n; i += kLanes) acc = acc + select_less(lanes, set1(float(n - i)), load(p + i), set1(0));
+    return sum(acc);
+  }
+  static constexpr int kProducts = 1024;
 
   const TqnMatrix& w_;
   const Activations& x_;

@@ -58,6 +58,8 @@ inline float bf16_value(uint16_t bits) { return _mm_cvtss_f32(_mm_castsi128_ps(_
 inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline void store32(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+inline F32 gather(const float* x, const uint16_t* at) { return _mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(load16(at)), 4); }
+inline F32 lane_numbers() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
 inline F32 load_f16(const uint16_t* p) { return _mm256_cvtph_ps(load16(p)); }
 inline F32 load_bf16(const uint16_t* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p)), 16)); }
 inline void store_f16(uint16_t* p, F32 x) {

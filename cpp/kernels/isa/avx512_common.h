@@ -39,6 +39,8 @@ inline F32 hadamard_lanes(F32 x) {
 inline float f16_value(uint16_t bits) { return _cvtsh_ss(bits); }
 inline float bf16_value(uint16_t bits) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(int(uint32_t(bits) << 16)))); }
 inline __m256i load_half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline F32 gather(const float* x, const uint16_t* at) { return _mm512_i32gather_ps(_mm512_cvtepu16_epi32(load_half(at)), x, 4); }
+inline F32 lane_numbers() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 inline F32 load_f16(const uint16_t* p) { return _mm512_cvtph_ps(load_half(p)); }
 inline F32 load_bf16(const uint16_t* p) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_half(p)), 16)); }
 inline void store_f16(uint16_t* p, F32 x) {

@@ -44,6 +44,14 @@ inline F32 hadamard_lanes(F32 x) {
 
 inline float f16_value(uint16_t bits) { return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(bits))), 0); }
 inline float bf16_value(uint16_t bits) { return vgetq_lane_f32(vreinterpretq_f32_u32(vshll_n_u16(vdup_n_u16(bits), 16)), 0); }
+inline F32 gather(const float* x, const uint16_t* at) {
+  const float lanes[4] = {x[at[0]], x[at[1]], x[at[2]], x[at[3]]};
+  return vld1q_f32(lanes);
+}
+inline F32 lane_numbers() {
+  const float lanes[4] = {0, 1, 2, 3};
+  return vld1q_f32(lanes);
+}
 inline F32 load_f16(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 inline F32 load_bf16(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
 inline void store_f16(uint16_t* p, F32 x) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }

@@ -43,6 +43,8 @@ inline F32 pow2(F32 n) {  // n: an integer in [-126, 127]
   std::memcpy(&result, &bits, 4);
   return result;
 }
+inline F32 gather(const float* x, const uint16_t* at) { return x[*at]; }
+inline F32 lane_numbers() { return 0; }
 inline float sum(F32 x) { return x; }
 inline float largest(F32 x) { return x; }
 inline F32 hadamard_lanes(F32 x) { return x; }  // the Walsh-Hadamard transform, not normalized, of the lanes
