@@ -18,6 +18,29 @@ Logits = NDArray[np.float32]
 _JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"\n? {0,16}"}
 
 
+_NAMED_SCHEMAS = {"properties", "$defs", "definitions"}  # objects whose keys are names, not keywords
+_NO_SCHEMAS = {"allOf", "enum", "const", "default", "examples", "required"}
+
+
+def _closed(schema: Any) -> Any:
+    """A schema whose objects have only the properties that they list; parts of an allOf stay open, because they add up."""
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed_part(key, part) for key, part in schema.items()}
+    open_keys = {"additionalProperties", "unevaluatedProperties", "patternProperties", "allOf"}
+    if isinstance(schema.get("properties"), dict) and not open_keys & schema.keys():
+        closed["additionalProperties"] = False
+    return closed
+
+
+def _closed_part(key: str, part: Any) -> Any:
+    if key in _NAMED_SCHEMAS and isinstance(part, dict):
+        return {name: _closed(named) for name, named in part.items()}
+    return part if key in _NO_SCHEMAS else _closed(part)
+
+
 def _llguidance() -> Any:
     try:
         import llguidance
@@ -56,8 +79,11 @@ class LlamaGrammar:
 
     @classmethod
     def from_json_schema(cls, json_schema: str | dict[str, Any], verbose: bool = True) -> "LlamaGrammar":
-        """JSON that a schema accepts; the schema as text or as a dict. `{}` accepts any JSON."""
-        schema = json.loads(json_schema) if isinstance(json_schema, str) else json_schema
+        """JSON that a schema accepts; the schema as text or as a dict. `{}` accepts any JSON.
+
+        As llama.cpp reads schemas, an object that lists properties has no others unless the schema says so.
+        """
+        schema = _closed(json.loads(json_schema) if isinstance(json_schema, str) else json_schema)
         return cls(_llguidance().LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=_JSON_OPTIONS))
 
     @classmethod

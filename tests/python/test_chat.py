@@ -174,6 +174,15 @@ def test_a_grammar_serves_many_calls(llm):
     assert all(is_fox(answer["choices"][0]["text"]) for answer in answers)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_objects_have_no_other_properties_unless_the_schema_says_so(llm, seed):
+    pytest.importorskip("llguidance")
+    inner = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    schema = {"type": "object", "properties": {"in": inner}, "required": ["in"]}
+    text = llm("The", grammar=LlamaGrammar.from_json_schema(schema), seed=seed, max_tokens=200)["choices"][0]["text"]
+    assert json.loads(text) in ({"in": {"a": True}}, {"in": {"a": False}})
+
+
 @pytest.mark.parametrize(
     "make",
     [
