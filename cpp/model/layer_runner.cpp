@@ -122,7 +122,12 @@ struct LayerRunner::Impl {
   void run_tapped(const Op& op, const Batch& b, const Tap& tap) {
     const int64_t n = int64_t(b.tokens.size());
     if (op.kind == Op::moe) return run_experts(op.moe_op, b, tap);
-    if (op.kind == Op::linear) tap(site_of(*op.linear_op.out[0].matrix), input_rows(op.linear_op.in, n).data(), n, op.linear_op.in.x.width);
+    if (op.kind == Op::linear) {
+      const LinearInput& in = op.linear_op.in;
+      const std::string site = site_of(*op.linear_op.out[0].matrix);
+      if (in.kind == LinearInput::rms_norm) tap(site + "/residual", get(in.x, n).data(), n, in.x.width);
+      tap(site, input_rows(in, n).data(), n, in.x.width);
+    }
     run({op}, b);
   }
 

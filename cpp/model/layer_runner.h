@@ -11,7 +11,8 @@
 namespace tq {
 
 // Sees the input of an input site ("blk.3.attn_q": q, k and v read it; "blk.3.attn_output", "blk.3.ffn_gate", "blk.3.ffn_down", experts
-// "blk.3.ffn_gate.7") for some rows: x (rows, width) in the original basis. Called from the thread that runs the layer.
+// "blk.3.ffn_gate.7") for some rows: x (rows, width) in the original basis. Before a site that reads a norm comes the residual stream
+// itself, as "blk.3.attn_q/residual". Called from the thread that runs the layer.
 using Tap = std::function<void(const std::string& site, const float* x, int64_t rows, int64_t width)>;
 
 class LayerRunner {

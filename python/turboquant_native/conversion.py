@@ -214,10 +214,10 @@ def check_finite(source: Source, name: str, w: NDArray[np.float32]) -> None:
     raise ConvertError(f"{source.path}: {name}{list(index)} is {w[index]}: the weights are damaged")
 
 
-def _fingerprint(source: Source, plan: Sequence[TensorPlan]) -> str:
+def fingerprint(source: Source, *settings: Any) -> str:
     """Of everything that decides the tensors' bytes: a resumed run may only go on from the same."""
     files = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in source.stored_files() if file.is_file()]
-    return hashlib.sha256(json.dumps([files, [repr(tensor) for tensor in plan]]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([files, *settings]).encode()).hexdigest()
 
 
 def plain_rounding(threads: int = 0) -> Rounder:
@@ -268,6 +268,7 @@ def write_model(
     resume: bool = False,
     quiet: bool = True,
     extra_metadata: dict[str, Any] | None = None,
+    settings: str = "",
 ) -> Summary:
     """Convert `source` to the file `target` as `plan` says; the file appears only when it is complete.
 
@@ -277,6 +278,7 @@ def write_model(
         resume: keep finished tensors when stopped, and go on from them.
         quiet: show no progress.
         extra_metadata: further keys of the file.
+        settings: what else decides the rounder's results: only a run with the same goes on from an interrupted one.
     Raises ConvertError, OSError (no space, no permission).
     """
     start = time.monotonic()
@@ -284,7 +286,7 @@ def write_model(
     _check_space(target, plan)
     rounder = rounder or plain_rounding()
     errors, done = _Errors(), 0
-    key = _fingerprint(source, plan)
+    key = fingerprint(source, [repr(tensor) for tensor in plan], settings)
     with (
         ContainerWriter(target, source.architecture.gguf, overwrite=overwrite, key=key, resume=resume) as writer,
         Progress(sum(tensor.weights for tensor in plan), "converting", quiet) as progress,

@@ -18,22 +18,23 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts work in weights.
+    """Counts work, in weights unless `unit` says otherwise.
 
     Args:
         total: weights in all.
         title: what is going on.
         quiet: show nothing.
         stream: where to; None: standard error.
+        unit: what is counted, where it is not weights.
     """
 
-    def __init__(self, total: int, title: str, quiet: bool = False, stream: IO[str] | None = None) -> None:
+    def __init__(self, total: int, title: str, quiet: bool = False, stream: IO[str] | None = None, unit: str = "weights") -> None:
         self._stream = stream or sys.stderr
-        self._total, self._title, self._done = max(total, 1), title, 0
+        self._total, self._title, self._done, self._unit = max(total, 1), title, 0, unit
         self._start = self._last_line = time.monotonic()
         self._lines = not quiet and not self._stream.isatty()
         hide = quiet or self._lines
-        self._bar = tqdm(total=total, desc=title, unit="w", unit_scale=True, disable=hide, file=self._stream, smoothing=0.05)
+        self._bar = tqdm(total=total, desc=title, unit="w" if unit == "weights" else unit, unit_scale=True, disable=hide, file=self._stream, smoothing=0.05)
 
     def __enter__(self) -> "Progress":
         return self
@@ -56,6 +57,5 @@ class Progress:
             self._last_line = now
             left = (now - self._start) * (self._total - done) / max(done, 1)
             percent = 100 * done / self._total
-            print(
-                f"{self._title}: {percent:.0f} % of {self._total / 1e6:.1f} M weights, {duration(left)} left", file=self._stream, flush=True
-            )
+            amount = f"{self._total / 1e6:.1f} M weights" if self._unit == "weights" else f"{self._total} {self._unit}"
+            print(f"{self._title}: {percent:.0f} % of {amount}, {duration(left)} left", file=self._stream, flush=True)

@@ -1,0 +1,337 @@
+"""Rounding a model layer by layer on the activations of its already rounded part.
+
+Every matrix is asked to give, on the inputs it will really see, what the original gives on the original's inputs:
+
+    minimise over W':  E || W x - W' x' ||^2        x: the original's input, x': the input behind the rounded layers
+
+Solved in closed form this moves the target from W to W + (W (C - H) + B) (H + damping)^-1 with H = E[x' x'^T], C = E[x x'^T], and for the
+matrices that write to the residual stream B = E[r x'^T], r being the stream's error so far, which they are asked to repair. Half of both
+corrections is applied (docs/quality.md: the whole of them fits noise). The target is rounded with error feedback under H.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .errors import ConvertError
+from .quantize import MatrixSpec, QuantizedMatrix, input_site, quantize_matrix
+from .sources import Source
+
+Floats = NDArray[np.float32]
+_HEAD_ROWS = 64  # of one pass of LayerRunner.head
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is calibrated.
+
+    Attributes:
+        windows, seq_len: the calibration text.
+        damping: of error feedback, as a fraction of the Hessian's mean diagonal.
+        cross: part of the correction for changed inputs, 0 to 1.
+        residual: part of the residual stream's error that attention and feed-forward outputs repair, 0 to 1.
+        correction_damping: of both corrections.
+        seed: of the sampled text.
+    """
+
+    windows: int = 64
+    seq_len: int = 512
+    damping: float = 0.03
+    cross: float = 0.5
+    residual: float = 0.5
+    correction_damping: float = 0.2
+    seed: int = 0
+
+
+class _Reached(Exception):
+    """The layer has run as far as the site that was wanted."""
+
+
+class SiteStatistics:
+    """Means over tokens at one input site: H = E[x' x'^T], and where the original's rows are known C = E[x x'^T] and B = E[r x'^T]."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._sums: dict[str, Floats] = {}
+
+    def add(self, x: Floats, reference: Floats | None = None, residual: Floats | None = None) -> None:
+        """Rows x (n, width), the original's rows, and the residual stream's error (n, n_embd)."""
+        self.rows += len(x)
+        for name, left in (("h", x), ("c", reference), ("b", residual)):
+            if left is not None:
+                product = left.T @ x
+                self._sums[name] = self._sums[name] + product if name in self._sums else product
+
+    def check(self, site: str) -> None:
+        """ConvertError where an activation was NaN or infinite."""
+        if not all(np.isfinite(total).all() for total in self._sums.values()):
+            raise ConvertError(f"{site}: the model's activations are not finite on the calibration text")
+
+    def _mean(self, name: str) -> Floats | None:
+        total = self._sums.get(name)
+        return None if total is None else total / np.float32(max(self.rows, 1))
+
+    @property
+    def hessian(self) -> Floats | None:
+        """(width, width), symmetric; None where no row came by or all were zero."""
+        h = self._mean("h")
+        return None if h is None or not h.any() else (h + h.T) / 2
+
+    def target(self, w: Floats, settings: Settings) -> Floats:
+        """What to round in place of w (n_out, width)."""
+        h, c, b = self.hessian, self._mean("c"), self._mean("b")
+        if h is None or c is None:
+            return w
+        right = settings.cross * (w @ (c - h))
+        if b is not None:
+            right += np.float32(settings.residual) * b
+        damped = h + np.float32(settings.correction_damping * np.trace(h) / len(h)) * np.eye(len(h), dtype=np.float32)
+        return np.ascontiguousarray(w + np.linalg.solve(damped, right.T).T, dtype=np.float32)
+
+
+def adds_branches_directly(metadata: dict[str, Any], tensors: Iterator[str] | list[str]) -> bool:
+    """Whether attention and feed-forward outputs are added to the residual stream as they are: no norm behind them, no scale."""
+    scale = metadata.get(f"{metadata.get('general.architecture')}.residual_scale", 1.0)
+    return scale == 1.0 and not any("post_" in name and name.endswith("norm.weight") for name in tensors)
+
+
+def layer_of(name: str) -> int | None:
+    """3 of "blk.3.attn_q.weight"; None for tensors outside the layers."""
+    found = re.match(r"blk\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def _kind(site: str) -> str:
+    """"blk.3.ffn_gate" of "blk.3.ffn_gate.7": all experts of a layer go together."""
+    return re.sub(r"\.\d+$", "", site) if site.count(".") > 2 else site
+
+
+class _ReferenceLayer:
+    """One layer of the original: its output and what its sites saw, a window at a time."""
+
+    def __init__(self, runner: Any, index: int, hidden: Floats) -> None:
+        self.seen: dict[str, list[Floats]] = {}
+        self.order: list[str] = []
+        self.output = np.empty_like(hidden)
+        for window in range(len(hidden)):
+            self.output[window] = runner.layer(index, hidden[window : window + 1], self._tap)[0]
+
+    def _tap(self, site: str, x: Floats) -> None:
+        if site not in self.seen:
+            self.seen[site] = []
+            if not site.endswith("/residual"):
+                self.order.append(site)
+        if site == _kind(site):  # experts see other rows behind rounded layers, so theirs are of no use
+            self.seen[site].append(x.copy())
+
+    def rows(self, site: str, window: int) -> Floats | None:
+        rows = self.seen.get(site)
+        return rows[window] if rows else None
+
+
+class SequentialRounder:
+    """Rounds a model's matrices in the order of the computation; call it as a conversion's rounder, with the plan in that order.
+
+    After each layer the hidden states of original and rounded model are kept in `folder`, before the layer's first matrix is handed out:
+    a run that was killed goes on at the layer it was in, with the same result.
+
+    Args:
+        source: the model.
+        model: its unquantized file, opened with precision "f32".
+        tokens: (windows, seq_len).
+        specs: name -> spec of every matrix that will be rounded.
+        folder: for the states.
+        output_hessian: (n_embd, n_embd) of the output matrix's input in the original; needed where it is tied to the embedding.
+        threads: 0: all cores.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        model: Any,
+        tokens: NDArray[np.int32],
+        settings: Settings,
+        specs: dict[str, MatrixSpec],
+        folder: Path,
+        output_hessian: Floats | None = None,
+        threads: int = 0,
+    ) -> None:
+        self._source, self._tokens, self._specs, self._folder = source, tokens, specs, folder
+        self._hessian, self._threads = output_hessian, threads
+        direct = adds_branches_directly(source.metadata(), list(source.shapes))
+        self._settings = settings if direct else replace(settings, residual=0.0)
+        self._original = _core.LayerRunner(model, tokens.shape[1])
+        self._rounded = _core.LayerRunner(model, tokens.shape[1])
+        self._n_layers = int(model.config["n_layers"])
+        self._next = 0  # the layer that the hidden states stand before
+        self._hidden: tuple[Floats, Floats] | None = None  # original, rounded
+        self._results: dict[str, QuantizedMatrix] = {}
+        self.errors: dict[str, float] = {}  # name -> E|| (W - W') x ||^2 / E|| W x ||^2
+
+    def __call__(self, name: str, w: Floats, spec: MatrixSpec, progress: Callable[[int], None]) -> QuantizedMatrix:
+        if name == "token_embd.weight":
+            return self._embedding(w, spec, progress)
+        layer = layer_of(name)
+        if layer is None:
+            return self._output(w, spec, progress)
+        if name not in self._results:
+            self._advance_to(layer)
+            self._results = self._round_layer(layer, progress)
+        return self._results.pop(name)
+
+    # --- embedding and output
+
+    def _embedding(self, w: Floats, spec: MatrixSpec, progress: Callable[[int], None]) -> QuantizedMatrix:
+        """As an output matrix where the two are tied: there every error counts for each token, at the input only for its own."""
+        hessian = self._hessian if self._source.tied else None
+        result = quantize_matrix(w, replace(spec, damping=self._settings.damping), hessian, threads=self._threads, progress=progress)
+        rounded = result.dequantize(self._threads)
+        if hessian is not None:
+            self.errors["token_embd.weight"] = relative_error(w, rounded, hessian)
+        original = self._original.embed(self._tokens)
+        self._rounded.set_matrix("token_embd.weight", rounded)
+        self._keep(0, original, self._rounded.embed(self._tokens))
+        self._rounded.set_matrix("token_embd.weight", None)
+        return result
+
+    def _output(self, w: Floats, spec: MatrixSpec, progress: Callable[[int], None]) -> QuantizedMatrix:
+        self._advance_to(self._n_layers)
+        assert self._hidden is not None
+        statistics = SiteStatistics()
+        for original, rounded in zip(*self._hidden, strict=True):
+            statistics.add(output_input(self._rounded, rounded), output_input(self._original, original))
+        return self._round("output.weight", w, spec, statistics, progress)
+
+    # --- layers
+
+    def _advance_to(self, layer: int) -> None:
+        """The hidden states before `layer`: at hand, kept by an earlier run, or the embedding's."""
+        if self._hidden is not None and self._next == layer:
+            return
+        if (states := self._load(layer)) is not None:
+            self._next, self._hidden = layer, states
+            return
+        if layer != 0:
+            raise ConvertError(f"{self._folder}: the states before layer {layer} are missing; start again without --resume")
+        hidden = self._original.embed(self._tokens)
+        self._next, self._hidden = 0, (hidden, hidden.copy())
+
+    def _round_layer(self, layer: int, progress: Callable[[int], None]) -> dict[str, QuantizedMatrix]:
+        assert self._hidden is not None
+        original, rounded = self._hidden
+        reference = _ReferenceLayer(self._original, layer, original)
+        names = [name for name in self._specs if layer_of(name) == layer]
+        results: dict[str, QuantizedMatrix] = {}
+        for kind in dict.fromkeys(map(_kind, reference.order)):
+            mine = [name for name in names if _kind(input_site(name)) == kind]
+            if not mine:
+                continue
+            statistics = self._statistics(layer, kind, reference, original, rounded)
+            for name in mine:
+                w = self._source.read(name)
+                results[name] = self._round(name, w, self._specs[name], statistics.get(input_site(name), SiteStatistics()), progress)
+                self._rounded.set_matrix(name, results[name].dequantize(self._threads))
+        for name in names:  # matrices that no token reached
+            if name not in results:
+                results[name] = self._round(name, self._source.read(name), self._specs[name], SiteStatistics(), progress)
+        self._keep(layer + 1, reference.output, self._rounded.layer(layer, rounded))
+        for name in names:
+            self._rounded.set_matrix(name, None)
+        return results
+
+    def _statistics(
+        self, layer: int, kind: str, reference: _ReferenceLayer, original: Floats, rounded: Floats
+    ) -> dict[str, SiteStatistics]:
+        """Of every site of a kind, the layer run with the matrices rounded so far."""
+        statistics: dict[str, SiteStatistics] = {}
+        stream: Floats | None = None
+        window = 0
+
+        def tap(site: str, x: Floats) -> None:
+            nonlocal stream
+            if site == f"{self._feed_forward(layer)}/residual":
+                stream = x.copy()
+            if _kind(site) != kind:
+                return
+            residual = None
+            if self._settings.residual and kind.endswith("attn_output"):
+                residual = original[window] - rounded[window]
+            elif self._settings.residual and kind.endswith("ffn_down") and site == kind and stream is not None:
+                before = reference.rows(f"{self._feed_forward(layer)}/residual", window)
+                residual = None if before is None else before - stream
+            statistics.setdefault(site, SiteStatistics()).add(x, reference.rows(site, window), residual)
+            if site == kind:
+                raise _Reached
+
+        for window in range(len(rounded)):
+            with contextlib.suppress(_Reached):
+                self._rounded.layer(layer, rounded[window : window + 1], tap)
+        for site, found in statistics.items():
+            found.check(site)
+        return statistics
+
+    @staticmethod
+    def _feed_forward(layer: int) -> str:
+        return f"blk.{layer}.ffn_gate"
+
+    def _round(
+        self, name: str, w: Floats, spec: MatrixSpec, statistics: SiteStatistics, progress: Callable[[int], None]
+    ) -> QuantizedMatrix:
+        hessian = statistics.hessian
+        target = statistics.target(w, self._settings)
+        spec = replace(spec, damping=self._settings.damping)
+        result = quantize_matrix(target, spec, hessian, threads=self._threads, progress=lambda done: progress(0))
+        if hessian is not None:
+            self.errors[name] = relative_error(target, result.dequantize(self._threads), hessian)
+        return result
+
+    # --- states between layers
+
+    def _path(self, layer: int) -> Path:
+        return self._folder / f"hidden_{layer}.npz"
+
+    def _keep(self, layer: int, original: Floats, rounded: Floats) -> None:
+        if not np.isfinite(rounded).all():
+            raise ConvertError(f"layer {layer - 1}: the rounded model's hidden states are not finite")
+        partial = self._folder / "hidden.partial.npz"
+        np.savez(partial, original=original, rounded=rounded)
+        partial.replace(self._path(layer))
+        if layer >= 2:
+            self._path(layer - 2).unlink(missing_ok=True)
+        self._next, self._hidden = layer, (original, rounded)
+
+    def _load(self, layer: int) -> tuple[Floats, Floats] | None:
+        if not self._path(layer).exists():
+            return None
+        with np.load(self._path(layer)) as states:
+            return states["original"], states["rounded"]
+
+
+def output_input(runner: Any, hidden: Floats) -> Floats:
+    """What the output matrix sees of hidden states (n, n_embd); its product, the logits, is not computed."""
+    seen: list[Floats] = []
+
+    def tap(site: str, x: Floats) -> None:
+        seen.append(x.copy())
+        raise _Reached
+
+    for first in range(0, len(hidden), _HEAD_ROWS):
+        with contextlib.suppress(_Reached):
+            runner.head(hidden[first : first + _HEAD_ROWS], tap)
+    return np.concatenate(seen)
+
+
+def relative_error(w: Floats, rounded: Floats, hessian: Floats) -> float:
+    """E|| (W - W') x ||^2 / E|| W x ||^2."""
+    difference = w - rounded
+    energy = float(np.vdot(w @ hessian, w))
+    return float(np.vdot(difference @ hessian, difference)) / energy if energy > 0 else 0.0

@@ -1,0 +1,356 @@
+"""The calibrated conversion: reference, text, sensitivities, widths, rounding, measurement - stages that one can see, stop and resume.
+
+Each stage leaves its result in `.NAME.work` beside the target, written under another name and renamed, so that a run killed at any moment
+goes on at the stage (and within rounding at the layer and matrix) it was in. The folder goes when the file is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .allocate import Choice, allocate
+from .calibrate import SequentialRounder, Settings
+from .calibration_text import default_windows, file_windows, sample
+from .conversion import Options, Summary, TensorPlan, check_target, fingerprint, make_plan, write_model
+from .errors import ConvertError
+from .evaluate import divergence, normalize
+from .progress import Progress, duration
+from .sensitivity import NOISE_BITS, Sensitivity, SensitivityMeter
+from .sources import Source
+
+WIDTHS = (1, 2, 3, 4, 6, 8)
+OUTLIER_FRACTIONS = (0.001, 0.004)  # what "auto" chooses from, besides none
+# Of the loss that noise alone predicts, what is left where later layers correct for it; embedding and output have nothing behind them.
+CORRECTED = 0.68
+_PROBES, _PROBE_LEN = 8, 128
+_F32_PARAMETERS = 1_000_000_000  # larger models keep their reference in BF16
+_PLANE_OVERHEAD = 400  # bytes of header, checksum and padding that one tensor of a file takes at most
+_PLANES = 3
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much work goes into a file: calibration windows, and the share of them that the sensitivities' Hessians see."""
+
+    windows: int
+    sensitivity_windows: int
+
+
+EFFORTS = {"fast": Effort(24, 8), "normal": Effort(64, 24), "max": Effort(256, 64)}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked of a calibrated conversion.
+
+    Attributes:
+        bpw: bits per weight of all tensors together; None: no such budget.
+        size: bytes of the file; None: no such budget. Without either the widths are the options' own.
+        plan: file with the widths: read where it exists, written where not.
+        calib: text file or folder; None: the offline mix.
+        effort: a key of EFFORTS.
+        auto_outliers: let the allocation keep outliers where they pay.
+        seq_len: tokens of a calibration window.
+    """
+
+    bpw: float | None = None
+    size: int | None = None
+    plan: Path | None = None
+    calib: Path | None = None
+    effort: str = "normal"
+    auto_outliers: bool = True
+    seq_len: int = 512
+
+    def __post_init__(self) -> None:
+        if self.effort not in EFFORTS:
+            raise ConvertError(f"--effort {self.effort}: choose among {', '.join(EFFORTS)}")
+        if self.bpw is not None and self.size is not None:
+            raise ConvertError("--bpw and --size: give one of them")
+        if self.bpw is not None and not 0 < self.bpw <= 32:
+            raise ConvertError(f"--bpw {self.bpw}: give bits per weight, for example 2.5")
+
+    @property
+    def has_budget(self) -> bool:
+        return self.bpw is not None or self.size is not None
+
+
+@dataclass
+class Report:
+    """Everything measured on the way: `OUT.quant.json`."""
+
+    settings: dict[str, Any]
+    seconds: dict[str, float] = field(default_factory=dict)
+    tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    layer_kld: dict[str, float] = field(default_factory=dict)
+    predicted_kld: float | None = None
+    measured_kld: float | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """The stages' times and the file's loss, for people."""
+        times = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self.seconds.items())
+        predicted = "" if self.predicted_kld is None else f" (predicted {self.predicted_kld:.4f})"
+        return f"{times}\nKL divergence on held-out sampled text: {self.measured_kld:.4f} nats a token{predicted}"
+
+
+class Quantizer:
+    """One calibrated conversion of `source` to `target`."""
+
+    def __init__(
+        self, source: Source, target: Path, options: Options, request: Request, *, threads: int = 0, quiet: bool = True
+    ) -> None:
+        self._source, self._target, self._options, self._request = source, target, options, request
+        self._threads, self._quiet = threads, quiet
+        self._work = target.with_name(f".{target.name}.work")
+        self._effort = EFFORTS[request.effort]
+        context = int(source.hyperparameters.get("context_length", request.seq_len))
+        self._settings = Settings(windows=self._effort.windows, seq_len=min(request.seq_len, context), seed=options.seed)
+        self.report = Report({**asdict(request), **asdict(self._settings), "plan": None, "calib": str(request.calib or "default")})
+
+    def run(self, overwrite: bool = False) -> Summary:
+        """All stages; the file appears when it is complete. ConvertError, OSError."""
+        check_target(self._source, self._target, overwrite)
+        self._open_work()
+        model = self._stage("reference", self._reference)
+        tokens = self._stage("text", lambda: self._cached("tokens", lambda: self._tokens(model)))
+        probes = self._cached("probes", lambda: sample(model, _PROBES, min(_PROBE_LEN, self._settings.seq_len), self._settings.seed + 1))
+        sensitivity = self._stage("sensitivity", lambda: self._sensitivity(model, tokens, probes))
+        plan = _in_order(self._plan(sensitivity))
+        summary = self._stage("rounding", lambda: self._write(model, tokens, plan, sensitivity, overwrite))
+        self.report.measured_kld = self._stage("measuring", lambda: self._measure(model, probes))
+        self._finish(plan, sensitivity, summary)
+        model.close()
+        shutil.rmtree(self._work)
+        return summary
+
+    # --- the work folder
+
+    def _open_work(self) -> None:
+        """Keeps an earlier run's results only when they came from the same model, text and settings."""
+        calib = self._request.calib
+        text = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(calib.rglob("*"))] if calib and calib.is_dir() else (
+            [str(calib), calib.stat().st_size, calib.stat().st_mtime_ns] if calib and calib.is_file() else []
+        )
+        key = fingerprint(self._source, text, asdict(self._settings), asdict(self._effort), _core.FORMAT_VERSION)
+        stored = self._work / "key"
+        if not stored.exists() or stored.read_text() != key:
+            shutil.rmtree(self._work, ignore_errors=True)
+            self._work.mkdir()
+            _write_whole(stored, key.encode())
+
+    def _cached(self, name: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        path = self._work / f"{name}.npy"
+        if not path.exists():
+            partial = self._work / f"{name}.partial.npy"
+            np.save(partial, make())
+            partial.replace(path)
+        array: NDArray[Any] = np.load(path)
+        return array
+
+    def _stage(self, name: str, work: Callable[[], Any]) -> Any:
+        start = time.monotonic()
+        result = work()
+        self.report.seconds[name] = time.monotonic() - start
+        return result
+
+    # --- stages
+
+    def _reference(self) -> Any:
+        """The model unquantized, in a file of our own that the engine runs."""
+        path = self._work / "reference.gguf"
+        if not path.exists():
+            outtype = "f32" if self._source.parameters < _F32_PARAMETERS else "bf16"
+            plan = make_plan(self._source, Options(outtype=outtype))
+            write_model(self._source, plan, path, resume=True, quiet=self._quiet)
+        return _core.Model(str(path), precision="f32", threads=self._threads)
+
+    def _tokens(self, model: Any) -> NDArray[np.int32]:
+        windows, seq_len = self._settings.windows, self._settings.seq_len
+        if self._request.calib is not None:
+            return file_windows(model, self._request.calib, windows, seq_len)
+        with Progress(windows, "sampling text", self._quiet, unit="windows") as progress:
+            return default_windows(model, windows, seq_len, self._settings.seed, progress.advance_to)
+
+    def _sensitivity(self, model: Any, tokens: NDArray[np.int32], probes: NDArray[np.int32]) -> Sensitivity:
+        """Of all matrices where widths are to be chosen, else only what the output matrix sees."""
+        names = [tensor.name for tensor in self._allocatable()] if self._chooses else []
+        path = self._work / f"sensitivity_{bool(names)}.json"
+        if not path.exists():
+            few = tokens[:: max(1, len(tokens) // self._effort.sensitivity_windows)]
+            meter = SensitivityMeter(self._source, model, few, probes, self._options.seed)
+            with Progress(int(model.config["n_layers"]), "sensitivities", self._quiet, unit="layers") as progress:
+                found = meter.measure(names, progress.advance_to)
+            (self._work / "output_hessian.npy").unlink(missing_ok=True)
+            assert found.output_hessian is not None
+            hessian = found.output_hessian
+            self._cached("output_hessian", lambda: hessian)
+            layers = {str(layer): cost for layer, cost in found.layers.items()}
+            _write_whole(path, json.dumps({"matrices": found.matrices, "layers": layers}).encode())
+        stored = json.loads(path.read_text())
+        layers = {int(layer): cost for layer, cost in stored["layers"].items()}
+        return Sensitivity(stored["matrices"], layers, np.load(self._work / "output_hessian.npy"))
+
+    @property
+    def _chooses(self) -> bool:
+        return self._request.has_budget and not (self._request.plan is not None and self._request.plan.exists())
+
+    def _allocatable(self) -> list[TensorPlan]:
+        """Tensors whose width the budget decides: those that can be packed and that no option names."""
+        free = replace(self._options, tensor_bits=(), outliers=0.0)
+        fixed = {tensor.name for tensor in make_plan(self._source, self._options) if _is_named(tensor, self._options)}
+        return [tensor for tensor in make_plan(self._source, free) if tensor.spec is not None and tensor.name not in fixed]
+
+    def _plan(self, sensitivity: Sensitivity) -> list[TensorPlan]:
+        plan = make_plan(self._source, self._options)
+        if self._request.plan is not None and self._request.plan.exists():
+            return _apply(plan, read_plan(self._request.plan, plan))
+        if not self._request.has_budget:
+            return plan
+        items = {tensor.name: self._choices(tensor, sensitivity) for tensor in self._allocatable()}
+        others = sum(tensor.bytes for tensor in plan if tensor.name not in items)
+        chosen = allocate(items, self._budget(plan) - others)
+        self.report.predicted_kld = sum(choice.loss for choice in chosen.values())
+        if self._request.plan is not None:
+            decision = {name: {"bits": choice.bits, "outliers": choice.outliers} for name, choice in chosen.items()}
+            _write_whole(self._request.plan, json.dumps(decision, indent=1).encode())
+        return _apply(plan, chosen)
+
+    def _choices(self, tensor: TensorPlan, sensitivity: Sensitivity) -> list[Choice]:
+        assert tensor.spec is not None
+        part = 1.0 if tensor.is_embedding else CORRECTED
+        choices = []
+        for fraction, left in self._outlier_gains(tensor):
+            for bits in WIDTHS:
+                stored = replace(tensor, spec=replace(tensor.spec, bits=bits, outliers=fraction))
+                choices.append(Choice(bits, stored.bytes, part * left * sensitivity.at(tensor.name, bits), fraction))
+        return choices
+
+    def _outlier_gains(self, tensor: TensorPlan) -> list[tuple[float, float]]:
+        """(fraction, part of the squared error that is left): the error follows the energy of the rows that stay."""
+        if not self._request.auto_outliers:
+            return [(self._options.outliers, 1.0)]
+        energy = np.sort(np.square(self._source.read(tensor.name)).ravel())[::-1]
+        total = float(energy.sum(dtype=np.float64)) or 1.0
+        top = {f: float(energy[: round(f * energy.size)].sum(dtype=np.float64)) / total for f in OUTLIER_FRACTIONS}
+        return [(0.0, 1.0), *((fraction, 1 - part) for fraction, part in top.items())]
+
+    def _budget(self, plan: Sequence[TensorPlan]) -> int:
+        """Bytes for all tensors."""
+        if self._request.bpw is not None:
+            return int(self._request.bpw * self._source.parameters / 8)
+        assert self._request.size is not None
+        header = _core.GgufFile(str(self._work / "reference.gguf")).data_offset
+        return self._request.size - header - sum(_PLANE_OVERHEAD * (_PLANES if tensor.spec else 1) for tensor in plan)
+
+    def _write(
+        self, model: Any, tokens: NDArray[np.int32], plan: list[TensorPlan], sensitivity: Sensitivity, overwrite: bool
+    ) -> Summary:
+        specs = {tensor.name: tensor.spec for tensor in plan if tensor.spec is not None}
+        rounder = SequentialRounder(
+            self._source, model, tokens, self._settings, specs, self._work, sensitivity.output_hessian, self._threads
+        )
+        settings = json.dumps([asdict(self._settings), (self._work / "key").read_text()])
+        self._errors = rounder.errors
+        return write_model(
+            self._source, plan, self._target, rounder=rounder, overwrite=overwrite, resume=True, quiet=self._quiet, settings=settings
+        )
+
+    def _measure(self, model: Any, probes: NDArray[np.int32]) -> float:
+        """KL divergence of the file from the reference on sampled text that calibration has not seen."""
+        rounded = _core.Model(str(self._target), precision="f32", threads=self._threads)
+        try:
+            return float(divergence(_logprobs(model, probes), _logprobs(rounded, probes)).mean())
+        finally:
+            rounded.close()
+
+    def _finish(self, plan: Sequence[TensorPlan], sensitivity: Sensitivity, summary: Summary) -> None:
+        for tensor in plan:
+            entry: dict[str, Any] = {"type": tensor.label, "bytes": tensor.bytes, "weights": tensor.weights}
+            if tensor.spec is not None:
+                entry |= {"bits": tensor.spec.bits, "outliers": tensor.spec.outliers, "relative_error": self._errors.get(tensor.name)}
+            if tensor.name in sensitivity.matrices:
+                entry[f"kld_at_{NOISE_BITS}_bits"] = sensitivity.matrices[tensor.name]
+            self.report.tensors[tensor.name] = entry
+        self.report.layer_kld = {str(layer): cost for layer, cost in sensitivity.layers.items()}
+        self.report.summary = summary.to_dict()
+        path = self._target.with_name(f"{self._target.name}.quant.json")
+        _write_whole(path, json.dumps(asdict(self.report), indent=1, default=str).encode())
+
+
+def _logprobs(model: Any, probes: NDArray[np.int32]) -> NDArray[np.float32]:
+    """(rows, n_vocab) of the last three quarters of each window."""
+    length = probes.shape[1]
+    context = _core.Context(model, n_ctx=length, n_batch=length)
+    try:
+        return np.concatenate([normalize(context.eval(window, 0, 0, "all")[length // 4 :]) for window in probes])
+    finally:
+        context.close()
+
+
+def _is_named(tensor: TensorPlan, options: Options) -> bool:
+    """Whether --tensor-bits decides the tensor's width."""
+    alone = replace(options, tensor_bits=())
+    if not options.tensor_bits:
+        return False
+    import re
+
+    return any(re.search(pattern, tensor.name) for pattern, _ in alone.tensor_bits + options.tensor_bits)
+
+
+def _in_order(plan: Sequence[TensorPlan]) -> list[TensorPlan]:
+    """The order of the computation, in which the rounder works: embedding, layers, the rest."""
+    from .calibrate import layer_of
+
+    def place(tensor: TensorPlan) -> tuple[int, int]:
+        layer = layer_of(tensor.name)
+        if layer is not None:
+            return (1, layer)
+        return (0, 0) if tensor.name == "token_embd.weight" else (2, 0)
+
+    return sorted(plan, key=place)
+
+
+def _apply(plan: Sequence[TensorPlan], chosen: dict[str, Choice]) -> list[TensorPlan]:
+    return [
+        replace(tensor, spec=replace(tensor.spec, bits=chosen[tensor.name].bits, outliers=chosen[tensor.name].outliers))
+        if tensor.spec is not None and tensor.name in chosen
+        else tensor
+        for tensor in plan
+    ]
+
+
+def read_plan(path: Path, plan: Sequence[TensorPlan]) -> dict[str, Choice]:
+    """The widths that a plan file gives; ConvertError naming what is wrong with it."""
+    try:
+        stored = json.loads(path.read_text())
+        chosen = {name: Choice(int(entry["bits"]), 0, 0.0, float(entry.get("outliers", 0.0))) for name, entry in stored.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConvertError(f'--plan {path}: expected {{"NAME": {{"bits": 3, "outliers": 0}}, ...}}: {error}') from None
+    packable = {tensor.name for tensor in plan if tensor.spec is not None}
+    for name, choice in chosen.items():
+        if name not in packable:
+            raise ConvertError(f"--plan {path}: the model has no matrix {name} that can be packed")
+        if choice.bits not in WIDTHS:
+            raise ConvertError(f"--plan {path}: {name} has {choice.bits} bits: choose among {', '.join(map(str, WIDTHS))}")
+    return chosen
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """The file appears complete or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
