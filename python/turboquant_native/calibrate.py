@@ -111,7 +111,7 @@ def layer_of(name: str) -> int | None:
 
 
 def _kind(site: str) -> str:
-    """"blk.3.ffn_gate" of "blk.3.ffn_gate.7": all experts of a layer go together."""
+    """ "blk.3.ffn_gate" of "blk.3.ffn_gate.7": all experts of a layer go together."""
     return re.sub(r"\.\d+$", "", site) if site.count(".") > 2 else site
 
 
@@ -303,7 +303,7 @@ class SequentialRounder:
         if not np.isfinite(rounded).all():
             raise ConvertError(f"layer {layer - 1}: the rounded model's hidden states are not finite")
         partial = self._folder / "hidden.partial.npz"
-        np.savez(partial, original=original, rounded=rounded)
+        np.savez(partial, original=original, rounded=rounded, names=list(self.errors), errors=list(self.errors.values()))
         partial.replace(self._path(layer))
         if layer >= 2:
             self._path(layer - 2).unlink(missing_ok=True)
@@ -313,6 +313,7 @@ class SequentialRounder:
         if not self._path(layer).exists():
             return None
         with np.load(self._path(layer)) as states:
+            self.errors.update(zip(states["names"].tolist(), states["errors"].tolist(), strict=True))
             return states["original"], states["rounded"]
 
 

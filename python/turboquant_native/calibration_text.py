@@ -1,4 +1,4 @@
-"""The text that a model is calibrated on: sampled from the model itself, mixed with what every Python installation has, or the user's own."""
+"""The text that a model is calibrated on: sampled from the model itself and mixed with what every Python has, or the user's own."""
 
 from __future__ import annotations
 

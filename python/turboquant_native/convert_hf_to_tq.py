@@ -1,11 +1,17 @@
 """`convert_hf_to_tq.py MODEL OUT`: a Hugging Face model, hub id or GGUF file becomes a TQN file."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .architectures import supported
 from .errors import ConvertError
+
+if TYPE_CHECKING:
+    from .conversion import Options
+    from .sources import Source
 
 _WIDTHS = (1, 2, 3, 4, 6, 8)
 _EPILOG = """examples:
@@ -13,6 +19,7 @@ _EPILOG = """examples:
   convert_hf_to_tq.py HuggingFaceTB/SmolLM2-135M-Instruct smollm2.gguf --bits 3 --outliers 0.002
   convert_hf_to_tq.py model-f16.gguf model-tq3.gguf --bits 3 --tensor-bits 'ffn_down=4' --embed-bits 6
   convert_hf_to_tq.py ./model reference.gguf --outtype f32
+  convert_hf_to_tq.py ./model smallest.gguf --bpw 2.5
 """
 
 
@@ -21,6 +28,22 @@ def _tensor_bits(text: str) -> tuple[str, int]:
     if not separator or not bits.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r}: write REGEX=BITS, for example 'ffn_down=4'")
     return pattern, int(bits)
+
+
+def _outliers(text: str) -> float | str:
+    if text in ("auto", "none"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a fraction, auto or none") from None
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]?)(i?)B?", text.strip())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: give bytes, for example 48MB or 1.5GiB")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " kMG".index(found[2] or " "))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,10 +62,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="REGEX=BITS",
         help="width of the tensors whose name contains the expression; repeatable, the last match wins",
     )
-    widths.add_argument("--embed-bits", type=int, default=8, metavar="BITS", help="width of the token embedding (default: 8)")
+    widths.add_argument(
+        "--embed-bits", type=int, default=8, metavar="BITS", help="width of the token embedding (default: 8; a budget decides itself)"
+    )
     widths.add_argument("--output-bits", type=int, metavar="BITS", help="width of the output matrix (default: the embedding's)")
-    widths.add_argument("--outliers", type=float, default=0.0, metavar="FRACTION", help="fraction of the weights kept in FP16 (default: 0)")
+    widths.add_argument(
+        "--outliers",
+        type=_outliers,
+        metavar="FRACTION|auto|none",
+        help="fraction of the weights kept in FP16; auto: where they pay (default: auto with a budget, else none)",
+    )
     widths.add_argument("--outtype", choices=("f32", "f16", "bf16"), help="do not quantize: a reference file of this type")
+    quality = parser.add_argument_group("calibration (any of these options turns it on): the least loss at a size")
+    quality.add_argument(
+        "--bpw", type=float, metavar="BITS", help="bits per weight of the whole model, any number: widths are chosen per matrix"
+    )
+    quality.add_argument("--size", type=_size, metavar="48MB", help="bytes of the file, instead of --bpw")
+    quality.add_argument("--plan", type=Path, metavar="FILE", help="widths per matrix (JSON): read where the file exists, else written")
+    quality.add_argument(
+        "--calib", type=Path, metavar="FILE|DIR", help="calibration text (txt, jsonl); default: sampled from the model, and Python's own"
+    )
+    quality.add_argument("--effort", choices=("fast", "normal", "max"), help="calibration tokens and measurements (default: normal)")
+    quality.add_argument(
+        "--calib-cache", type=Path, metavar="DIR", help="keep reference, text and sensitivities here for the next file of this model"
+    )
     run = parser.add_argument_group("the run")
     run.add_argument("--dry-run", action="store_true", help="print the table of tensors and sizes, write nothing")
     run.add_argument("--resume", action="store_true", help="go on where an interrupted run with the same settings stopped")
@@ -64,8 +107,12 @@ def _convert(args: argparse.Namespace) -> None:
         raise ConvertError("name the model and the file to write (see --help)")
     if args.threads < 0:
         raise ConvertError(f"--threads {args.threads}: give 0 (all cores) or more")
-    options = Options(args.bits, tuple(args.tensor_bits), args.embed_bits, args.output_bits, args.outliers, args.outtype, args.seed)
+    outliers = args.outliers if isinstance(args.outliers, float) else 0.0
+    options = Options(args.bits, tuple(args.tensor_bits), args.embed_bits, args.output_bits, outliers, args.outtype, args.seed)
     source = open_source(args.model, args.cache_dir, args.revision)
+    if any(value is not None for value in (args.bpw, args.size, args.plan, args.calib, args.effort)):
+        _calibrated(args, source, options)
+        return
     plan = make_plan(source, options)
     if args.dry_run:
         print(plan_table(source, plan))
@@ -80,12 +127,30 @@ def _convert(args: argparse.Namespace) -> None:
         resume=args.resume,
         quiet=args.quiet,
     )
+    _print_summary(args, summary.to_dict(), summary.text())
+
+
+def _calibrated(args: argparse.Namespace, source: "Source", options: "Options") -> None:
+    from dataclasses import asdict
+
+    from .quantizer import Quantizer, Request
+
+    if args.outtype is not None or args.dry_run:
+        raise ConvertError(f"{'--outtype' if args.outtype else '--dry-run'} does not go with --bpw, --size, --plan, --calib or --effort")
+    automatic = args.outliers in (None, "auto")
+    request = Request(args.bpw, args.size, args.plan, args.calib, args.effort or "normal", automatic, cache=args.calib_cache)
+    quantizer = Quantizer(source, args.out, options, request, threads=args.threads, quiet=args.quiet)
+    summary = quantizer.run(args.overwrite)
+    _print_summary(args, {**summary.to_dict(), **asdict(quantizer.report)}, f"{summary.text()}\n{quantizer.report.text()}")
+
+
+def _print_summary(args: argparse.Namespace, figures: dict[str, Any], text: str) -> None:
     if args.json:
         import json
 
-        print(json.dumps(summary.to_dict()))
+        print(json.dumps(figures, default=str))
     elif not args.quiet:
-        print(summary.text())
+        print(text)
 
 
 def run(args: argparse.Namespace) -> int:

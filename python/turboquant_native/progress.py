@@ -34,7 +34,15 @@ class Progress:
         self._start = self._last_line = time.monotonic()
         self._lines = not quiet and not self._stream.isatty()
         hide = quiet or self._lines
-        self._bar = tqdm(total=total, desc=title, unit="w" if unit == "weights" else unit, unit_scale=True, disable=hide, file=self._stream, smoothing=0.05)
+        self._bar = tqdm(
+            total=total,
+            desc=title,
+            unit="w" if unit == "weights" else unit,
+            unit_scale=True,
+            disable=hide,
+            file=self._stream,
+            smoothing=0.05,
+        )
 
     def __enter__(self) -> "Progress":
         return self

@@ -1,13 +1,15 @@
 """The calibrated conversion: reference, text, sensitivities, widths, rounding, measurement - stages that one can see, stop and resume.
 
 Each stage leaves its result in `.NAME.work` beside the target, written under another name and renamed, so that a run killed at any moment
-goes on at the stage (and within rounding at the layer and matrix) it was in. The folder goes when the file is complete.
+goes on at the stage (and within rounding at the layer and matrix) it was in. The folder goes when the file is complete. What does not
+depend on the widths (reference, text, sensitivities) can be kept in a cache folder, for further files of the same model.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .allocate import Choice, allocate
-from .calibrate import SequentialRounder, Settings
+from .calibrate import SequentialRounder, Settings, layer_of
 from .calibration_text import default_windows, file_windows, sample
 from .conversion import Options, Summary, TensorPlan, check_target, fingerprint, make_plan, write_model
 from .errors import ConvertError
@@ -62,6 +64,7 @@ class Request:
         effort: a key of EFFORTS.
         auto_outliers: let the allocation keep outliers where they pay.
         seq_len: tokens of a calibration window.
+        cache: folder that keeps reference, text and sensitivities for the next file of the model; None: they go with the rest.
     """
 
     bpw: float | None = None
@@ -71,6 +74,7 @@ class Request:
     effort: str = "normal"
     auto_outliers: bool = True
     seq_len: int = 512
+    cache: Path | None = None
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
@@ -107,12 +111,11 @@ class Report:
 class Quantizer:
     """One calibrated conversion of `source` to `target`."""
 
-    def __init__(
-        self, source: Source, target: Path, options: Options, request: Request, *, threads: int = 0, quiet: bool = True
-    ) -> None:
+    def __init__(self, source: Source, target: Path, options: Options, request: Request, *, threads: int = 0, quiet: bool = True) -> None:
         self._source, self._target, self._options, self._request = source, target, options, request
         self._threads, self._quiet = threads, quiet
         self._work = target.with_name(f".{target.name}.work")
+        self._shared = self._work if request.cache is None else request.cache
         self._effort = EFFORTS[request.effort]
         context = int(source.hyperparameters.get("context_length", request.seq_len))
         self._settings = Settings(windows=self._effort.windows, seq_len=min(request.seq_len, context), seed=options.seed)
@@ -138,21 +141,19 @@ class Quantizer:
 
     def _open_work(self) -> None:
         """Keeps an earlier run's results only when they came from the same model, text and settings."""
-        calib = self._request.calib
-        text = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(calib.rglob("*"))] if calib and calib.is_dir() else (
-            [str(calib), calib.stat().st_size, calib.stat().st_mtime_ns] if calib and calib.is_file() else []
-        )
+        text = _stamps(self._request.calib)
         key = fingerprint(self._source, text, asdict(self._settings), asdict(self._effort), _core.FORMAT_VERSION)
-        stored = self._work / "key"
-        if not stored.exists() or stored.read_text() != key:
-            shutil.rmtree(self._work, ignore_errors=True)
-            self._work.mkdir()
-            _write_whole(stored, key.encode())
+        for folder in dict.fromkeys((self._shared, self._work)):
+            stored = folder / "key"
+            if not stored.exists() or stored.read_text() != key:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                _write_whole(stored, key.encode())
 
     def _cached(self, name: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        path = self._work / f"{name}.npy"
+        path = self._shared / f"{name}.npy"
         if not path.exists():
-            partial = self._work / f"{name}.partial.npy"
+            partial = self._shared / f"{name}.partial.npy"
             np.save(partial, make())
             partial.replace(path)
         array: NDArray[Any] = np.load(path)
@@ -168,7 +169,7 @@ class Quantizer:
 
     def _reference(self) -> Any:
         """The model unquantized, in a file of our own that the engine runs."""
-        path = self._work / "reference.gguf"
+        path = self._shared / "reference.gguf"
         if not path.exists():
             outtype = "f32" if self._source.parameters < _F32_PARAMETERS else "bf16"
             plan = make_plan(self._source, Options(outtype=outtype))
@@ -185,21 +186,20 @@ class Quantizer:
     def _sensitivity(self, model: Any, tokens: NDArray[np.int32], probes: NDArray[np.int32]) -> Sensitivity:
         """Of all matrices where widths are to be chosen, else only what the output matrix sees."""
         names = [tensor.name for tensor in self._allocatable()] if self._chooses else []
-        path = self._work / f"sensitivity_{bool(names)}.json"
+        path = self._shared / f"sensitivity_{bool(names)}.json"
         if not path.exists():
-            few = tokens[:: max(1, len(tokens) // self._effort.sensitivity_windows)]
+            few = np.ascontiguousarray(tokens[:: max(1, len(tokens) // self._effort.sensitivity_windows)])
             meter = SensitivityMeter(self._source, model, few, probes, self._options.seed)
             with Progress(int(model.config["n_layers"]), "sensitivities", self._quiet, unit="layers") as progress:
                 found = meter.measure(names, progress.advance_to)
-            (self._work / "output_hessian.npy").unlink(missing_ok=True)
+            (self._shared / "output_hessian.npy").unlink(missing_ok=True)
             assert found.output_hessian is not None
             hessian = found.output_hessian
             self._cached("output_hessian", lambda: hessian)
-            layers = {str(layer): cost for layer, cost in found.layers.items()}
-            _write_whole(path, json.dumps({"matrices": found.matrices, "layers": layers}).encode())
+            _write_whole(path, json.dumps({"matrices": found.matrices, "layers": found.layers}).encode())
         stored = json.loads(path.read_text())
         layers = {int(layer): cost for layer, cost in stored["layers"].items()}
-        return Sensitivity(stored["matrices"], layers, np.load(self._work / "output_hessian.npy"))
+        return Sensitivity(stored["matrices"], layers, np.load(self._shared / "output_hessian.npy"))
 
     @property
     def _chooses(self) -> bool:
@@ -250,12 +250,10 @@ class Quantizer:
         if self._request.bpw is not None:
             return int(self._request.bpw * self._source.parameters / 8)
         assert self._request.size is not None
-        header = _core.GgufFile(str(self._work / "reference.gguf")).data_offset
+        header = _core.GgufFile(str(self._shared / "reference.gguf")).data_offset
         return self._request.size - header - sum(_PLANE_OVERHEAD * (_PLANES if tensor.spec else 1) for tensor in plan)
 
-    def _write(
-        self, model: Any, tokens: NDArray[np.int32], plan: list[TensorPlan], sensitivity: Sensitivity, overwrite: bool
-    ) -> Summary:
+    def _write(self, model: Any, tokens: NDArray[np.int32], plan: list[TensorPlan], sensitivity: Sensitivity, overwrite: bool) -> Summary:
         specs = {tensor.name: tensor.spec for tensor in plan if tensor.spec is not None}
         rounder = SequentialRounder(
             self._source, model, tokens, self._settings, specs, self._work, sensitivity.output_hessian, self._threads
@@ -288,6 +286,14 @@ class Quantizer:
         _write_whole(path, json.dumps(asdict(self.report), indent=1, default=str).encode())
 
 
+def _stamps(path: Path | None) -> list[tuple[str, int, int]]:
+    """What tells one state of a file or folder from another."""
+    if path is None:
+        return []
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+
+
 def _logprobs(model: Any, probes: NDArray[np.int32]) -> NDArray[np.float32]:
     """(rows, n_vocab) of the last three quarters of each window."""
     length = probes.shape[1]
@@ -300,17 +306,11 @@ def _logprobs(model: Any, probes: NDArray[np.int32]) -> NDArray[np.float32]:
 
 def _is_named(tensor: TensorPlan, options: Options) -> bool:
     """Whether --tensor-bits decides the tensor's width."""
-    alone = replace(options, tensor_bits=())
-    if not options.tensor_bits:
-        return False
-    import re
-
-    return any(re.search(pattern, tensor.name) for pattern, _ in alone.tensor_bits + options.tensor_bits)
+    return any(re.search(pattern, tensor.name) for pattern, _ in options.tensor_bits)
 
 
 def _in_order(plan: Sequence[TensorPlan]) -> list[TensorPlan]:
     """The order of the computation, in which the rounder works: embedding, layers, the rest."""
-    from .calibrate import layer_of
 
     def place(tensor: TensorPlan) -> tuple[int, int]:
         layer = layer_of(tensor.name)

@@ -1,0 +1,232 @@
+"""Calibrated conversion on a tiny model: statistics, targets, budgets, resuming, hard inputs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import LLAMA, llama_tensors, save_llama
+
+from turboquant_native import _core, quantizer
+from turboquant_native.calibrate import SequentialRounder, Settings, SiteStatistics, relative_error
+from turboquant_native.calibration_text import cut_windows, default_windows, file_windows
+from turboquant_native.conversion import Options
+from turboquant_native.errors import ConvertError
+from turboquant_native.quantize import MatrixSpec, quantize_matrix
+from turboquant_native.quantizer import Effort, Quantizer, Request
+from turboquant_native.sources import open_source
+
+
+@pytest.fixture(autouse=True)
+def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantizer, "EFFORTS", {"fast": Effort(6, 3), "normal": Effort(8, 4)})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("model") / "tied")
+
+
+def convert(model: Path, out: Path, request: Request | None = None, options: Options | None = None) -> Quantizer:
+    source = open_source(str(model), None, None)
+    run = Quantizer(source, out, options or Options(bits=3, embed_bits=4), request or Request(effort="fast", seq_len=32))
+    run.run(overwrite=True)
+    return run
+
+
+def test_target_is_the_least_squares_solution() -> None:
+    """With the whole correction and no damping the target is the regression of W x + r on x'."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 12)).astype(np.float32)
+    changed = (x + 0.3 * rng.standard_normal(x.shape)).astype(np.float32)
+    residual = rng.standard_normal((400, 5)).astype(np.float32)
+    w = rng.standard_normal((5, 12)).astype(np.float32)
+    statistics = SiteStatistics()
+    for part in np.split(np.arange(400), 4):
+        statistics.add(changed[part], x[part], residual[part])
+    target = statistics.target(w, Settings(cross=1, residual=1, correction_damping=0))
+    expected = np.linalg.lstsq(changed.astype(np.float64), x.astype(np.float64) @ w.T + residual, rcond=None)[0].T
+    np.testing.assert_allclose(target, expected, rtol=2e-4, atol=2e-4)  # float32 sums of 400 products
+
+
+def test_equal_inputs_leave_the_matrix_alone() -> None:
+    x = np.random.default_rng(1).standard_normal((64, 8)).astype(np.float32)
+    w = np.eye(8, dtype=np.float32)
+    statistics = SiteStatistics()
+    statistics.add(x, x, np.zeros((64, 8), np.float32))
+    np.testing.assert_allclose(statistics.target(w, Settings()), w, atol=1e-6)
+
+
+def test_calibration_beats_plain_rounding_under_the_hessian() -> None:
+    rng = np.random.default_rng(2)
+    x = (rng.standard_normal((512, 64)) @ rng.standard_normal((64, 64)) * np.geomspace(1, 30, 64)).astype(np.float32)
+    w, hessian = rng.standard_normal((96, 64)).astype(np.float32), x.T @ x / 512
+    spec = MatrixSpec(3, 7)
+    errors = [relative_error(w, quantize_matrix(w, spec, h).dequantize(), hessian) for h in (None, hessian)]
+    assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e25])
+@pytest.mark.parametrize("rank", [1, 8])
+def test_hard_hessians(scale: float, rank: int) -> None:
+    """Zero, singular, tiny and huge statistics, with dead channels: finite weights, no worse than half the energy."""
+    rng = np.random.default_rng(3)
+    x = (rng.standard_normal((40, rank)) @ rng.standard_normal((rank, 32))).astype(np.float32) * np.float32(np.sqrt(scale))
+    x[:, 5:9] = 0
+    statistics = SiteStatistics()
+    statistics.add(x, x)
+    w = rng.standard_normal((3, 32)).astype(np.float32)
+    target = statistics.target(w, Settings())
+    result = quantize_matrix(target, MatrixSpec(4, 1, damping=0.03), statistics.hessian).dequantize()
+    assert np.isfinite(result).all()
+    assert np.square(result - w).sum() < 0.5 * np.square(w).sum()
+
+
+def test_one_row_matrix() -> None:
+    w = np.linspace(-1, 1, 32, dtype=np.float32)[None]
+    assert quantize_matrix(w, MatrixSpec(4, 1), np.eye(32, dtype=np.float32)).dequantize().shape == (1, 32)
+
+
+def test_nan_in_activations_is_refused() -> None:
+    statistics = SiteStatistics()
+    statistics.add(np.full((2, 4), np.nan, np.float32))
+    with pytest.raises(ConvertError, match=r"blk\.1\.ffn_down.*not finite"):
+        statistics.check("blk.1.ffn_down")
+
+
+@pytest.mark.parametrize("bpw", [3.2, 4.0, 6.5])
+def test_budget_is_met_and_used(folder: Path, tmp_path: Path, bpw: float) -> None:
+    run = convert(folder, tmp_path / "m.gguf", Request(bpw=bpw, effort="fast", seq_len=32))
+    file = _core.GgufFile(tmp_path / "m.gguf")
+    used = sum(size for _, _, size in file.places())
+    weights = open_source(str(folder), None, None).parameters
+    assert 0.93 * bpw <= 8 * used / weights <= bpw  # the matrices are small: one step of one of them is up to 7 % of the file
+    assert {entry["bits"] for entry in file.quantized().values()} == {t["bits"] for t in run.report.tensors.values() if "bits" in t}
+    assert used == sum(tensor["bytes"] for tensor in run.report.tensors.values())  # outliers included
+
+
+def test_size_is_never_exceeded(folder: Path, tmp_path: Path) -> None:
+    convert(folder, tmp_path / "m.gguf", Request(size=90_000, effort="fast", seq_len=32))
+    assert 60_000 < (tmp_path / "m.gguf").stat().st_size <= 90_000
+
+
+def test_report_holds_what_was_measured(folder: Path, tmp_path: Path) -> None:
+    convert(folder, tmp_path / "m.gguf", Request(bpw=4, effort="fast", seq_len=32))
+    report = json.loads((tmp_path / "m.gguf.quant.json").read_text())
+    assert set(report["seconds"]) == {"reference", "text", "sensitivity", "rounding", "measuring"}
+    assert report["measured_kld"] > 0 and report["predicted_kld"] > 0
+    packed = [tensor for tensor in report["tensors"].values() if "bits" in tensor]
+    assert len(packed) == 15 and all(tensor["relative_error"] > 0 for tensor in packed)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_killed_runs_go_on_to_the_identical_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
+    model = save_llama(tmp_path / "model", {**LLAMA, "tie_word_embeddings": tied})
+    convert(model, tmp_path / "whole.gguf")
+    calls = 0
+    keep, call = SequentialRounder._keep, SequentialRounder.__call__
+
+    class Killed(Exception):
+        pass
+
+    def fail(after: int):
+        count = 0
+
+        def wrapped(self, name, *args):
+            nonlocal count, calls
+            calls += 1
+            if (count := count + 1) > after:
+                raise Killed
+            return call(self, name, *args)
+
+        return wrapped
+
+    for after in (1, 3, 6):  # in the embedding's wake, inside the first layer, in the second
+        monkeypatch.setattr(SequentialRounder, "__call__", fail(after))
+        with pytest.raises(Killed):
+            convert(model, tmp_path / "parts.gguf")
+    monkeypatch.setattr(SequentialRounder, "__call__", call)
+    assert keep is SequentialRounder._keep
+    run = convert(model, tmp_path / "parts.gguf")
+    assert calls > 10
+    assert (tmp_path / "parts.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert all(tensor["relative_error"] is not None for tensor in run.report.tensors.values() if "bits" in tensor and tied)
+
+
+def test_same_seed_same_file_other_seed_other_file(folder: Path, tmp_path: Path) -> None:
+    options = Options(bits=2, embed_bits=4)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        convert(folder, tmp_path / f"{name}.gguf", options=replace(options, seed=seed))
+    a, b, c = ((tmp_path / f"{name}.gguf").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_plan_is_written_and_read(folder: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    convert(folder, tmp_path / "a.gguf", Request(bpw=4, plan=plan, effort="fast", seq_len=32))
+    stored = json.loads(plan.read_text())
+    stored["blk.0.attn_v.weight"]["bits"] = 8
+    plan.write_text(json.dumps(stored))
+    convert(folder, tmp_path / "b.gguf", Request(plan=plan, effort="fast", seq_len=32))
+    widths = {name: entry["bits"] for name, entry in _core.GgufFile(tmp_path / "b.gguf").quantized().items()}
+    assert widths == {name: entry["bits"] for name, entry in stored.items()}
+
+
+@pytest.mark.parametrize("content", ["[]", '{"x.weight": {"bits": 3}}', '{"blk.0.attn_v.weight": {"bits": 5}}', "not json"])
+def test_bad_plans_are_named(folder: Path, tmp_path: Path, content: str) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text(content)
+    with pytest.raises(ConvertError, match=r"plan\.json"):
+        convert(folder, tmp_path / "m.gguf", Request(plan=plan, effort="fast", seq_len=32))
+
+
+def test_dead_channels_and_zero_matrices(tmp_path: Path) -> None:
+    tensors = llama_tensors()
+    tensors["model.layers.0.input_layernorm.weight"][:7] = 0
+    tensors["model.layers.1.mlp.up_proj.weight"][:] = 0  # the feed-forward block's inner activations are all zero
+    model = save_llama(tmp_path / "model", tensors=tensors)
+    convert(model, tmp_path / "m.gguf")
+    up = _core.GgufFile(tmp_path / "m.gguf").dequantize("blk.1.ffn_up.weight")
+    assert not up.any()
+
+
+def test_calibration_files(folder: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("the quick brown fox " * 200)
+    (texts / "b.jsonl").write_text('{"text": "jumps over"}\n"the lazy dog"\n')
+    convert(folder, tmp_path / "m.gguf", Request(calib=texts, effort="fast", seq_len=32))
+    (texts / "b.jsonl").write_text('{"title": 1}\n')
+    with pytest.raises(ConvertError, match=r"b\.jsonl: line 1"):
+        convert(folder, tmp_path / "m.gguf", Request(calib=texts, effort="fast", seq_len=32))
+    with pytest.raises(ConvertError, match="no such file"):
+        convert(folder, tmp_path / "m.gguf", Request(calib=tmp_path / "missing", effort="fast", seq_len=32))
+
+
+def test_default_text_is_deterministic_and_mixed(folder: Path, tmp_path: Path) -> None:
+    from turboquant_native.conversion import make_plan, write_model
+
+    source = open_source(str(folder), None, None)
+    write_model(source, make_plan(source, Options(outtype="f32")), tmp_path / "f32.gguf")
+    model = _core.Model(str(tmp_path / "f32.gguf"), precision="f32")
+    windows = default_windows(model, 8, 16, seed=3)
+    assert windows.shape == (8, 16) and windows.dtype == np.int32
+    assert np.array_equal(windows, default_windows(model, 8, 16, seed=3))
+    assert not np.array_equal(windows, default_windows(model, 8, 16, seed=4))
+    short = tmp_path / "short.txt"
+    short.write_text("a")
+    with pytest.raises(ConvertError, match="at least one window"):
+        file_windows(model, short, 2, 16)
+
+
+def test_windows_are_spread_over_the_text() -> None:
+    class Words:
+        add_bos, bos = False, -1
+
+        def encode(self, text: str) -> list[int]:
+            return [int(word) for word in text.split()]
+
+    cut = cut_windows(Words(), " ".join(map(str, range(100))), 4, 10)
+    assert cut[0, 0] == 0 and cut[-1, -1] == 99 and (np.diff(cut, axis=1) == 1).all()
