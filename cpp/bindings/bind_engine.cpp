@@ -138,6 +138,14 @@ void load(ContextHandle& handle, int64_t slot, const py::bytes& state) {
   handle.use([&](Context& context) { context.load(slot, {reinterpret_cast<const uint8_t*>(view.data()), view.size()}); });
 }
 
+py::dict profile(ContextHandle& handle, bool on) {
+  std::vector<std::pair<std::string, double>> found;
+  handle.use([&](Context& context) { found = context.model().backend().profile(on); });
+  py::dict seconds;
+  for (const auto& [kind, time] : found) seconds[py::str(kind)] = time;
+  return seconds;
+}
+
 int32_t sample(Sampler& sampler, const py::array_t<float, py::array::c_style>& logits,
                const py::array_t<int32_t, py::array::c_style | py::array::forcecast>& history) {
   if (logits.ndim() != 1) throw Error(Cause::invalid_argument, "logits: " + std::to_string(logits.ndim()) + " dimensions, expected 1");
@@ -213,6 +221,7 @@ void bind_context(py::module_& m) {
             h.use([&](Context& context) { context.model().backend().set_threads(decode, prompt); });
           },
           py::arg("decode"), py::arg("prompt"))
+      .def("profile", &profile, py::arg("on"))
       .def("close", &ContextHandle::close);
 }
 

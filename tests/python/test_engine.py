@@ -446,6 +446,17 @@ def test_what_a_model_says_of_itself(f32_path: Path, packed_path: Path) -> None:
     assert backends()["cpu"].startswith("available") and cpu_count() >= 1
 
 
+def test_profile_counts_the_time_of_passes(model: Model) -> None:
+    context = Context(model)
+    context.eval(random_tokens(8), 0)
+    assert context.profile(True) == {}
+    context.eval(random_tokens(8), 0)
+    seconds = context.profile(False)
+    assert set(seconds) == {"embedding", "linear", "attention", "output", "barrier"} and all(value > 0 for value in seconds.values())
+    context.eval(random_tokens(8), 0)
+    assert context.profile(False) == {}
+
+
 # --- the layer runner
 
 

@@ -1,5 +1,4 @@
 // The CPU backend: programs are lists of steps that a pool of threads runs in one parallel region.
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -29,6 +28,7 @@ struct CpuProgram final : Program {
   std::vector<Op> ops;
   std::vector<std::unique_ptr<Angles>> angles;
   std::vector<StepPtr> steps;
+  std::vector<const char*> kinds;  // of the steps, for the profile
   int64_t max_rows = 0;
   int sized_for = 0;  // threads that the backend's scratch was last made large enough for
 };
@@ -72,8 +72,8 @@ class CpuBackend final : public Backend {
     program->ops = std::move(ops), program->max_rows = max_rows;
     for (const Op& op : program->ops)
       if (op.kind == Op::attention && op.attention_op.rope.inv_freq) add_angles(*program, op.attention_op.rope);
-    for (const auto& angles : program->angles) program->steps.push_back(make_angles(*angles));
-    for (const Op& op : program->ops) program->steps.push_back(make_step(*program, op));
+    for (const auto& angles : program->angles) program->steps.push_back(make_angles(*angles)), program->kinds.push_back("attention");
+    for (const Op& op : program->ops) program->steps.push_back(make_step(*program, op)), program->kinds.push_back(kind_of(op));
     std::lock_guard lock(mutex_);
     make_room(*program);
     return program;
@@ -97,6 +97,15 @@ class CpuBackend final : public Backend {
   }
 
   bool has_f32_cache() const override { return true; }
+
+  std::vector<std::pair<std::string, double>> profile(bool on) override {
+    std::lock_guard lock(mutex_);
+    std::vector<std::pair<std::string, double>> found;
+    for (const auto& [kind, time] : times_) found.emplace_back(kind, std::chrono::duration<double>(time).count());
+    times_.clear();
+    profiling_ = on;
+    return found;
+  }
 
   int64_t memory_bytes() const override {
     std::lock_guard lock(mutex_);
@@ -127,6 +136,25 @@ class CpuBackend final : public Backend {
     if (find_angles(program, table)) return;
     const int64_t bytes = program.max_rows * (table.dims / 2) * int64_t(sizeof(float));
     program.angles.push_back(std::make_unique<Angles>(Angles{table, allocate(bytes), allocate(bytes)}));
+  }
+
+  static const char* kind_of(const Op& op) {
+    switch (op.kind) {
+      case Op::embed:
+        return "embedding";
+      case Op::linear:
+        return op.linear_op.logits ? "output" : "linear";
+      case Op::norm:
+      case Op::add_norm:
+        return "norms";
+      case Op::attention:
+        return "attention";
+      case Op::soft_cap:
+        return "output";
+      case Op::moe:
+        return "experts";
+    }
+    return "other";
   }
 
   StepPtr make_step(const CpuProgram& program, const Op& op) const {
@@ -168,9 +196,24 @@ class CpuBackend final : public Backend {
 
   void run_steps(CpuProgram& program, const Batch& batch, int thread, int threads) {
     Worker worker{k_, *pool_, batch, thread, threads, shared_->data, scratch_[size_t(thread)]->data};
+    if (profiling_ && thread == 0) return run_timed(program, worker);
     for (const StepPtr& step : program.steps) {
       step->run(worker);
-      pool_->barrier();
+      worker.barrier();
+    }
+  }
+
+  // As the first thread sees it: its own work by kind of operation, and its waiting for others.
+  void run_timed(CpuProgram& program, Worker& worker) {
+    Clock::duration waited{};
+    worker.waited = &waited;
+    for (size_t i = 0; i < program.steps.size(); i++) {
+      const Clock::time_point start = Clock::now();
+      waited = {};
+      program.steps[i]->run(worker);
+      worker.barrier();
+      times_[program.kinds[i]] += Clock::now() - start - waited;
+      times_["barrier"] += waited;
     }
   }
 
@@ -184,6 +227,8 @@ class CpuBackend final : public Backend {
   int64_t scratch_bytes_ = 0;
   std::map<std::pair<int64_t, uint64_t>, std::shared_ptr<const RotationPlan>> plans_;
   std::vector<std::weak_ptr<Buffer>> buffers_;
+  bool profiling_ = false;
+  std::map<std::string_view, Clock::duration> times_;
 };
 
 }  // namespace

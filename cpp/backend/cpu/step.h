@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 
@@ -72,6 +73,8 @@ class WorkQueue {
   alignas(64) std::atomic<int64_t> next_{0};
 };
 
+using Clock = std::chrono::steady_clock;
+
 // One thread's view of the running pass.
 struct Worker {
   const Kernels& k;
@@ -81,7 +84,12 @@ struct Worker {
   uint8_t* shared;   // scratch seen by all threads, free at the start of a step
   uint8_t* scratch;  // this thread's own
   int64_t rows() const { return int64_t(batch.tokens.size()); }
-  void barrier() { pool.barrier(); }
+  Clock::duration* waited = nullptr;  // time at barriers, where it is measured
+  void barrier() {
+    const Clock::time_point start = waited ? Clock::now() : Clock::time_point();
+    pool.barrier();
+    if (waited) *waited += Clock::now() - start;
+  }
   Range share(int64_t n) const { return {n * thread / threads, n * (thread + 1) / threads}; }
   // A chunk that gives each thread several turns, so that one that was held up does not hold up all.
   int64_t chunk(int64_t total) const { return threads == 1 ? std::max<int64_t>(total, 1) : std::max<int64_t>(total / (threads * 6), 1); }

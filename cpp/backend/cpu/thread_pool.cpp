@@ -34,9 +34,10 @@ uint32_t wait_for_change(const std::atomic<uint32_t>& word, uint32_t old) {
 }  // namespace
 
 void Barrier::wait() {
-  if (threads_ == 1) return;
+  const uint32_t threads = uint32_t(threads_);  // read before arriving: after that, the next region may set it
+  if (threads == 1) return;
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < uint32_t(threads_)) {
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads) {
     wait_for_change(phase_, phase);
     return;
   }
