@@ -135,7 +135,7 @@ class Summary:
     """What a conversion made. Sizes in bytes, times in seconds.
 
     Attributes:
-        bpw: bits per weight of the whole file.
+        bpw: bits per weight of all tensors (the tokenizer is not counted).
         bpw_layers: of the tensors that are neither embedding nor output.
         ratio: size of the model in FP16 over the file's.
         relative_error: root of squared error over squared weights, of the quantized matrices; 0 when there are none.
@@ -329,7 +329,7 @@ def _summarize(source: Source, plan: Sequence[TensorPlan], target: Path, size: i
         path=str(target),
         file_bytes=size,
         parameters=source.parameters,
-        bpw=8 * size / source.parameters,
+        bpw=bits_per_weight(plan),
         bpw_layers=bits_per_weight(layers),
         ratio=2 * source.parameters / size,
         relative_error=error,

@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from tiny_models import LLAMA, TEXT, gguf_tokenizer_keys, save_llama
+from turboquant_native._core import GgufFile
 from turboquant_native.errors import ConvertError
 from turboquant_native.tokenizer import adds_bos, merges_of_scores, rebuild, tokenizer_of_folder, tokenizer_of_gguf
 
@@ -125,6 +126,15 @@ def test_rebuilt_sentencepiece_equals_the_original(tmp_path: Path) -> None:
         ids = ours.encode(text).ids
         assert ids[0] == theirs.bos_id() and ids[1:] == theirs.encode(text), text
         assert ours.decode(ids) == text
+
+
+def test_smollm2_gives_the_tokens_of_llama_cpp(smollm2_gguf: Path) -> None:
+    """A real vocabulary; the ids are llama.cpp's."""
+    text = "Hello 12345 world's  test\n\n\t x=3.14; 🚀 我想在apple工作 <|im_start|>user\nhi<|im_end|> naïve café   "
+    ids = [19556, 216, 33, 34, 35, 36, 37, 905, 506, 216, 1028, 14436, 1792, 45, 35, 30, 33, 36, 43, 15107, 244, 218, 17097, 226, 235]
+    ids += [177, 221, 128, 32632, 21949, 36149, 115, 40994, 216, 1, 4093, 198, 6004, 2, 15486, 46494, 37366, 333]
+    tokenizer = rebuild(GgufFile(str(smollm2_gguf)).metadata)
+    assert tokenizer.encode(text).ids == ids and tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
 def test_sentencepiece_without_a_space_prefix() -> None:
