@@ -322,8 +322,8 @@ TEST("unquantized matrices: float32, float16, bfloat16") {
   for (const Kernels* isa : kernels::all_kernels())
     for (auto type : {kernels::DType::f32, kernels::DType::f16, kernels::DType::bf16})
       for (int n_in : {1, 7, 64, 100, 2049, 4100})
-        for (int n_tokens : {1, 2, 5, 13}) {
-          const int n_out = 11, first = 2;
+        for (int n_tokens : {1, 2, 5, 13, 40}) {
+          const int n_out = n_tokens < 40 ? 11 : 83, first = 2;
           auto w = normals(n_out * n_in), x = normals(n_tokens * n_in);
           std::vector<uint16_t> half(w.size());
           for (size_t i = 0; i < w.size(); i++) {

@@ -1,6 +1,7 @@
 // Single rows of matrices, as embeddings need them.
 #pragma once
-#include "kernels/body/float.h"
+#include "kernels/body/dispatch.h"
+#include "kernels/body/elements.h"
 #include "kernels/body/rotation.h"
 
 namespace tq::kernels::TQ_ISA_NAMESPACE {

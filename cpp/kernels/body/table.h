@@ -1,6 +1,7 @@
 // The table of one instruction set: included last by each kernels_ISA.cpp.
 #pragma once
 #include "kernels/body/attention.h"
+#include "kernels/body/dense.h"
 #include "kernels/body/float.h"
 #include "kernels/body/int8.h"
 #include "kernels/body/rotation.h"

@@ -53,6 +53,19 @@ inline F32 hadamard_lanes(F32 x) {
   return _mm256_add_ps(_mm256_permute2f128_ps(x, x, 1), _mm256_xor_ps(x, _mm256_setr_ps(0, 0, 0, 0, m, m, m, m)));
 }
 
+template <int D>
+F32 exchange_low(F32 a, F32 b) {
+  if constexpr (D == 4) return _mm256_permute2f128_ps(a, b, 0x20);
+  if constexpr (D == 2) return _mm256_blend_ps(a, _mm256_permute_ps(b, 0x4E), 0xCC);
+  return _mm256_blend_ps(a, _mm256_permute_ps(b, 0xB1), 0xAA);
+}
+template <int D>
+F32 exchange_high(F32 a, F32 b) {
+  if constexpr (D == 4) return _mm256_permute2f128_ps(a, b, 0x31);
+  if constexpr (D == 2) return _mm256_blend_ps(_mm256_permute_ps(a, 0x4E), b, 0xCC);
+  return _mm256_blend_ps(_mm256_permute_ps(a, 0xB1), b, 0xAA);
+}
+
 inline float f16_value(uint16_t bits) { return _cvtsh_ss(bits); }
 inline float bf16_value(uint16_t bits) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(int(uint32_t(bits) << 16)))); }
 inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }

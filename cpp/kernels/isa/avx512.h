@@ -46,13 +46,6 @@ class Table {
   __m512i low_, high_;
 };
 
-template <class T, class F>
-__m512i register_of(const F& f) {
-  alignas(64) T lanes[64 / sizeof(T)];
-  for (int i = 0; i < int(64 / sizeof(T)); i++) lanes[i] = T(f(i));
-  return _mm512_load_si512(lanes);
-}
-
 // A 128-bit lane is 16 steps. Their bits, at most 57 for k <= 3, are brought to both quadwords, the second shifted by 4, so that every
 // window starts at bit 0..4 of some byte and lies within two bytes. With the bits below it cleared, (window << s) * (M << (4 - s)) has the
 // codebook's index in its upper 6 bits: what stands above the window leaves the 16-bit product.

@@ -36,6 +36,23 @@ inline F32 hadamard_lanes(F32 x) {
   return stage(x, _mm512_shuffle_f32x4(x, x, 0x4E), 0xFF00);
 }
 
+// A register filled by a function of the lane's number.
+template <class T, class F>
+__m512i register_of(const F& f) {
+  alignas(64) T lanes[64 / sizeof(T)];
+  for (int i = 0; i < int(64 / sizeof(T)); i++) lanes[i] = T(f(i));
+  return _mm512_load_si512(lanes);
+}
+
+template <int D>
+F32 exchange_low(F32 a, F32 b) {
+  return _mm512_permutex2var_ps(a, register_of<int32_t>([](int i) { return i & D ? 16 + i - D : i; }), b);
+}
+template <int D>
+F32 exchange_high(F32 a, F32 b) {
+  return _mm512_permutex2var_ps(a, register_of<int32_t>([](int i) { return i & D ? 16 + i : i + D; }), b);
+}
+
 inline float f16_value(uint16_t bits) { return _cvtsh_ss(bits); }
 inline float bf16_value(uint16_t bits) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(int(uint32_t(bits) << 16)))); }
 inline __m256i load_half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }

@@ -24,13 +24,6 @@ inline F32 column(Row w) {
   return _mm512_cvtepi32_ps(_mm512_sub_epi32(byte, _mm512_set1_epi32(kOffset)));
 }
 
-// A register filled by a function of the byte's number.
-template <class F>
-inline __m512i bytes_of(const F& f) {
-  alignas(64) uint8_t bytes[64];
-  for (int i = 0; i < 64; i++) bytes[i] = uint8_t(f(i));
-  return _mm512_load_si512(bytes);
-}
 inline __m512i load_codebook(const int8_t* codebook) { return _mm512_xor_si512(load_bytes(codebook), _mm512_set1_epi8(-128)); }
 
 // Eight steps (two rows) are a chunk: K bytes, with their windows at most 40 bits from the chunk's first. Plain loads bring most chunks to
@@ -71,12 +64,12 @@ class Decoder {
  public:
   explicit Decoder(const int8_t* codebook) : codebook_(load_codebook(codebook)) {
     for (int g = 0; g < 4; g++) {
-      gather_[g] = bytes_of([g](int i) { return (K * kChunks<K>[g].chunk[i / 8] + i % 8) % int(tqn::tile_bytes(K)); });
-      low_shift_[g] = bytes_of([g](int i) { return start(g, i / 8) + K * (i % 8); });
-      high_shift_[g] = bytes_of([g](int i) { return start(g, i / 8) + K * (i % 8) + 6; });
+      gather_[g] = register_of<uint8_t>([g](int i) { return (K * kChunks<K>[g].chunk[i / 8] + i % 8) % int(tqn::tile_bytes(K)); });
+      low_shift_[g] = register_of<uint8_t>([g](int i) { return start(g, i / 8) + K * (i % 8); });
+      high_shift_[g] = register_of<uint8_t>([g](int i) { return start(g, i / 8) + K * (i % 8) + 6; });
     }
-    low_ = bytes_of([](int i) { return tqn::low_table(i, tqn::multiplier(K)); });
-    high_ = bytes_of([](int i) { return tqn::high_table(i, tqn::multiplier(K)); });
+    low_ = register_of<uint8_t>([](int i) { return tqn::low_table(i, tqn::multiplier(K)); });
+    high_ = register_of<uint8_t>([](int i) { return tqn::high_table(i, tqn::multiplier(K)); });
   }
   void operator()(const uint8_t* tile, int g, Row* w) const {
     const __m512i bits = chunks(tile, g);
@@ -116,8 +109,8 @@ template <>
 class Decoder<6> {
  public:
   explicit Decoder(const int8_t* codebook) : codebook_(load_codebook(codebook)) {
-    for (int last = 0; last < 2; last++) gather_[last] = bytes_of([last](int i) { return 16 * last + 6 * (i / 8) + i % 8; });
-    shift_ = bytes_of([](int i) { return 6 * (i % 8); });
+    for (int last = 0; last < 2; last++) gather_[last] = register_of<uint8_t>([last](int i) { return 16 * last + 6 * (i / 8) + i % 8; });
+    shift_ = register_of<uint8_t>([](int i) { return 6 * (i % 8); });
   }
   // Group g is 48 bytes from byte 48 g; the last one is read from 16 bytes before, to stay within the tile.
   void operator()(const uint8_t* tile, int g, Row* w) const {

@@ -42,6 +42,15 @@ inline F32 hadamard_lanes(F32 x) {
   return vfmaq_f32(vextq_f32(x, x, 2), x, vld1q_f32(upper));
 }
 
+template <int D>
+F32 exchange_low(F32 a, F32 b) {
+  return D == 2 ? vcombine_f32(vget_low_f32(a), vget_low_f32(b)) : vtrn1q_f32(a, b);
+}
+template <int D>
+F32 exchange_high(F32 a, F32 b) {
+  return D == 2 ? vcombine_f32(vget_high_f32(a), vget_high_f32(b)) : vtrn2q_f32(a, b);
+}
+
 inline float f16_value(uint16_t bits) { return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(bits))), 0); }
 inline float bf16_value(uint16_t bits) { return vgetq_lane_f32(vreinterpretq_f32_u32(vshll_n_u16(vdup_n_u16(bits), 16)), 0); }
 inline F32 gather(const float* x, const uint16_t* at) {
