@@ -35,17 +35,20 @@ inline F32 key_scores(const float* q, const typename Element::Type* k, int64_t s
 }
 
 template <class Element>
-inline void block_scores(const AttentionShape& shape, const float* q, const typename Element::Type* k, int64_t stride, int count, float* scores) {
+inline void block_scores(const AttentionShape& shape, const float* q, const typename Element::Type* k, int64_t stride, int count,
+                         float* scores) {
   int i = 0;
   if (shape.head_dim % kLanes == 0)
-    for (; i + kLanes <= count; i += kLanes) store(scores + i, set1(shape.scale) * key_scores<Element>(q, k + i * stride, stride, shape.head_dim));
+    for (; i + kLanes <= count; i += kLanes)
+      store(scores + i, set1(shape.scale) * key_scores<Element>(q, k + i * stride, stride, shape.head_dim));
   for (; i < count; i++) scores[i] = shape.scale * key_score<Element>(q, k + i * stride, shape.head_dim);
   if (shape.soft_cap > 0) soft_cap(scores, shape.soft_cap, count);
 }
 
 // out = factor * out + sum_i weight_i v_i, for N registers of channels at a time.
 template <class Element, int N>
-inline void add_value_registers(const float* weights, const typename Element::Type* v, int64_t stride, int count, float factor, float* out) {
+inline void add_value_registers(const float* weights, const typename Element::Type* v, int64_t stride, int count, float factor,
+                                float* out) {
   F32 sums[N];
   for (int j = 0; j < N; j++) sums[j] = load(out + j * kLanes) * set1(factor);
   for (int i = 0; i < count; i++)

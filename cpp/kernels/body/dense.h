@@ -6,7 +6,7 @@
 
 namespace tq::kernels::TQ_ISA_NAMESPACE {
 
-inline constexpr int64_t kDotCols = 2048;         // columns of a block
+inline constexpr int64_t kDotCols = 2048;   // columns of a block
 inline constexpr int64_t kPackTokens = 24;  // from so many on, transposing the matrix pays
 
 // y (T, R) += alpha * W x^T over n columns; w: R rows ldw apart.

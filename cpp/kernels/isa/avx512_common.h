@@ -27,13 +27,13 @@ inline F32 pow2(F32 n) { return _mm512_scalef_ps(set1(1), n); }
 inline float sum(F32 x) { return _mm512_reduce_add_ps(x); }
 inline float largest(F32 x) { return _mm512_reduce_max_ps(x); }
 
-// Each stage adds the partner at distance 1, 2, 4, 8; the upper one of a pair subtracts itself.
+// Each stage adds the partner at distance 1, 2, 4, 8; the upper one of a pair counts negative.
 inline F32 hadamard_lanes(F32 x) {
-  const auto stage = [](F32 v, F32 partner, __mmask16 upper) { return _mm512_mask_sub_ps(_mm512_add_ps(v, partner), upper, partner, v); };
-  x = stage(x, _mm512_permute_ps(x, 0xB1), 0xAAAA);
-  x = stage(x, _mm512_permute_ps(x, 0x4E), 0xCCCC);
-  x = stage(x, _mm512_shuffle_f32x4(x, x, 0xB1), 0xF0F0);
-  return stage(x, _mm512_shuffle_f32x4(x, x, 0x4E), 0xFF00);
+  const float m = -1;
+  x = _mm512_fmadd_ps(x, _mm512_setr_ps(1, m, 1, m, 1, m, 1, m, 1, m, 1, m, 1, m, 1, m), _mm512_permute_ps(x, 0xB1));
+  x = _mm512_fmadd_ps(x, _mm512_setr_ps(1, 1, m, m, 1, 1, m, m, 1, 1, m, m, 1, 1, m, m), _mm512_permute_ps(x, 0x4E));
+  x = _mm512_fmadd_ps(x, _mm512_setr_ps(1, 1, 1, 1, m, m, m, m, 1, 1, 1, 1, m, m, m, m), _mm512_shuffle_f32x4(x, x, 0xB1));
+  return _mm512_fmadd_ps(x, _mm512_setr_ps(1, 1, 1, 1, 1, 1, 1, 1, m, m, m, m, m, m, m, m), _mm512_shuffle_f32x4(x, x, 0x4E));
 }
 
 // A register filled by a function of the lane's number.

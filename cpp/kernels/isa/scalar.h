@@ -43,8 +43,8 @@ inline F32 pow2(F32 n) {  // n: an integer in [-126, 127]
   std::memcpy(&result, &bits, 4);
   return result;
 }
-// Blocks of D lanes (D a power of two < kLanes). low: a, but where a lane's number has bit D, b's lane D below; high: b, but where it has not, a's
-// lane D above.
+// Blocks of D lanes (D a power of two < kLanes). low: a, but where a lane's number has bit D, b's lane D below; high: b, but where it has
+// not, a's lane D above.
 template <int D>
 F32 exchange_low(F32 a, F32) {
   return a;
