@@ -300,6 +300,21 @@ _NEUTRAL = {  # values that say no more than the key's absence
 }  # fmt: skip
 
 
+def _integer(key: str, value: Any) -> int:
+    """Within bounds that keep a damaged file from asking for endless work."""
+    low = 0 if key in ("attention.sliding_window_pattern", "feed_forward_length") else 1
+    high = 4096 if key in ("block_count", "expert_count") else 2**31 - 1
+    if not isinstance(value, int | float) or value != int(value) or not low <= value <= high:
+        raise ConvertError(f"{key} is {value!r}, expected a whole number from {low} to {high}")
+    return int(value)
+
+
+def _float(key: str, value: Any) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ConvertError(f"{key} is {value!r}, expected a finite number, 0 or more")
+    return float(np.float32(value))
+
+
 def _canonical(values: Hyperparameters) -> Hyperparameters:
     """Values of their types, floats rounded to what the file stores, sorted; whatever is absent or means nothing is left out."""
     out: Hyperparameters = {}
@@ -307,9 +322,9 @@ def _canonical(values: Hyperparameters) -> Hyperparameters:
         if value is None or value == _NEUTRAL.get(key):
             continue
         if key in _INTEGERS:
-            out[key] = int(value)
+            out[key] = _integer(key, value)
         elif key in _FLOATS:
-            out[key] = float(np.float32(value))
+            out[key] = _float(key, value)
         else:
             out[key] = value
     if "attention.sliding_window" in out:
@@ -383,6 +398,8 @@ def hyperparameters_of_config(architecture: Architecture, config: Config) -> Hyp
         return _canonical(values | _rope_scaling(config, rope) | architecture.options(config))
     except KeyError as missing:
         raise ConvertError(f"config.json has no entry {missing}") from None
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise ConvertError(f"config.json holds values that make no model: {error}") from None
 
 
 def hyperparameters_of_gguf(architecture: Architecture, metadata: Config, n_vocab: int) -> Hyperparameters:
@@ -401,10 +418,12 @@ def hyperparameters_of_gguf(architecture: Architecture, metadata: Config, n_voca
             **values,
         }
         values = architecture.gguf_defaults(values) | values
+        _check_gguf_rope(values)
+        return _canonical(values)
     except KeyError as missing:
         raise ConvertError(f"GGUF metadata has no key {architecture.gguf}.{missing.args[0]}") from None
-    _check_gguf_rope(values)
-    return _canonical(values)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ConvertError(f"GGUF metadata of {architecture.gguf} makes no model: {error}") from None
 
 
 def _check_gguf_rope(values: Hyperparameters) -> None:

@@ -40,8 +40,9 @@ def _compact(serialized: str) -> str:
     return json.dumps(json.loads(serialized), ensure_ascii=False, separators=(",", ":"))
 
 
-def _unique(ids: Iterable[int | None]) -> list[int]:
-    return list(dict.fromkeys(int(i) for i in ids if i is not None and i >= 0))
+def _unique(ids: Iterable[Any], n_vocab: int) -> list[int]:
+    """Each token id once; what is no id of the vocabulary is left out."""
+    return list(dict.fromkeys(i for i in ids if isinstance(i, int) and 0 <= i < n_vocab))
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -127,7 +128,7 @@ def tokenizer_of_folder(folder: Path, n_vocab: int, model_config: dict[str, Any]
         text = text.get("content") if isinstance(text, dict) else text
         found = tokenizer.token_to_id(text) if text else None
         stored = [*_as_list(generation.get(f"{kind}_token_id")), *_as_list(model_config.get(f"{kind}_token_id"))]
-        return next(iter(_unique([found, *stored])), None)
+        return next(iter(_unique([found, *stored], n_vocab)), None)
 
     ids = {kind: special(kind) for kind in ("bos", "eos", "unk", "pad")}
     ends = [ids["eos"], *_as_list(generation.get("eos_token_id")), *_as_list(model_config.get("eos_token_id"))]
@@ -142,7 +143,7 @@ def tokenizer_of_folder(folder: Path, n_vocab: int, model_config: dict[str, Any]
             tokens,
             types,
             ids,
-            _unique(ends),
+            _unique(ends, n_vocab),
             starts_with_bos if add_bos is None else bool(add_bos),
             _templates(folder, config),
         ),
@@ -154,7 +155,7 @@ def tokenizer_of_folder(folder: Path, n_vocab: int, model_config: dict[str, Any]
 
 def _byte_level_bpe(metadata: dict[str, Any], vocab: dict[str, int]) -> Tokenizer:
     family = pre_tokenizer(metadata.get("tokenizer.ggml.pre", "default"))
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges", [])]
+    merges = [tuple(merge.split(" ", 1)) for merge in _list(metadata, "merges", str, ())]
     try:
         tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=family.whole_words))
     except Exception as error:  # the library raises bare Exception
@@ -204,13 +205,23 @@ def _add_special_tokens(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequ
     tokenizer.add_tokens(plain)
 
 
+def _list(metadata: dict[str, Any], key: str, kind: type, default: Sequence[Any]) -> list[Any]:
+    """An array of metadata; ConvertError where it holds something else."""
+    found = metadata.get(f"tokenizer.ggml.{key}", default)
+    found = found.tolist() if hasattr(found, "tolist") else found
+    if not isinstance(found, list | tuple) or not all(isinstance(item, kind) for item in found):
+        raise ConvertError(f"tokenizer.ggml.{key} is not an array of {kind.__name__}")
+    return list(found)
+
+
 def rebuild(metadata: dict[str, Any]) -> Tokenizer:
     """A `tokenizers.Tokenizer` from tokenizer.ggml.*; ConvertError names what is not supported."""
     model = metadata.get("tokenizer.ggml.model")
-    tokens = [str(text) for text in metadata.get("tokenizer.ggml.tokens", ())]
-    types = [int(kind) for kind in metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))]
-    for key in ("token_type", "scores"):
-        if len(found := metadata.get(f"tokenizer.ggml.{key}", tokens)) != len(tokens):
+    tokens = _list(metadata, "tokens", str, ())
+    types = _list(metadata, "token_type", int, [NORMAL] * len(tokens))
+    scores = _list(metadata, "scores", float, [0.0] * len(tokens))
+    for key, found in (("token_type", types), ("scores", scores)):
+        if len(found) != len(tokens):
             raise ConvertError(f"tokenizer.ggml.{key} has {len(found)} entries for {len(tokens)} tokens")
     vocab = {text: i for i, text in enumerate(tokens)}
     if model == "gpt2":
@@ -247,8 +258,9 @@ def tokenizer_of_gguf(metadata: dict[str, Any]) -> TokenizerData | None:
     stored = metadata.get("tokenizer.huggingface.json")
     serialized = stored if stored else rebuild(metadata).to_str()
     tokens = metadata["tokenizer.ggml.tokens"]
-    special = {kind: metadata.get(f"tokenizer.ggml.{name}_token_id") for kind, name in _SPECIAL_KINDS.items()}
-    ends = _unique([special["eos"], special["eot"], special["eom"], *metadata.get("tokenizer.ggml.eos_token_ids", [])])
+    stored_ids = {kind: metadata.get(f"tokenizer.ggml.{name}_token_id") for kind, name in _SPECIAL_KINDS.items()}
+    special = {kind: next(iter(_unique([i], len(tokens))), None) for kind, i in stored_ids.items()}
+    ends = _unique([special["eos"], special["eot"], special["eom"], *metadata.get("tokenizer.ggml.eos_token_ids", [])], len(tokens))
     prefix = "tokenizer.chat_template."
     templates = {key.removeprefix(prefix): text for key, text in metadata.items() if key.startswith(prefix)}
     if "tokenizer.chat_template" in metadata:

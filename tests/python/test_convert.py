@@ -341,6 +341,56 @@ def test_unsupported_rope_scaling(model: Path, tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
+        ({"num_attention_heads": 0}, "config.json"),
+        ({"num_attention_heads": "four"}, "config.json"),
+        ({"hidden_size": None}, "config.json"),
+        ({"num_hidden_layers": 10**9}, "block_count is 1000000000, expected a whole number from 1 to 4096"),
+        ({"num_hidden_layers": -1}, "block_count is -1"),
+        ({"vocab_size": 1.5}, "vocab_size is 1.5"),
+        ({"rms_norm_eps": "small"}, "attention.layer_norm_rms_epsilon is 'small'"),
+        ({"rope_theta": float("inf")}, "rope.freq_base is inf"),
+        ({"rope_scaling": "yes"}, "config.json"),
+        ({"model_type": 7}, "model_type is 7"),
+    ],
+)
+def test_damaged_config_values(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], entries: dict[str, Any], message: str
+) -> None:
+    set_config(model, **entries)
+    assert message in fails(capsys, model, tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"block_count": 4_000_000_000}, "block_count is 4000000000"),
+        ({"attention.head_count": 0}, "makes no model"),
+        ({"attention.head_count": [4, 2]}, "attention.head_count differs between layers"),
+        ({"embedding_length": "48"}, "makes no model"),
+        ({"rope.scaling.type": "yarn"}, "rope scaling 'yarn' is not supported"),
+        ({"tokenizer.ggml.tokens": [1, 2]}, "tokenizer.ggml.tokens is not an array of str"),
+        ({"split.count": 2}, "one of 2 parts"),
+    ],
+)
+def test_damaged_gguf_metadata(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], keys: dict[str, Any], message: str) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", "llama", LLAMA, load_file(model / "model.safetensors"), keys)
+    assert message in fails(capsys, path, tmp_path / "out.gguf")
+
+
+def test_untied_model_without_its_output_matrix(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_config(model, tie_word_embeddings=False)
+    assert "missing tensors: output.weight" in fails(capsys, model, tmp_path / "out.gguf")
+
+
+def test_index_that_leaves_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_llama(tmp_path / "model", shards=2)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../elsewhere.safetensors"}}))
+    assert "files outside its folder" in fails(capsys, folder, tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
         ({"hidden_act": "relu"}, "activation 'relu' is not supported for llama"),
         ({"use_bidirectional_attention": True}, "only causal attention"),
         (

@@ -115,6 +115,22 @@ def _gguf_tensors(arch: str, config: dict[str, Any], tensors: dict[str, np.ndarr
     return out | {name: np.stack([stack[e] for e in sorted(stack)]) for name, stack in stacks.items()}
 
 
+def _gguf_keys(arch: str, config: dict[str, Any]) -> dict[str, Any]:
+    rope = config.get("rope_parameters") or {}
+    rope = rope.get("full_attention", rope)
+    keys = {
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "block_count": config["num_hidden_layers"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": config["num_attention_heads"],
+        "attention.head_count_kv": config["num_key_value_heads"],
+        "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        "rope.freq_base": float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+    }
+    return {"general.name": "tiny", **{f"{arch}.{key}": value for key, value in keys.items()}}
+
+
 def write_gguf(
     path: Path,
     arch: str,
@@ -124,23 +140,13 @@ def write_gguf(
     extra_tensors: dict[str, np.ndarray] | None = None,
     qtype: gguf.GGMLQuantizationType | None = None,
 ) -> Path:
-    """A GGUF file of a Hugging Face model: config keys, names and conventions of llama.cpp; `keys` are added under the architecture's name
-    unless they have a prefix of their own."""
+    """A GGUF file of a Hugging Face model, with llama.cpp's keys, names and conventions; `keys`, added or put in place of these, stand
+    under the architecture's name unless they have a prefix of their own."""
+    own = {key if key.startswith(("tokenizer.", "split.")) else f"{arch}.{key}": value for key, value in (keys or {}).items()}
     writer = gguf.GGUFWriter(path, arch)
-    rope = config.get("rope_parameters") or {}
-    rope = rope.get("full_attention", rope)
-    writer.add_name("tiny")
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
-    for key, value in (keys or {}).items():
-        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
-        add[type(value)](key if key.startswith(("tokenizer.", "general.")) else f"{arch}.{key}", value)
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+    for key, value in {**_gguf_keys(arch, config), **own}.items():
+        add[type(value)](key, value)
     for name, w in {**_gguf_tensors(arch, config, tensors), **(extra_tensors or {})}.items():
         if qtype is not None and w.ndim > 1:
             writer.add_tensor(name, gguf.quantize(w, qtype), raw_dtype=qtype)

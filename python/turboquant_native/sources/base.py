@@ -66,12 +66,14 @@ class Source(ABC):
         """Files that the target must not overwrite."""
         return [self.path]
 
-    def _bind(self, stored: dict[str, tuple[str, Shape]], unknown: list[str]) -> dict[str, Piece]:
+    def _bind(self, stored: dict[str, tuple[str, Shape]], unknown: list[str], needs_output: bool = False) -> dict[str, Piece]:
         """Match stored tensors (by GGUF name: own name and shape) with what the architecture needs; every problem in one message.
 
-        `unknown` are stored tensors without a GGUF name.
+        `unknown` are stored tensors without a GGUF name; `needs_output`: the embedding may not stand in for the output matrix.
         """
         required, optional = tensor_shapes(self.architecture, self.hyperparameters)
+        if needs_output:
+            required["output.weight"] = optional["output.weight"]
         pieces: dict[str, Piece] = {}
         found: dict[str, Shape] = {}
         for gguf_name, (own_name, shape) in stored.items():

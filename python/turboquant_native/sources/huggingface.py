@@ -43,8 +43,8 @@ def _text_config(path: Path) -> dict[str, Any]:
     text = config.get("text_config")
     if isinstance(text, dict):
         config = {**text, "model_type": text.get("model_type", config.get("model_type"))}
-    if "model_type" not in config:
-        raise ConvertError(f"{path}: has no model_type")
+    if not isinstance(config.get("model_type"), str):
+        raise ConvertError(f"{path}: model_type is {config.get('model_type')!r}, expected a name")
     return config
 
 
@@ -72,7 +72,7 @@ class HuggingFaceSource(Source):
         names = gguf.get_tensor_name_map(_gguf_arch(self.architecture), self.hyperparameters["block_count"])
         stored: dict[str, tuple[str, Shape]] = {name: (name, tensor.shape) for name, tensor in self._rope.items()}
         unknown: list[str] = []
-        tied = self.config.get("tie_word_embeddings", self.architecture.defaults.get("tie_word_embeddings", False))
+        tied = {**self.architecture.defaults, **self.config}.get("tie_word_embeddings")
         for own_name, file in self._files.items():
             if _IGNORED.fullmatch(own_name) or (tied and own_name.endswith("lm_head.weight")):
                 continue
@@ -80,7 +80,7 @@ class HuggingFaceSource(Source):
                 stored[gguf_name] = (own_name, file.shapes[own_name])
             else:
                 unknown.append(own_name)
-        return self._bind(stored, unknown)
+        return self._bind(stored, unknown, needs_output=tied is False)
 
     def read(self, name: str) -> NDArray[np.float32]:
         if name in self._rope:
@@ -118,8 +118,10 @@ def _open_shards(folder: Path) -> dict[str, SafetensorsFile]:
     """Every stored tensor's file; all shards that the index names must be there."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        weight_map = read_json(index).get("weight_map", {})
-        paths = sorted({folder / shard for shard in weight_map.values()})
+        shards = {str(shard) for shard in read_json(index).get("weight_map", {}).values()}
+        if outside := [shard for shard in shards if Path(shard).name != shard]:
+            raise ConvertError(f"{index}: names files outside its folder: {', '.join(outside)}")
+        paths = sorted(folder / shard for shard in shards)
         if absent := [path.name for path in paths if not path.is_file()]:
             raise ConvertError(f"{index}: names shards that are not there: {', '.join(absent)}")
     else:
