@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", metavar="N,...", help="also generate so many sequences at once, one row each")
     parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="activations of packed matrices (%(default)s)")
     parser.add_argument("--gpu", action="store_true", help="run on a GPU")
+    parser.add_argument("--profile", action="store_true", help="also show where the time of generation goes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -152,8 +153,19 @@ class Bench:
         )
 
     def extras(self) -> dict[str, Any]:
-        """What was asked for besides: tokens/s of several sequences together."""
-        return {"batch": {count: self._throughput(count) for count in _numbers(self._args.batch)}} if self._args.batch else {}
+        """What was asked for besides: tokens/s of several sequences together, profile."""
+        found: dict[str, Any] = {}
+        if self._args.batch:
+            found["batch"] = {count: self._throughput(count) for count in _numbers(self._args.batch)}
+        if self._args.profile:
+            found["profile"] = self._profile()
+        return found
+
+    def _profile(self) -> dict[str, float]:
+        """Seconds of each kind of operation over one generation."""
+        self.context.profile(True)
+        self.generate()
+        return self.context.profile(False)
 
     def _throughput(self, count: int) -> float:
         """Tokens/s of `count` sequences that generate together."""
@@ -202,3 +214,7 @@ def _line(row: Speed) -> str:
 def _print_extras(extra: dict[str, Any]) -> None:
     for count, rate in extra.get("batch", {}).items():
         print(f"  {count} sequences at once: {rate:.1f} tokens/s together")
+    profile = extra.get("profile", {})
+    total = sum(profile.values())
+    for name, seconds in sorted(profile.items(), key=lambda entry: -entry[1]):
+        print(f"  {name:12} {seconds * 1e3:10.2f} ms {100 * seconds / total:6.1f} %")

@@ -104,8 +104,8 @@ def test_bench(tiny_tqn, capsys):
     assert code == 0 and [row["threads"] for row in result["rows"]] == [1, 2] and result["batch"]["2"] > 0
     row = result["rows"][0]
     assert row["gigabytes_per_second"] == pytest.approx(row["weight_bytes"] * row["tg"] / 1e9)
-    _, out, _ = call(capsys, "bench", tiny_tqn, *options)
-    assert "pp16 t/s" in out and "tg4 t/s" in out
+    _, out, _ = call(capsys, "bench", tiny_tqn, "--profile", *options)
+    assert "pp16 t/s" in out and "tg4 t/s" in out and "linear" in out and "attention" in out
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
