@@ -19,7 +19,6 @@ _VERBS = {
     "eval": ("evaluate_command", "perplexity, KL divergence, multiple choice"),
     "bench": ("bench", "speed of prompts and generation"),
     "report": ("report", "pictures of one or more quantized files"),
-    "serve": ("server", "an OpenAI-compatible HTTP server"),
     "doctor": ("doctor", "what this installation can use, and why not the rest"),
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import __version__
 
-_EXTRAS = {"grammar": "llguidance", "train": "torch", "eval": "lm_eval", "serve": "fastapi"}
+_EXTRAS = {"grammar": "llguidance", "train": "torch", "eval": "lm_eval"}
 _LIBRARIES = ("numpy", "gguf", "tokenizers", "jinja2", "safetensors", "huggingface-hub")
 
 

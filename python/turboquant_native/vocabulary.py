@@ -18,10 +18,13 @@ def _byte_level_alphabet() -> dict[str, int]:
     return {**{chr(byte): byte for byte in printable}, **{chr(256 + i): byte for i, byte in enumerate(others)}}
 
 
-def _decoder_types(decoder: dict[str, Any] | None) -> set[str]:
-    if not decoder:
-        return set()
-    return {decoder["type"]}.union(*(_decoder_types(part) for part in decoder.get("decoders", ())))
+def _decoder_types(decoder: Any) -> set[str]:
+    """Names of a decoder's parts; the library shows them in its pickled form (JSON)."""
+
+    def names(description: dict[str, Any]) -> set[str]:
+        return {description["type"]}.union(*(names(part) for part in description.get("decoders", ())))
+
+    return names(json.loads(decoder.__getstate__())) if decoder is not None else set()
 
 
 class Vocabulary:
@@ -45,16 +48,15 @@ class Vocabulary:
             raise ValueError(f"tokenizer.huggingface.json is not readable: {error}") from error
         self.json: str = source
         self.n_vocab = n_vocab
-        description = json.loads(source)
-        self._added = {token["id"]: token for token in description.get("added_tokens", ())}
-        self._control = {token for token, entry in self._added.items() if entry.get("special")}
-        self._decoders = _decoder_types(description.get("decoder"))
+        added = self._special.get_added_tokens_decoder()
+        self._added: dict[int, str] = {token: entry.content for token, entry in added.items()}
+        self._control = {token for token, entry in added.items() if entry.special}
+        self._decoders = _decoder_types(self._special.decoder)
         self._pieces: dict[int, bytes] = {}
         self.bos = self._id(metadata, "bos")
         self.eos = self._id(metadata, "eos")
         self.end_tokens = self._find_end_tokens(metadata)
         self.add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", self._template_starts_with_bos())) and self.bos >= 0
-        self.add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False)) and self.eos >= 0
 
     @cached_property
     def _plain(self) -> Tokenizer:
@@ -71,7 +73,7 @@ class Vocabulary:
         """Every token that ends generation: eos, eot, eom and their known spellings."""
         found = {self._id(metadata, kind) for kind in ("eos", "eot", "eom")}
         found |= {int(token) for token in metadata.get("tokenizer.ggml.eos_token_ids", ())}
-        found |= {token for token, entry in self._added.items() if entry["content"] in _END_OF_TURN}
+        found |= {token for token, content in self._added.items() if content in _END_OF_TURN}
         return frozenset(token for token in found if token >= 0)
 
     def _template_starts_with_bos(self) -> bool:
@@ -95,7 +97,7 @@ class Vocabulary:
 
     def _make_piece(self, token: int) -> bytes:
         if token in self._added:
-            return str(self._added[token]["content"]).encode()
+            return self._added[token].encode()
         text = self._special.id_to_token(token)
         if text is None:
             return b""
