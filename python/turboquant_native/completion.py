@@ -74,7 +74,7 @@ class Completion:
         llm._recall(self.prompt)
         if request.echo:
             yield self._echo()
-        yield from run(self.generation, llm._cache, llm._lock, llm.draft_model)
+        yield from run(self.generation, llm._cache, llm._lock, llm._own_cache, llm.draft_model)
         llm._remember(self.generation)
 
     def _echo(self) -> Chunk:

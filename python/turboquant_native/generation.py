@@ -3,6 +3,7 @@ speculative and batched generation share it."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -125,18 +126,29 @@ class Generation:
         return Chunk(self._stream.finish())
 
 
-def run(generation: Generation, cache: PrefixCache, lock: Any, draft: DraftModel | None = None) -> Iterator[Chunk]:
+def run(
+    generation: Generation,
+    cache: PrefixCache,
+    lock: Any,
+    own_cache: Callable[[], AbstractContextManager[PrefixCache]],
+    draft: DraftModel | None = None,
+) -> Iterator[Chunk]:
     """Drives a generation to its end. The lock is held only within a step, so an abandoned iterator blocks nobody.
 
+    When somebody else has used the cache between two steps, the generation goes on in a cache of its own: streams that run at the same
+    time would otherwise evaluate their whole texts again at every token.
     With a draft model each step evaluates its guesses together with the last token and keeps those that the sampler agrees with: the
     text is that of plain generation.
     """
     step = _plain_step if draft is None else partial(_speculative_step, draft)
-    while generation.finish_reason is None:
-        started, first, evaluated = time.perf_counter(), generation.n_generated == 0, cache.evaluated
-        chunks = step(generation, cache, lock)
-        _record(generation.timings, first, time.perf_counter() - started, cache.evaluated - evaluated, len(chunks))
-        yield from chunks
+    with ExitStack() as stack:
+        while generation.finish_reason is None:
+            if generation.n_generated and cache.user is not generation:
+                cache = stack.enter_context(own_cache())
+            started, first, evaluated = time.perf_counter(), generation.n_generated == 0, cache.evaluated
+            chunks = step(generation, cache, lock)
+            _record(generation.timings, first, time.perf_counter() - started, cache.evaluated - evaluated, len(chunks))
+            yield from chunks
 
 
 def _record(timings: Timings, first: bool, seconds: float, evaluated: int, drawn: int) -> None:
@@ -150,14 +162,14 @@ def _record(timings: Timings, first: bool, seconds: float, evaluated: int, drawn
 
 def _plain_step(generation: Generation, cache: PrefixCache, lock: Any) -> list[Chunk]:
     with lock:
-        rows = cache.logits_after(generation.history)
+        rows = cache.logits_after(generation.history, user=generation)
     return [generation.advance(rows[0])]
 
 
 def _speculative_step(draft: DraftModel, generation: Generation, cache: PrefixCache, lock: Any) -> list[Chunk]:
     guesses = np.asarray(draft(generation.history), dtype=np.intc)[: generation.room - 1]
     with lock:
-        rows = cache.logits_after(np.concatenate([generation.history, guesses]), rows=len(guesses) + 1)
+        rows = cache.logits_after(np.concatenate([generation.history, guesses]), rows=len(guesses) + 1, user=generation)
     chunks = []
     for row, logits in enumerate(rows):
         chunks.append(generation.advance(logits))

@@ -1,5 +1,6 @@
 """`Llama`: a model that is loaded and ready, with the methods that llama-cpp-python's class of this name has."""
 
+import contextlib
 import logging
 import random
 import secrets
@@ -15,6 +16,7 @@ from . import arguments, batch, completion, embedding, hub
 from .cache import LlamaRAMCache, LlamaState
 from .chat_completion import ChatCompletion
 from .generation import DraftModel, Generation, Timings
+from .llama_tokenizer import LlamaTokenizer
 from .prefix_cache import PrefixCache, check_tokens, common_prefix
 from .sampling import Logits, LogitsProcessor, SamplingOptions, StoppingCriteriaList, TokenChooser, refuse_unsupported
 from .vocabulary import Vocabulary
@@ -133,6 +135,7 @@ class Llama:
         if n_threads:
             self._context.set_threads(n_threads, n_threads_batch or n_threads)
         self.vocabulary = Vocabulary(self.metadata, self._context.n_vocab)
+        self._contexts = {self._context}
         self._cache = PrefixCache(self._context, keep_logits=self.logits_all)
         self.context_params = SimpleNamespace(n_ctx=self._context.n_ctx, n_batch=self._context.n_batch)
         self._log("loaded %s: %d parameters, backend %s", self.model_path, self._model.parameters, self._model.backend)
@@ -146,8 +149,24 @@ class Llama:
         """Frees the memory. A generation under way in another thread raises RuntimeError at its next token."""
         if not self._closed:
             self._closed = True
-            self._context.close()
+            for context in list(self._contexts):
+                context.close()
             self._model.close()
+
+    @contextlib.contextmanager
+    def _own_cache(self) -> Iterator[PrefixCache]:
+        """A second cache of the same size, for a generation whose turn was taken."""
+        from . import _core
+
+        if self._closed:
+            raise RuntimeError("the model is closed")
+        context = _core.Context(self._model, n_ctx=self.n_ctx(), n_batch=self.context_params.n_batch)
+        self._contexts.add(context)
+        try:
+            yield PrefixCache(context)
+        finally:
+            self._contexts.discard(context)
+            context.close()
 
     def __enter__(self) -> "Llama":
         return self
@@ -204,12 +223,12 @@ class Llama:
         """The text of tokens, in bytes; control tokens appear only with `special`. prev_tokens: what stood before them."""
         return self.vocabulary.decode(tokens, special, prev_tokens)
 
-    def tokenizer(self) -> "LlamaTokenizer":
+    def tokenizer(self) -> LlamaTokenizer:
         """`tokenize` and `detokenize` as an object."""
         return LlamaTokenizer(self)
 
     @property
-    def tokenizer_(self) -> "LlamaTokenizer":
+    def tokenizer_(self) -> LlamaTokenizer:
         """The same, under the name that some callers use."""
         return LlamaTokenizer(self)
 
@@ -554,26 +573,3 @@ class Llama:
     def set_cache(self, cache: LlamaRAMCache | None) -> None:
         """Keeps the states of finished completions in `cache`, so that any earlier prompt's prefix can be taken up again."""
         self._cache_of_states = cache
-
-
-class LlamaTokenizer:
-    """A model's tokenizer, as text."""
-
-    def __init__(self, llama: Llama) -> None:
-        self._llama = llama
-
-    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
-        """Token ids of a UTF-8 text."""
-        return self._llama.tokenize(text, add_bos, special)
-
-    def detokenize(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes:
-        """Bytes of tokens."""
-        return self._llama.detokenize(tokens, prev_tokens, special)
-
-    def encode(self, text: str, add_bos: bool = True, special: bool = True) -> list[int]:
-        """Token ids of a text."""
-        return self.tokenize(text.encode(), add_bos, special)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text of tokens; an unfinished character at either end is dropped."""
-        return self.detokenize(tokens).decode("utf-8", "ignore")

@@ -42,6 +42,7 @@ class PrefixCache:
         self.evaluated = 0  # tokens evaluated since the beginning, shared prefixes not counted
         self.last_logits: NDArray[np.float32] | None = None  # after the last evaluated token, (n_vocab,)
         self.rows: list[NDArray[np.float32]] = []
+        self.user: object = None  # who evaluated last
 
     @property
     def tokens(self) -> Tokens:
@@ -54,8 +55,9 @@ class PrefixCache:
             self.n_tokens, self.last_logits = n_tokens, None
             del self.rows[n_tokens:]
 
-    def logits_after(self, tokens: Tokens, rows: int = 1) -> NDArray[np.float32]:
+    def logits_after(self, tokens: Tokens, rows: int = 1, user: object = None) -> NDArray[np.float32]:
         """Logits (rows, n_vocab) after each of the last `rows` tokens of a sequence; the cache then holds exactly that sequence."""
+        self.user = user
         first_row = len(tokens) - rows
         if first_row < 0 or rows < 1:
             raise ValueError(f"cannot give logits of {rows} positions of {len(tokens)} tokens")
@@ -87,6 +89,7 @@ class PrefixCache:
 
     def restore(self, state: bytes, tokens: Tokens, last_logits: NDArray[np.float32] | None) -> None:
         """Puts a saved cache back, together with the tokens it belongs to."""
+        self.user = None
         if len(tokens) > len(self._tokens):
             raise ValueError(f"the state holds {len(tokens)} tokens, the context only {len(self._tokens)} (n_ctx)")
         self.truncate(0)

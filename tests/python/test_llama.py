@@ -382,10 +382,13 @@ def test_threads_take_turns(llm):
     assert together == alone
 
 
-def test_interleaved_streams_do_not_disturb_each_other(llm):
-    prompts = [list(range(3, 20)), list(range(3, 12))]
-    alone = [text_of(llm(prompt, **GREEDY)) for prompt in prompts]
-    streams = [llm(prompt, stream=True, **GREEDY) for prompt in prompts]
+def test_interleaved_streams_do_not_disturb_each_other(llm, monkeypatch):
+    prompts = [list(range(3, 60)), list(range(3, 12))]
+    options = {**GREEDY, "logit_bias": {t: -100.0 for t in llm.vocabulary.end_tokens}}
+    alone = [text_of(llm(prompt, **options)) for prompt in prompts]
+    llm.reset()
+    evaluated = counted(llm, monkeypatch)
+    streams = [llm(prompt, stream=True, **options) for prompt in prompts]
     texts = ["", ""]
     for pair in zip(*streams, strict=False):
         for i, chunk in enumerate(pair):
@@ -393,6 +396,9 @@ def test_interleaved_streams_do_not_disturb_each_other(llm):
     for i, stream in enumerate(streams):
         texts[i] += joined(stream)
     assert texts == alone
+    # each prompt at most twice (once more in a cache of its own), then token by token
+    assert sum(evaluated) <= 2 * sum(map(len, prompts)) + 2 * options["max_tokens"]
+    assert llm._contexts == {llm._context}
 
 
 def test_closed_while_generating_raises(tiny_tqn):

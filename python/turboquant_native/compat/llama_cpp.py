@@ -22,7 +22,8 @@ from ..arguments import (
 )
 from ..cache import LlamaRAMCache, LlamaState
 from ..grammar import LlamaGrammar
-from ..llama import LLAMA_DEFAULT_SEED, Llama, LlamaTokenizer
+from ..llama import LLAMA_DEFAULT_SEED, Llama
+from ..llama_tokenizer import LlamaTokenizer
 from ..sampling import LogitsProcessor, LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteria, StoppingCriteriaList
 from ..speculative import LlamaDraftModel, LlamaPromptLookupDecoding
 from ..vocabulary import Vocabulary
