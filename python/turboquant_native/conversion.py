@@ -297,8 +297,7 @@ def write_model(
         for tensor in plan:
             progress.at(tensor.name)
             if not writer.reuse(tensor.name):
-                before = done
-                _write_tensor(source, tensor, writer, rounder, errors, lambda weights, before=before: progress.advance_to(before + weights))
+                _write_tensor(source, tensor, writer, rounder, errors, progress.part(done))
             done += tensor.weights
             progress.advance_to(done)
         size = writer.finish()

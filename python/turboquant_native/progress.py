@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import IO
 
@@ -53,6 +54,10 @@ class Progress:
     def at(self, item: str) -> None:
         """Name what is being worked on."""
         self._bar.set_postfix_str(item, refresh=False)
+
+    def part(self, before: int) -> Callable[[int], None]:
+        """`advance_to` for a piece of work that starts when `before` weights are done."""
+        return lambda weights: self.advance_to(before + weights)
 
     def advance_to(self, done: int) -> None:
         """`done` weights are finished, of the total."""
