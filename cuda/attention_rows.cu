@@ -25,7 +25,11 @@ __device__ inline void rope(const AttentionView& a, int row, float* x) {
   }
 }
 
+__device__ inline void store(uint16_t* cache, int64_t i, float x) { cache[i] = __half_as_ushort(__float2half_rn(x)); }
+__device__ inline void store(float* cache, int64_t i, float x) { cache[i] = x; }
+
 // A block is one head of q, or one head of k and v together.
+template <class T>
 __global__ void __launch_bounds__(kThreads) store_kernel(const __grid_constant__ AttentionView a) {
   const int head = blockIdx.x, row = blockIdx.y, dim = a.shape.head_dim;
   if (head < a.shape.n_heads) {
@@ -36,19 +40,22 @@ __global__ void __launch_bounds__(kThreads) store_kernel(const __grid_constant__
   const int64_t at = (int64_t(row) * a.shape.n_kv_heads + kv_head) * dim, cached = cache_row(a, row, kv_head, a.batch.positions[row]);
   if (a.cos) rope(a, row, a.k + at);
   __syncthreads();
-  for (int i = threadIdx.x; i < dim; i += kThreads) {
-    a.k_cache[cached + i] = __half_as_ushort(__float2half_rn(a.k[at + i]));
-    a.v_cache[cached + i] = __half_as_ushort(__float2half_rn(a.v[at + i]));
-  }
+  for (int i = threadIdx.x; i < dim; i += kThreads) store(static_cast<T*>(a.k_cache), cached + i, a.k[at + i]), store(static_cast<T*>(a.v_cache), cached + i, a.v[at + i]);
 }
 
-__device__ inline void to_floats(uint4 v, float (&out)[8]) {
+__device__ inline void to_floats(const uint16_t* p, float (&out)[8]) {
+  const uint4 v = *reinterpret_cast<const uint4*>(p);
   const uint32_t words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
     out[2 * i] = f.x, out[2 * i + 1] = f.y;
   }
+}
+
+__device__ inline void to_floats(const float* p, float (&out)[8]) {
+  const float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];
+  out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w, out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
 }
 
 // Softmax state before normalization.
@@ -62,26 +69,26 @@ struct LaneHead {
   float x[D][8];
 };
 
-template <int D>
-__device__ inline LaneHead<D> load_half(const uint16_t* p, int l, int dim) {
+template <int D, class T>
+__device__ inline LaneHead<D> load_head(const T* p, int l, int dim) {
   LaneHead<D> h = {};
 #pragma unroll
   for (int j = 0; j < D; j++)
-    if (64 * j + 8 * l < dim) to_floats(*reinterpret_cast<const uint4*>(p + 64 * j + 8 * l), h.x[j]);
+    if (64 * j + 8 * l < dim) to_floats(p + 64 * j + 8 * l, h.x[j]);
   return h;
 }
 
 // Positions [first, last), every kGroups-th from the lane's own.
-template <int D>
-__device__ inline State attend(const AttentionView& a, const LaneHead<D>& q, const uint16_t* k, const uint16_t* v, int64_t first,
+template <int D, class T>
+__device__ inline State attend(const AttentionView& a, const LaneHead<D>& q, const T* k, const T* v, int64_t first,
                                int64_t last, LaneHead<D>& out) {
   const int l = threadIdx.x % kKeyLanes, dim = a.shape.head_dim;
   State s{-INFINITY, 0};
   for (int64_t base = first; base < last; base += kGroups) {  // lanes of a warp stay together: the sums below cross lanes
     const int64_t position = base + threadIdx.x / kKeyLanes;
     const bool real = position < last;
-    const LaneHead<D> key = load_half<D>(k + (real ? position : first) * dim, l, dim),
-                      value = load_half<D>(v + (real ? position : first) * dim, l, dim);
+    const LaneHead<D> key = load_head<D>(k + (real ? position : first) * dim, l, dim),
+                      value = load_head<D>(v + (real ? position : first) * dim, l, dim);
     float score = 0;
 #pragma unroll
     for (int j = 0; j < D; j++)
@@ -117,7 +124,7 @@ __device__ inline void merge(int n, int dim, Max&& max_of, Sum&& sum_of, const f
   if (!normalize && threadIdx.x == 0) to[dim] = max, to[dim + 1] = sum;
 }
 
-template <int D>
+template <int D, class T>
 __global__ void __launch_bounds__(kThreads) rows_kernel(const __grid_constant__ AttentionView a, int splits) {
   __shared__ float outs[kGroups][64 * D];
   __shared__ State states[kGroups];
@@ -132,8 +139,7 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const __grid_constant__ 
     for (int i = 0; i < 8; i++)
       if (64 * j + 8 * l < dim) q.x[j][i] = a.q[index * dim + 64 * j + 8 * l + i];
   const int64_t cache = cache_row(a, row, head / (a.shape.n_heads / a.shape.n_kv_heads), 0);
-  const State s =
-      attend<D>(a, q, a.k_cache + cache, a.v_cache + cache, begin + length * split / splits, begin + length * (split + 1) / splits, out);
+  const State s = attend<D>(a, q, static_cast<const T*>(a.k_cache) + cache, static_cast<const T*>(a.v_cache) + cache, begin + length * split / splits, begin + length * (split + 1) / splits, out);
   if (l == 0) states[group] = s;
 #pragma unroll
   for (int j = 0; j < D; j++)
@@ -156,25 +162,30 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
 }  // namespace
 
 void store_keys(const AttentionView& a, cudaStream_t stream) {
-  store_kernel<<<dim3(a.shape.n_heads + a.shape.n_kv_heads, a.batch.rows), kThreads, 0, stream>>>(a);
+  const dim3 grid(a.shape.n_heads + a.shape.n_kv_heads, a.batch.rows);
+  if (a.cache_f32) store_kernel<float><<<grid, kThreads, 0, stream>>>(a);
+  else store_kernel<uint16_t><<<grid, kThreads, 0, stream>>>(a);
   check_launch("store_keys");
 }
 
-void attend_rows(const AttentionView& a, int splits, cudaStream_t stream) {
+namespace {
+
+template <class T>
+void launch_rows(const AttentionView& a, int splits, cudaStream_t stream) {
   const dim3 grid(splits, a.shape.n_heads, a.batch.rows);
   switch ((a.shape.head_dim + 63) / 64) {
-    case 1:
-      rows_kernel<1><<<grid, kThreads, 0, stream>>>(a, splits);
-      break;
-    case 2:
-      rows_kernel<2><<<grid, kThreads, 0, stream>>>(a, splits);
-      break;
-    case 3:
-      rows_kernel<3><<<grid, kThreads, 0, stream>>>(a, splits);
-      break;
-    default:
-      rows_kernel<4><<<grid, kThreads, 0, stream>>>(a, splits);
+    case 1: rows_kernel<1, T><<<grid, kThreads, 0, stream>>>(a, splits); break;
+    case 2: rows_kernel<2, T><<<grid, kThreads, 0, stream>>>(a, splits); break;
+    case 3: rows_kernel<3, T><<<grid, kThreads, 0, stream>>>(a, splits); break;
+    default: rows_kernel<4, T><<<grid, kThreads, 0, stream>>>(a, splits);
   }
+}
+
+}  // namespace
+
+void attend_rows(const AttentionView& a, int splits, cudaStream_t stream) {
+  if (a.cache_f32) launch_rows<float>(a, splits, stream);
+  else launch_rows<uint16_t>(a, splits, stream);
   check_launch("attend_rows");
   if (splits == 1) return;
   merge_kernel<<<dim3(a.shape.n_heads, a.batch.rows), kThreads, 0, stream>>>(a, splits);

@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads) runs_kernel(const __grid_constant__ 
   const int head = blockIdx.x, dim = a.shape.head_dim, kv_head = head / (a.shape.n_heads / a.shape.n_kv_heads);
   const int64_t position = a.batch.positions[run.first_row], end = position + run.count;
   const int64_t cache = (int64_t(a.batch.slots[run.first_row]) * a.shape.n_kv_heads + kv_head) * a.capacity * dim;
-  const uint16_t *keys = a.k_cache + cache, *values = a.v_cache + cache;
+  const uint16_t *keys = static_cast<const uint16_t*>(a.k_cache) + cache, *values = static_cast<const uint16_t*>(a.v_cache) + cache;
   int64_t first = a.window > 0 ? max(position + 1 - a.window, int64_t(0)) / kKeyTile * kKeyTile : 0;
   load_cache<D>(k, keys, first, end, dim);
   load_cache<D>(v, values, first, end, dim);

@@ -77,6 +77,7 @@ class CudaBackend final : public Backend {
     const auto lock = use();
     static_cast<CudaProgram&>(program).run(batch);
   }
+  bool has_f32_cache() const override { return true; }
   int64_t memory_bytes() const override { return allocated_bytes; }
 
  private:

@@ -77,7 +77,8 @@ struct AttentionView {
   float *q = nullptr, *k = nullptr;
   const float* v = nullptr;
   float* out = nullptr;
-  uint16_t *k_cache = nullptr, *v_cache = nullptr;
+  void *k_cache = nullptr, *v_cache = nullptr;  // float16, or float32 where attend_rows reads them
+  bool cache_f32 = false;
   int64_t capacity = 0, window = 0;
   const float *cos = nullptr, *sin = nullptr;  // null: no rope
   int rope_dims = 0;

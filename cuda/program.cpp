@@ -186,7 +186,7 @@ void CudaProgram::launch_attention(const AttentionOp& op) {
   AttentionView a;
   a.shape = op.shape, a.batch = batch_;
   a.q = at(op.q), a.k = at(op.k), a.v = at(op.v), a.out = at(op.out);
-  a.k_cache = data<uint16_t>(op.k_cache), a.v_cache = data<uint16_t>(op.v_cache);
+  a.k_cache = data<void>(op.k_cache), a.v_cache = data<void>(op.v_cache), a.cache_f32 = op.cache_f32;
   a.capacity = op.capacity, a.window = op.window, a.partials = workspace_.partials.as<float>();
   for (const Angles& t : angles_) {
     if (!op.rope.inv_freq || !same_table(t.table, op.rope)) continue;
@@ -195,7 +195,7 @@ void CudaProgram::launch_attention(const AttentionOp& op) {
   }
   store_keys(a, stream_);
   const bool prompt = batch_.rows > kGraphRows && int(runs_.size()) * kMinRunRows <= batch_.rows;
-  if (prompt && precision_ == Precision::int8) {
+  if (prompt && precision_ == Precision::int8 && !op.cache_f32) {
     const auto* runs = reinterpret_cast<const QueryRun*>(inputs_.as<int32_t>() + 4 * max_rows_);
     return attend_runs(a, runs, int(runs_.size()), stream_);
   }

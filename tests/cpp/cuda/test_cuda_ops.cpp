@@ -1,0 +1,223 @@
+// Every other operation, and a small model's whole list of them, on the device against the CPU backend.
+#include "cuda_check.h"
+
+using namespace cuda_check;
+
+namespace {
+
+// The same operations on both backends; planes are made through `make(backend)`, which returns the buffer to compare.
+template <class Make>
+double difference(Precision precision, const Rows& rows, int runs, Make&& make) {
+  std::vector<float> results[2];
+  const std::unique_ptr<Backend> backends[2] = {make_cpu_backend({.threads = 1, .precision = precision}), cuda_backend(precision)};
+  for (int i = 0; i < 2; i++) {
+    auto model = make(*backends[i]);
+    const auto program = backends[i]->prepare(model.ops, int64_t(rows.tokens.size()));
+    for (int run = 0; run < runs; run++) backends[i]->run(*program, rows.batch());
+    results[i] = read(*backends[i], *model.result.buffer);
+  }
+  double worst = 0;
+  for (size_t j = 0; j < results[0].size(); j++) worst = std::max(worst, double(std::fabs(results[0][j] - results[1][j])));
+  for (const float v : results[1]) CHECK(std::isfinite(v));
+  return worst;
+}
+
+struct Model {
+  std::vector<Op> ops;
+  TestPlane result;
+  std::vector<TestPlane> planes;
+  std::vector<MatrixPtr> matrices;
+  std::vector<BufferPtr> buffers;
+};
+
+struct AttentionCase {
+  int heads, kv_heads, dim, rows, first_position;
+  int64_t window = 0;
+  float soft_cap = 0;
+  bool pairs = false;
+  int rope_dims = 0;
+};
+
+// `first_position` earlier rows fill the cache in a pass of their own.
+double attention_difference(const AttentionCase& c, Precision precision) {
+  Random random{uint64_t(c.heads * c.dim + c.rows)};
+  const int64_t q_width = c.heads * c.dim, kv_width = c.kv_heads * c.dim, capacity = c.first_position + c.rows + 3;
+  const int total = c.first_position + c.rows, dims = c.rope_dims ? c.rope_dims : c.dim;
+  const std::vector<float> q = random.normals(total * q_width), k = random.normals(total * kv_width), v = random.normals(total * kv_width);
+  std::vector<float> inv_freq;
+  for (int i = 0; i < dims / 2; i++) inv_freq.push_back(std::pow(10000.f, -2.f * float(i) / float(dims)));
+  const bool f32 = precision == Precision::f32;
+  std::vector<float> results[2];
+  const std::unique_ptr<Backend> backends[2] = {make_cpu_backend({.threads = 1, .precision = precision}), cuda_backend(precision)};
+  for (int i = 0; i < 2; i++) {
+    Backend& b = *backends[i];
+    const BufferPtr k_cache = b.allocate(2 * kv_width * capacity * 4), v_cache = b.allocate(2 * kv_width * capacity * 4);
+    TestPlane freq(b, inv_freq, dims / 2);
+    for (const auto& [first, count] : {std::pair{0, c.first_position}, std::pair{c.first_position, c.rows}}) {
+      if (count == 0) continue;
+      const auto piece = [&](const std::vector<float>& x, int64_t width) {
+        return std::vector<float>(x.begin() + first * width, x.begin() + (first + count) * width);
+      };
+      TestPlane pq(b, piece(q, q_width), q_width), pk(b, piece(k, kv_width), kv_width), pv(b, piece(v, kv_width), kv_width),
+          out(b, count, q_width);
+      Op op{.kind = Op::attention};
+      op.attention_op = {pq.plane,
+                         pk.plane,
+                         pv.plane,
+                         out.plane,
+                         {freq.buffer.get(), dims, 1.f, c.pairs},
+                         {c.heads, c.kv_heads, c.dim, 1 / std::sqrt(float(c.dim)), c.soft_cap},
+                         c.window,
+                         k_cache.get(),
+                         v_cache.get(),
+                         f32,
+                         capacity};
+      Rows rows(count);
+      for (int r = 0; r < count; r++) rows.positions[size_t(r)] = first + r, rows.slots[size_t(r)] = 1;
+      const auto program = b.prepare({op}, count);
+      b.run(*program, rows.batch());
+      results[i] = read(b, *out.buffer);
+    }
+  }
+  double worst = 0;
+  for (size_t j = 0; j < results[0].size(); j++) worst = std::max(worst, double(std::fabs(results[0][j] - results[1][j])));
+  for (const float x : results[1]) CHECK(std::isfinite(x));
+  return worst;
+}
+
+}  // namespace
+
+TEST("attention: grouped heads, windows, soft caps, both ropes, head sizes 64 to 256") {
+  const AttentionCase cases[] = {{4, 4, 64, 1, 0},
+                                 {9, 3, 64, 1, 130},
+                                 {8, 2, 128, 3, 700},
+                                 {4, 1, 256, 2, 90, 50},
+                                 {4, 2, 96, 1, 300, 0, 30},
+                                 {2, 1, 80, 5, 10, 0, 0, true},
+                                 {4, 4, 64, 100, 0},
+                                 {9, 3, 64, 200, 77},
+                                 {8, 2, 128, 70, 1000, 64},
+                                 {4, 1, 256, 65, 0, 0, 20},
+                                 {4, 2, 96, 130, 3, 0, 0, true, 48},
+                                 {2, 2, 192, 64, 64}};
+  for (const AttentionCase& c : cases) {
+    // Float: sums of at most 1072 positions of weights that add to 1 and values up to about 5.
+    CHECK_NEAR(attention_difference(c, Precision::f32), 0, 1e-4);
+    // Half-precision queries and weights: scores of standard deviation 1 are off by about 2^-11 of their terms, outputs by 2^-11 of values
+    // up to 5.
+    CHECK_NEAR(attention_difference(c, Precision::int8), 0, 0.02);
+  }
+}
+
+TEST("norms, soft cap and embeddings") {
+  for (const int n : {1, 3, 60}) {
+    Rows rows(n);
+    for (int i = 0; i < n; i++) rows.tokens[size_t(i)] = (i * 37) % 70, rows.outputs.push_back(i);
+    for (const Rotation rotation : {Rotation::none, Rotation::hartley_hadamard}) {
+      Random random{uint64_t(n)};
+      const Packed table(random, 70, 576, 4, rotation, 2);
+      const Dense dense(random, 70, 576, kernels::DType::f16);
+      const std::vector<float> weight = random.normals(576), head_weight = random.normals(64);
+      const auto make = [&](Backend& b) {
+        Model m{{}, TestPlane(b, n, 576), {}, {}, {}};
+        m.planes.emplace_back(b, n, 576);
+        m.planes.emplace_back(b, weight, 576);
+        m.planes.emplace_back(b, head_weight, 64);
+        m.matrices = {b.matrix(table.host), b.matrix(dense.host)};
+        const Plane y = m.result.plane, x = m.planes[0].plane;
+        m.ops.resize(5);
+        m.ops[0].kind = Op::embed, m.ops[0].embed_op = {m.matrices[0].get(), y, 2.f};
+        m.ops[1].kind = Op::embed, m.ops[1].embed_op = {m.matrices[1].get(), x, 1.f};
+        m.ops[2].kind = Op::add_norm, m.ops[2].add_norm_op = {x, y, m.planes[1].buffer.get(), 1e-5f, 0.7f};
+        m.ops[3].kind = Op::norm, m.ops[3].norm_op = {y, 9, m.planes[2].buffer.get(), 1e-6f, y};
+        m.ops[4].kind = Op::soft_cap, m.ops[4].soft_cap_op = {y, 3.f};
+        return m;
+      };
+      CHECK_NEAR(difference(Precision::f32, rows, 1, make), 0, 1e-4);
+    }
+  }
+}
+
+TEST("a list of operations gives the CPU's result, again and again, as a graph and as launches") {
+  for (const int n : {1, 4, 50}) {
+    Rows rows(n);
+    rows.outputs = {0, int32_t(n - 1)};
+    if (n == 1) rows.outputs = {0};
+    Random random{uint64_t(n) + 9};
+    const int64_t width = 576, n_ff = 896, n_vocab = 130;
+    const Packed gate(random, n_ff, width, 3, Rotation::hartley_hadamard, 2), up(random, n_ff, width, 2, Rotation::hartley_hadamard, 2),
+        down(random, width, n_ff, 4, Rotation::hartley_hadamard, 0);
+    const Dense head(random, n_vocab, width, kernels::DType::f32);
+    const std::vector<float> x = random.normals(n * width), weight = random.normals(width);
+    const auto make = [&](Backend& b) {
+      Model m{{}, TestPlane(b, std::min(n, 2), n_vocab), {}, {}, {}};
+      m.planes.emplace_back(b, x, width);
+      m.planes.emplace_back(b, n, n_ff), m.planes.emplace_back(b, n, n_ff);
+      m.planes.emplace_back(b, weight, width);
+      m.planes.emplace_back(b, n, width);
+      for (const HostMatrix* h : {&gate.host, &up.host, &down.host, &head.host}) m.matrices.push_back(b.matrix(*h));
+      Buffer* norm = m.planes[3].buffer.get();
+      m.ops.resize(3);
+      for (Op& op : m.ops) op.kind = Op::linear;
+      LinearInput normed{.kind = LinearInput::rms_norm, .x = m.planes[0].plane, .weight = norm, .eps = 1e-5f};
+      LinearInput gated{.kind = LinearInput::gated,
+                        .x = m.planes[1].plane,
+                        .up = m.planes[2].plane,
+                        .activation = n == 4 ? GatedActivation::gelu_tanh : GatedActivation::silu};
+      m.ops[0].linear_op = {normed, {{m.matrices[0].get(), m.planes[1].plane}, {m.matrices[1].get(), m.planes[2].plane}}, false};
+      m.ops[1].linear_op = {gated, {{m.matrices[2].get(), m.planes[4].plane}}, false};
+      m.ops[2].linear_op = {{.kind = LinearInput::rms_norm, .x = m.planes[4].plane, .weight = norm, .eps = 1e-5f},
+                            {{m.matrices[3].get(), m.result.plane}},
+                            true};
+      return m;
+    };
+    // Logits are sums of 576 unit products: standard deviation 24. Float against float; then int8, where a rounding that falls the other
+    // way moves one activation of 576 by 1/127 of the largest.
+    CHECK_NEAR(difference(Precision::f32, rows, 3, make), 0, 24 * 1e-4);
+    CHECK_NEAR(difference(Precision::int8, rows, 3, make), 0, 24 * 0.03);
+  }
+}
+
+TEST("mixture of experts") {
+  for (const bool shared : {false, true})
+    for (const int n : {1, 12}) {
+      Random random{uint64_t(n) + 31};
+      const int64_t width = 64, n_ff = 128;
+      const int n_experts = 5;
+      std::vector<std::unique_ptr<Packed>> packed;
+      for (int e = 0; e < n_experts + 1; e++)
+        for (const auto& [o, i] : {std::pair{n_ff, width}, std::pair{n_ff, width}, std::pair{width, n_ff}})
+          packed.push_back(std::make_unique<Packed>(random, o, i, 4, Rotation::hartley_hadamard, 0));
+      const Dense router(random, n_experts, width, kernels::DType::f32), shared_router(random, 1, width, kernels::DType::f32);
+      const std::vector<float> x = random.normals(n * width), weight = random.normals(width);
+      const auto make = [&](Backend& b) {
+        Model m{{}, TestPlane(b, x, width), {}, {}, {}};
+        m.planes.emplace_back(b, weight, width);
+        m.ops.resize(1);
+        m.ops[0].kind = Op::moe;
+        MoeOp& op = m.ops[0].moe_op;
+        const auto add = [&](const HostMatrix& h) { return m.matrices.emplace_back(b.matrix(h)).get(); };
+        op.in = {.kind = LinearInput::rms_norm, .x = m.result.plane, .weight = m.planes[0].buffer.get(), .eps = 1e-5f};
+        op.router = add(router.host);
+        for (size_t e = 0; e < size_t(n_experts); e++)
+          op.gate.push_back(add(packed[3 * e]->host)), op.up.push_back(add(packed[3 * e + 1]->host)),
+              op.down.push_back(add(packed[3 * e + 2]->host));
+        if (shared) {
+          const size_t e = size_t(n_experts) * 3;
+          op.shared_gate = add(packed[e]->host), op.shared_up = add(packed[e + 1]->host), op.shared_down = add(packed[e + 2]->host),
+          op.shared_router = add(shared_router.host);
+        }
+        op.top_k = 2, op.alpha = 0.5f, op.y = m.result.plane;
+        return m;
+      };
+      CHECK_NEAR(difference(Precision::f32, Rows(n), 1, make), 0, 1e-2);
+    }
+}
+
+TEST("running out of memory is an error, and the backend goes on") {
+  const auto b = cuda_backend(Precision::int8);
+  CHECK_THROWS(b->allocate(int64_t(1) << 45), Cause::out_of_memory, "device cuda: cannot allocate");
+  const std::vector<float> x(100, 1.5f);
+  TestPlane plane(*b, x, 100);
+  CHECK(read(*b, *plane.buffer) == x);
+}
