@@ -18,10 +18,12 @@ const DeviceLimits& device_limits() {
   std::lock_guard lock(mutex);
   DeviceLimits& limits = known.at(size_t(device));
   if (limits.processors == 0) {
-    int shared = 0, processors = 0;
+    int shared = 0, processors = 0, major = 0, minor = 0;
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
     check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory limit");
     check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "processor count");
-    limits = {processors, shared - kStaticSharedBytes};
+    limits = {processors, 10 * major + minor, shared - kStaticSharedBytes};
   }
   return limits;
 }

@@ -63,14 +63,15 @@ __device__ inline void sum_steps(const PackedView& w, const InputView& in, int s
   const int64_t stride = in.quantized_stride();
   const uint8_t* p = w.codes + (int64_t(strip) * w.tiles + tile) * tqn::tile_bytes(K) + g * (4 * K);
   const int8_t* x = in.quantized + g * stride + tile * tqn::kTileCols;
+  uint2 b[NB] = {};  // zeros stay in the lanes of tokens that are not there: fewer lines to read
   LaneCodes<K> next;
   load_tiles<K>(p, next);
 #pragma unroll 1
   for (int left = count; left > 0; left--) {
     LaneCodes<K> codes = next;
-    uint2 b[NB];
 #pragma unroll
-    for (int n = 0; n < NB; n++) b[n] = *reinterpret_cast<const uint2*>(x + n * kMmaTokens * stride);
+    for (int n = 0; n < NB; n++)
+      if (n * kMmaTokens + g < in.rows) b[n] = *reinterpret_cast<const uint2*>(x + n * kMmaTokens * stride);
     p += kStepTiles * tqn::tile_bytes(K), x += kStepTiles * tqn::kTileCols;
     if (left > 1) load_tiles<K>(p, next);
     share_codes<K>(codes.tile[0]), share_codes<K>(codes.tile[1]);
@@ -116,17 +117,26 @@ __device__ inline bool complete_strip(int* sums, uint32_t* arrived, int steps, i
   return true;
 }
 
-// Scales the sums of a strip and writes its rows; a warp a row, so that lanes share the row's outliers.
-__device__ inline void write_strip(const PackedView& w, const InputView& in, const OutputView& out, int strip, const int* block_sums) {
+// S x of a strip's rows into shared memory, (tokens, 64); a warp a row.
+__device__ inline void sum_outliers(const PackedView& w, const InputView& in, int first, int rows, float* sums) {
   const int lane = threadIdx.x % kWarp;
-  const int first = strip * tqn::kTileRows, rows = min(tqn::kTileRows, w.n_out - first);
-  for (int r = threadIdx.x / kWarp; r < rows; r += kGemvWarps) {
-    const float scale = w.scale * half_value(w.row_scale[first + r]);
+  for (int r = threadIdx.x / kWarp; r < rows; r += kGemvWarps)
     for (int token = 0; token < in.rows; token++) {
-      const float s = w.outliers.ptr ? warp_sum(outlier_part(w.outliers, first + r, in.plain + int64_t(token) * in.n_in, lane)) : 0.f;
-      if (lane == token % kWarp)
-        write_output(out, token, first + r, scale * in.scale[token] * float(block_sums[token * tqn::kTileRows + r]) + s);
+      const float sum = warp_sum(outlier_part(w.outliers, first + r, in.plain + int64_t(token) * in.n_in, lane));
+      if (lane == 0) sums[token * tqn::kTileRows + r] = sum;
     }
+  __syncthreads();
+}
+
+// Scales the sums of a strip and writes its rows. `extra`: shared memory for the outliers' sums.
+__device__ inline void write_strip(const PackedView& w, const InputView& in, const OutputView& out, int strip, const int* block_sums, float* extra) {
+  const int first = strip * tqn::kTileRows, rows = min(tqn::kTileRows, w.n_out - first);
+  if (w.outliers.ptr) sum_outliers(w, in, first, rows, extra);
+  for (int i = threadIdx.x; i < in.rows * tqn::kTileRows; i += kGemvThreads) {
+    const int token = i / tqn::kTileRows, r = i % tqn::kTileRows;
+    if (r >= rows) continue;
+    const float product = w.scale * half_value(w.row_scale[first + r]) * in.scale[token] * float(block_sums[i]);
+    write_output(out, token, first + r, w.outliers.ptr ? product + extra[i] : product);
   }
 }
 
@@ -140,6 +150,7 @@ template <int K, int NB>
 __global__ void __launch_bounds__(kGemvThreads, NB == 1 ? 3 : 2) gemv_kernel(const __grid_constant__ GemvLaunch launch) {
   extern __shared__ char shared[];
   __shared__ int block_sums[NB * kMmaTokens * tqn::kTileRows];
+  __shared__ float outlier_sums[NB * kMmaTokens * tqn::kTileRows];
   const PackedProduct& product = launch.product;
   const InputView& in = product.in;
   const int steps = (product.matrix[0].tiles + kStepTiles - 1) / kStepTiles;
@@ -166,7 +177,7 @@ __global__ void __launch_bounds__(kGemvThreads, NB == 1 ? 3 : 2) gemv_kernel(con
     const bool complete = count == steps || complete_strip(launch.split.sums + int64_t(strip) * kGemvTokens * tqn::kTileRows,
                                                            launch.split.arrived + strip, count, steps, in.rows, block_sums);
     __syncthreads();
-    if (complete) write_strip(w, in, product.out[m], own, block_sums);
+    if (complete) write_strip(w, in, product.out[m], own, block_sums, outlier_sums);
     __syncthreads();
     step += count;
   }
