@@ -1,0 +1,209 @@
+// Whole models on the device.
+//   cuda_model shapes [bits ...]      synthetic llama-3.1-8b and llama-3.2-1b (16: FP16 weights): prompt and decode rates, memory
+//   cuda_model compare FILE           a real file on the CPU and the device: logits, and 128 greedy tokens on the float path
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+
+#include "measure.h"
+#include "model/graph.h"
+
+using namespace bench;
+
+namespace {
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+Config llama_8b() {
+  Config c;
+  c.architecture = "llama-3.1-8b";
+  c.n_layers = 32, c.n_embd = 4096, c.n_ff = 14336, c.n_vocab = 128256;
+  c.n_heads = 32, c.n_kv_heads = 8, c.head_dim = 128;
+  return c;
+}
+
+Config llama_1b() {
+  Config c;
+  c.architecture = "llama-3.2-1b";
+  c.n_layers = 16, c.n_embd = 2048, c.n_ff = 8192, c.n_vocab = 128256;
+  c.n_heads = 32, c.n_kv_heads = 8, c.head_dim = 64;
+  return c;
+}
+
+// Random matrices of one width in bits; layers share host memory and not device memory.
+class Maker {
+ public:
+  Maker(Backend& backend, int bits) : backend_(backend), bits_(bits) {}
+  MatrixPtr operator()(int64_t n_out, int64_t n_in) {
+    if (bits_ == 16) return backend_.matrix(dense(n_out, n_in));
+    std::unique_ptr<RandomMatrix>& m = packed_[{n_out, n_in}];
+    if (!m) {
+      m = std::make_unique<RandomMatrix>(n_out, n_in, bits_);
+      m->host.tqn.rotation = Rotation::hartley_hadamard, m->host.tqn.seed = uint64_t(n_in);
+    }
+    return backend_.matrix(m->host);
+  }
+
+ private:
+  HostMatrix dense(int64_t n_out, int64_t n_in) {
+    if (halves_.size() < size_t(n_out * n_in)) halves_.assign(size_t(n_out * n_in), f32_to_f16(0.01f));
+    HostMatrix host;
+    host.name = "random", host.dense = {kernels::DType::f16, n_out, n_in, halves_.data()};
+    return host;
+  }
+  Backend& backend_;
+  int bits_;
+  std::map<std::pair<int64_t, int64_t>, std::unique_ptr<RandomMatrix>> packed_;
+  std::vector<uint16_t> halves_;
+};
+
+class Synthetic {
+ public:
+  static constexpr int kSlots = 32, kCapacity = 4096 + 160;
+  Synthetic(Config config, int bits) : c_(std::move(config)), backend_(make_cuda_backend({})) {
+    c_.norm_eps = 1e-5f, c_.attention_scale = 1 / std::sqrt(float(c_.head_dim)), c_.rope_dims = c_.head_dim;
+    make_weights(bits);
+    make_planes(4096);
+    std::vector<Op> ops;
+    add_embedding(ops, c_, w_, p_);
+    for (int64_t i = 0; i < c_.n_layers; i++) add_layer(ops, c_, w_, p_, i);
+    add_output(ops, c_, w_, p_);
+    program_ = backend_->prepare(ops, 4096);
+  }
+  int64_t memory() const { return backend_->memory_bytes(); }
+  // Seconds of one pass over `rows` rows in each of `slots` slots, from `position` on.
+  double pass(int rows, int slots, int position) {
+    std::vector<int32_t> tokens, positions, slot, outputs;
+    for (int s = 0; s < slots; s++) {
+      for (int r = 0; r < rows; r++) tokens.push_back((r * 131 + s) % int(c_.n_vocab)), positions.push_back(position + r), slot.push_back(s);
+      outputs.push_back((s + 1) * rows - 1);
+    }
+    const double start = now();
+    backend_->run(*program_, {tokens, positions, slot, outputs});
+    return now() - start;
+  }
+
+ private:
+  void make_weights(int bits) {
+    Maker make(*backend_, bits);
+    const int64_t q = int64_t(c_.n_heads) * c_.head_dim, kv = int64_t(c_.n_kv_heads) * c_.head_dim;
+    const std::vector<float> ones(size_t(c_.n_embd), 1.f);
+    const BufferPtr norm = backend_->allocate(c_.n_embd * 4);
+    backend_->upload(*norm, 0, ones.data(), c_.n_embd * 4);
+    for (int64_t i = 0; i < c_.n_layers; i++) {
+      Layer l;
+      l.attn_norm = l.ffn_norm = norm;
+      l.q = make(q, c_.n_embd), l.k = make(kv, c_.n_embd), l.v = make(kv, c_.n_embd), l.o = make(c_.n_embd, q);
+      l.gate = make(c_.n_ff, c_.n_embd), l.up = make(c_.n_ff, c_.n_embd), l.down = make(c_.n_embd, c_.n_ff);
+      w_.layers.push_back(std::move(l));
+    }
+    w_.embed = w_.output = make(c_.n_vocab, c_.n_embd), w_.output_norm = norm;
+    std::vector<float> inv_freq;
+    for (int i = 0; i < c_.head_dim / 2; i++) inv_freq.push_back(std::pow(500000.f, -2.f * float(i) / float(c_.head_dim)));
+    w_.rope_inv_freq = backend_->allocate(int64_t(inv_freq.size()) * 4);
+    backend_->upload(*w_.rope_inv_freq, 0, inv_freq.data(), int64_t(inv_freq.size()) * 4);
+  }
+  Plane plane(int64_t rows, int64_t width) {
+    buffers_.push_back(backend_->allocate(rows * width * 4));
+    return {buffers_.back().get(), width};
+  }
+  void make_planes(int64_t rows) {
+    const int64_t q = int64_t(c_.n_heads) * c_.head_dim, kv = int64_t(c_.n_kv_heads) * c_.head_dim;
+    p_.x = plane(rows, c_.n_embd), p_.q = plane(rows, q), p_.k = plane(rows, kv), p_.v = plane(rows, kv), p_.attn = plane(rows, q);
+    p_.gate = plane(rows, c_.n_ff), p_.up = plane(rows, c_.n_ff), p_.logits = plane(kSlots, c_.n_vocab), p_.capacity = kCapacity;
+    for (int64_t i = 0; i < c_.n_layers; i++)
+      for (auto* cache : {&p_.k_cache, &p_.v_cache}) cache->push_back(backend_->allocate(p_.cache_bytes(kSlots * kv * kCapacity)));
+  }
+
+  Config c_;
+  std::unique_ptr<Backend> backend_;
+  Weights w_;
+  Planes p_;
+  std::vector<BufferPtr> buffers_;
+  std::unique_ptr<Program> program_;
+};
+
+double decode_rate(Synthetic& model, int slots) {
+  model.pass(1, slots, 0);
+  double total = 0;
+  for (int i = 0; i < 128; i++) total += model.pass(1, slots, 1 + i);
+  return 128.0 * slots / total;
+}
+
+double prompt_rate(Synthetic& model, int rows) {
+  model.pass(rows, 1, 0);
+  std::vector<double> times;
+  for (int i = 0; i < 3; i++) times.push_back(model.pass(rows, 1, 0));
+  std::sort(times.begin(), times.end());
+  return rows / times[1];
+}
+
+void shapes(const std::vector<int>& bits) {
+  std::printf("%-14s %4s %9s %9s %9s %9s %9s %9s\n", "model", "bits", "pp512", "pp4096", "tg128 b1", "b8", "b32", "GiB");
+  for (const Config& c : {llama_1b(), llama_8b()})
+    for (const int b : bits) {
+      Synthetic m(c, b);
+      const double p512 = prompt_rate(m, 512), p4096 = prompt_rate(m, 4096), t1 = decode_rate(m, 1), t8 = decode_rate(m, 8), t32 = decode_rate(m, 32);
+      std::printf("%-14s %4d %9.0f %9.0f %9.1f %9.1f %9.1f %9.2f\n", c.architecture.c_str(), b, p512, p4096, t1, t8, t32, double(m.memory()) / (1 << 30));
+      std::fflush(stdout);
+    }
+}
+
+struct Answer {
+  std::vector<float> prompt_logits;
+  std::vector<int32_t> tokens;
+};
+
+Answer greedy(const std::string& path, const std::string& device, Precision precision, const std::vector<int32_t>& prompt, int n) {
+  ModelOptions options;
+  options.device = device, options.backend.precision = precision;
+  Context context(Model::open(path, options), {.n_ctx = 512});
+  const int64_t n_vocab = context.model().config().n_vocab;
+  std::vector<int32_t> all = prompt, positions, slots(prompt.size(), 0), outputs{int32_t(prompt.size()) - 1};
+  for (size_t i = 0; i < prompt.size(); i++) positions.push_back(int32_t(i));
+  std::vector<float> logits(static_cast<size_t>(n_vocab));
+  context.forward({prompt, positions, slots, outputs}, logits);
+  Answer answer{logits, {}};
+  const double start = now();
+  for (int i = 0; i < n; i++) {
+    const int32_t token = int32_t(std::max_element(logits.begin(), logits.end()) - logits.begin()), position = int32_t(prompt.size()) + i, zero = 0;
+    answer.tokens.push_back(token);
+    context.forward({{&token, 1}, {&position, 1}, {&zero, 1}, {&zero, 1}}, logits);
+  }
+  if (n) std::printf("%s, %s: %.1f tokens/s\n", context.model().backend().name().c_str(), precision == Precision::f32 ? "float path" : "int8", n / (now() - start));
+  return answer;
+}
+
+void compare(const std::string& path) {
+  std::vector<int32_t> prompt;
+  for (int i = 0; i < 60; i++) prompt.push_back(1 + i * 389 % 40000);
+  for (const Precision precision : {Precision::f32, Precision::int8}) {
+    const Answer a = greedy(path, "cpu", precision, prompt, 128), b = greedy(path, "cuda", precision, prompt, 128);
+    double worst = 0, largest = 0;
+    for (size_t i = 0; i < a.prompt_logits.size(); i++) {
+      worst = std::max(worst, double(std::fabs(a.prompt_logits[i] - b.prompt_logits[i])));
+      largest = std::max(largest, double(std::fabs(a.prompt_logits[i])));
+    }
+    const auto same = std::mismatch(a.tokens.begin(), a.tokens.end(), b.tokens.begin()).first - a.tokens.begin();
+    std::printf("%s: largest logit %.2f, largest difference %.2e; %d of 128 greedy tokens equal\n", precision == Precision::f32 ? "float path" : "int8", largest, worst, int(same));
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    if (argc > 2 && !std::strcmp(argv[1], "compare")) {
+      compare(argv[2]);
+    } else {
+      std::vector<int> bits;
+      for (int i = 2; i < argc; i++) bits.push_back(std::atoi(argv[i]));
+      shapes(bits.empty() ? std::vector<int>{2, 3, 4, 16} : bits);
+    }
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "%s\n", e.what());
+    return 1;
+  }
+}
