@@ -91,6 +91,21 @@ __device__ inline void load_codes(const uint8_t* p, Codes<K>& codes) {
   }
 }
 
+// The same from shared memory.
+template <int K>
+__device__ inline void load_shared_codes(uint32_t p, Codes<K>& codes) {
+#pragma unroll
+  for (int i = 0; i < K; i += K % 4 == 0 ? 4 : K % 2 == 0 ? 2 : 1) {
+    uint32_t* w = codes.word + i;
+    if constexpr (K % 4 == 0)
+      asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3]) : "r"(p + 4 * i) : "memory");
+    else if constexpr (K % 2 == 0)
+      asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(w[0]), "=r"(w[1]) : "r"(p + 4 * i) : "memory");
+    else
+      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(w[0]) : "r"(p + 4 * i) : "memory");
+  }
+}
+
 // Fetches the next lane's first word (all lanes of the warp).
 template <int K>
 __device__ inline void share_codes(Codes<K>& codes) {

@@ -10,7 +10,7 @@ extern template void launch_gemv_format<6>(const GemvLaunch&, cudaStream_t);
 extern template void launch_gemv_format<8>(const GemvLaunch&, cudaStream_t);
 
 void gemv(const PackedProduct& product, const SplitSums& split, cudaStream_t stream) {
-  GemvLaunch launch{product, split, {}};
+  GemvLaunch launch{product, split, {}, 0};
   for (int m = 0; m < product.count; m++) launch.first_strip[m + 1] = launch.first_strip[m] + product.matrix[m].strips;
   switch (product.matrix[0].k) {
     case 1:

@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <atomic>
 
-#include "decode.cuh"
 #include "device.h"
 #include "epilogue.cuh"
+#include "mma.cuh"
 
 namespace tq::cuda {
 
@@ -22,12 +22,57 @@ struct LaneCodes {
   Codes<K> tile[2];
 };
 
-// `p`: this lane's part of the first of its two tiles.
+// A warp's codes on their way: whole groups of tiles are copied to shared memory in the order in which they lie, a few steps ahead, and each lane
+// then picks its own words. (Lanes that loaded their own words from global memory would touch a line each.)
 template <int K>
-__device__ inline void load_tiles(const uint8_t* p, LaneCodes<K>& codes) {
-  load_codes<K>(p, codes.tile[0]);
-  load_codes<K>(p + tqn::tile_bytes(K), codes.tile[1]);
-}
+class CodeStream {
+ public:
+  static constexpr uint32_t kSlots = 4;
+  static constexpr uint32_t kTileStride = 32 * K + 16;  // the lanes that read at once meet different banks
+  static constexpr uint32_t kSlotBytes = kGroupTiles * kTileStride;
+  static constexpr uint32_t kBlockBytes = kGemvWarps * kSlots * kSlotBytes;
+
+  // Starts the copies of `count` steps from `step` on; `ring`: the block's part of shared memory.
+  __device__ CodeStream(const PackedView& w, int strip, int step, int count, uint32_t ring) : left_(count) {
+    const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    from_ = w.codes + (int64_t(strip) * w.tiles + step * kStepTiles + warp * kGroupTiles) * tqn::tile_bytes(K) + lane * 16;
+    ring += warp * (kSlots * kSlotBytes);
+    read_ = ring + lane % 4 * (2 * kTileStride) + lane / 4 * (4 * K);
+#pragma unroll
+    for (uint32_t i = 0; i < kCopies; i++) write_[i] = ring + (i * kWarp + lane) / (2 * K) * kTileStride + (i * kWarp + lane) % (2 * K) * 16;
+#pragma unroll
+    for (uint32_t i = 0; i < kSlots - 1; i++) copy(i * kSlotBytes);
+  }
+
+  // The next step's words of this lane.
+  __device__ void next(LaneCodes<K>& codes) {
+    wait_copies<kSlots - 2>();
+    __syncwarp();
+    load_shared_codes<K>(read_ + slot_, codes.tile[0]), load_shared_codes<K>(read_ + slot_ + kTileStride, codes.tile[1]);
+    copy(slot_ == 0 ? (kSlots - 1) * kSlotBytes : slot_ - kSlotBytes);  // over the slot that all lanes read one step ago
+    slot_ = slot_ == (kSlots - 1) * kSlotBytes ? 0 : slot_ + kSlotBytes;
+    share_codes<K>(codes.tile[0]), share_codes<K>(codes.tile[1]);
+  }
+
+ private:
+  static constexpr uint32_t kChunks = kGroupTiles * 2 * K;  // of 16 bytes, in a group
+  static constexpr uint32_t kCopies = (kChunks + kWarp - 1) / kWarp;
+
+  __device__ void copy(uint32_t slot) {
+    if (left_ > 0) {
+#pragma unroll
+      for (uint32_t i = 0; i < kCopies; i++)
+        if (kChunks % kWarp == 0 || i * kWarp + threadIdx.x % kWarp < kChunks) copy_async(write_[i] + slot, from_ + i * (kWarp * 16));
+    }
+    commit_copies();
+    left_--, from_ += kStepTiles * tqn::tile_bytes(K);
+  }
+
+  const uint8_t* from_;
+  uint32_t read_, write_[kCopies];  // addresses of this lane in slot 0
+  uint32_t slot_ = 0;
+  int left_;
+};
 
 // Column C of rows 2M and 2M + 1 of both tiles, each value a word of its own: cheaper than joining four of them where a mma serves one
 // lane's tokens.
@@ -54,27 +99,20 @@ __device__ inline void multiply_rows(const LaneCodes<K>& codes, uint32_t table, 
   }
 }
 
-// A warp's int32 sums over its tiles of `count` steps from step `from`: sums[m][n][i] is row 8g + 2m + i / 2, token 8n + 2t + i % 2 of lane
-// 4g + t.
+// A warp's int32 sums over its tiles of `count` steps from step `from`: sums[m][n][i] is row 8g + 2m + i / 2, token 8n + 2t + i % 2 of lane 4g + t.
 template <int K, int NB>
-__device__ inline void sum_steps(const PackedView& w, const InputView& in, int strip, int from, int count, uint32_t table,
-                                 int (&sums)[4][NB][4]) {
+__device__ inline void sum_steps(CodeStream<K>& stream, const InputView& in, int from, int count, uint32_t table, int (&sums)[4][NB][4]) {
   const int lane = threadIdx.x % kWarp, g = lane / 4, tile = from * kStepTiles + threadIdx.x / kWarp * kGroupTiles + 2 * (lane % 4);
   const int64_t stride = in.quantized_stride();
-  const uint8_t* p = w.codes + (int64_t(strip) * w.tiles + tile) * tqn::tile_bytes(K) + g * (4 * K);
   const int8_t* x = in.quantized + g * stride + tile * tqn::kTileCols;
   uint2 b[NB] = {};  // zeros stay in the lanes of tokens that are not there: fewer lines to read
-  LaneCodes<K> next;
-  load_tiles<K>(p, next);
 #pragma unroll 1
-  for (int left = count; left > 0; left--) {
-    LaneCodes<K> codes = next;
+  for (int left = count; left > 0; left--, x += kStepTiles * tqn::kTileCols) {
 #pragma unroll
     for (int n = 0; n < NB; n++)
       if (n * kMmaTokens + g < in.rows) b[n] = *reinterpret_cast<const uint2*>(x + n * kMmaTokens * stride);
-    p += kStepTiles * tqn::tile_bytes(K), x += kStepTiles * tqn::kTileCols;
-    if (left > 1) load_tiles<K>(p, next);
-    share_codes<K>(codes.tile[0]), share_codes<K>(codes.tile[1]);
+    LaneCodes<K> codes;
+    stream.next(codes);
     multiply_rows<K, NB, 0>(codes, table, b, sums[0]);
     multiply_rows<K, NB, 1>(codes, table, b, sums[1]);
     multiply_rows<K, NB, 2>(codes, table, b, sums[2]);
@@ -144,19 +182,37 @@ struct GemvLaunch {
   PackedProduct product;
   SplitSums split;
   int first_strip[kMaxOutputs + 1];  // of each matrix in the launch's list of strips
+  int blocks_a_strip;                // 0: blocks take equal runs of the whole list
+  __host__ __device__ int steps() const { return (product.matrix[0].tiles + kStepTiles - 1) / kStepTiles; }
 };
+
+// The steps [first, last) of the launch's list that a block does: a piece of one strip where there are blocks enough, else an equal share.
+__device__ inline void block_share(const GemvLaunch& launch, int64_t& first, int64_t& last) {
+  const int steps = launch.steps(), pieces = launch.blocks_a_strip;
+  if (pieces > 0) {
+    const int64_t strip = blockIdx.x / pieces, piece = blockIdx.x % pieces;
+    first = strip * steps + steps * piece / pieces, last = strip * steps + steps * (piece + 1) / pieces;
+  } else {
+    const int64_t total = int64_t(launch.first_strip[launch.product.count]) * steps;
+    first = total * blockIdx.x / gridDim.x, last = total * (blockIdx.x + 1) / gridDim.x;
+  }
+}
+
+template <int K>
+constexpr int gemv_shared_bytes() {
+  return kTableSharedBytes + CodeStream<K>::kBlockBytes;
+}
 
 template <int K, int NB>
 __global__ void __launch_bounds__(kGemvThreads, NB == 1 ? 3 : 2) gemv_kernel(const __grid_constant__ GemvLaunch launch) {
-  extern __shared__ char shared[];
+  extern __shared__ __align__(16) char shared[];
   __shared__ int block_sums[NB * kMmaTokens * tqn::kTileRows];
   __shared__ float outlier_sums[NB * kMmaTokens * tqn::kTileRows];
   const PackedProduct& product = launch.product;
   const InputView& in = product.in;
-  const int steps = (product.matrix[0].tiles + kStepTiles - 1) / kStepTiles;
-  const int64_t total = int64_t(launch.first_strip[product.count]) * steps;
-  int64_t step = total * blockIdx.x / gridDim.x;
-  const int64_t end = total * (blockIdx.x + 1) / gridDim.x;
+  const int steps = launch.steps();
+  int64_t step, end;
+  block_share(launch, step, end);
   int loaded = -1;
   uint32_t table = 0;
   while (step < end) {
@@ -164,15 +220,15 @@ __global__ void __launch_bounds__(kGemvThreads, NB == 1 ? 3 : 2) gemv_kernel(con
     int m = 0;
     while (strip >= launch.first_strip[m + 1]) m++;
     const PackedView& w = product.matrix[m];
+    const int own = strip - launch.first_strip[m];
+    CodeStream<K> stream(w, own, from, count, shared_address(shared) + gemv_shared_bytes<K>());
     if (K != 8 && m != loaded) {
-      __syncthreads();
       const uint32_t base = fill_table(shared, w.codebook);
       __syncthreads();
       table = lane_table(base), loaded = m;
     }
-    const int own = strip - launch.first_strip[m];
     int sums[4][NB][4] = {};
-    sum_steps<K, NB>(w, in, own, from, count, table, sums);
+    sum_steps<K, NB>(stream, in, from, count, table, sums);
     add_warps<NB>(sums, in.rows, block_sums);
     const bool complete = count == steps || complete_strip(launch.split.sums + int64_t(strip) * kGemvTokens * tqn::kTileRows,
                                                            launch.split.arrived + strip, count, steps, in.rows, block_sums);
@@ -190,17 +246,17 @@ int resident_blocks() {
   int device = 0, blocks = 0;
   check(cudaGetDevice(&device), "current device");
   if (const int n = known[device]) return n;
-  allow_shared(gemv_kernel<K, NB>, kTableSharedBytes);
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, gemv_kernel<K, NB>, kGemvThreads, kTableSharedBytes), "occupancy of gemv");
+  allow_shared(gemv_kernel<K, NB>, gemv_shared_bytes<K>());
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, gemv_kernel<K, NB>, kGemvThreads, gemv_shared_bytes<K>()), "occupancy of gemv");
   return known[device] = blocks * device_limits().processors;
 }
 
 template <int K, int NB>
-void launch_gemv(const GemvLaunch& launch, cudaStream_t stream) {
-  const int64_t steps =
-      int64_t(launch.first_strip[launch.product.count]) * ((launch.product.matrix[0].tiles + kStepTiles - 1) / kStepTiles);
-  const int64_t blocks = std::min<int64_t>(steps, resident_blocks<K, NB>());
-  gemv_kernel<K, NB><<<unsigned(blocks), kGemvThreads, kTableSharedBytes, stream>>>(launch);
+void launch_gemv(GemvLaunch launch, cudaStream_t stream) {
+  const int strips = launch.first_strip[launch.product.count], resident = resident_blocks<K, NB>();
+  launch.blocks_a_strip = std::min(launch.steps(), resident / strips);
+  const int64_t blocks = launch.blocks_a_strip > 0 ? int64_t(strips) * launch.blocks_a_strip : resident;
+  gemv_kernel<K, NB><<<unsigned(blocks), kGemvThreads, gemv_shared_bytes<K>(), stream>>>(launch);
   check_launch("gemv");
 }
 

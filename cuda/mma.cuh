@@ -18,6 +18,14 @@ __device__ inline void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
+// The same where the bytes are there for certain.
+__device__ inline void copy_async(uint32_t to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+#else
+  copy_async(to, from, true);
+#endif
+}
 // Until all but the `Left` latest groups of this thread's copies have landed.
 template <int Left>
 __device__ inline void wait_copies() {
