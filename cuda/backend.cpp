@@ -4,6 +4,7 @@
 
 #include "backend/cuda_library.h"
 #include "device.h"
+#include "encode.h"
 #include "program.h"
 
 namespace tq::cuda {
@@ -114,10 +115,18 @@ std::string status(int device) {
          std::to_string(properties.totalGlobalMem >> 20) + " MiB";
 }
 
+void encode(int device, const float* x, int64_t tiles, int k, const int8_t* codebook, uint8_t* codes) {
+  cudaDeviceProp properties;
+  const std::string problem = problem_with(device, properties);
+  (void)cudaGetLastError();
+  if (!problem.empty()) throw Error(Cause::unsupported, "device cuda: unsupported: " + problem);
+  encode_host_tiles(x, tiles, k, codebook, codes);
+}
+
 }  // namespace
 }  // namespace tq::cuda
 
 extern "C" __attribute__((visibility("default"))) const tq::CudaLibrary* tq::tq_cuda_library() {
-  static const CudaLibrary library{kCudaLibraryVersion, tq::cuda::make, tq::cuda::status};
+  static const CudaLibrary library{kCudaLibraryVersion, tq::cuda::make, tq::cuda::status, tq::cuda::encode};
   return &library;
 }

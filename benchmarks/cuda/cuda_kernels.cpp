@@ -1,11 +1,12 @@
-// GEMV and GEMM of packed matrices beside a copy and beside cuBLAS (FP16; loaded when the machine has it, for comparison only).
-//   cuda_kernels [gemv] [gemm]
+// GEMV, GEMM and the encoder, beside a copy and beside cuBLAS (FP16; loaded when the machine has it, for comparison only).
+//   cuda_kernels [gemv] [gemm] [encode]
 #include <dlfcn.h>
 
 #include <cstdio>
 #include <cstring>
 #include <memory>
 
+#include "encode.h"
 #include "launch.h"
 #include "linear.h"
 #include "measure.h"
@@ -129,6 +130,25 @@ void gemm_table(const Cublas& cublas) {
     }
 }
 
+void encode_table() {
+  constexpr int64_t kTiles = 1 << 15;
+  std::vector<float> x(size_t(kTiles) * tqn::kTileSteps);
+  std::mt19937 engine{11};
+  std::normal_distribution<float> normal(0, 45);
+  for (float& v : x) v = normal(engine);
+  const DeviceMemory targets(int64_t(x.size()) * 4), codes(kTiles * 128), book(64);
+  check(cudaMemcpy(targets.as<void>(), x.data(), x.size() * 4, cudaMemcpyHostToDevice), "targets");
+  std::vector<uint8_t> host(size_t(kTiles) * 128);
+  std::printf("\nEncoder, %lld weights.\n%2s %14s %24s\n", (long long)x.size(), "k", "M weights/s", "with copies from the host");
+  for (const int k : {1, 2, 3, 4}) {
+    const RandomMatrix random(64, 4, k);
+    check(cudaMemcpy(book.as<void>(), random.codebook.data(), 64, cudaMemcpyHostToDevice), "codebook");
+    const double t = seconds(nullptr, 1, [&](int) { encode_tiles(targets.as<float>(), kTiles, k, book.as<int8_t>(), codes.as<uint8_t>(), nullptr); }, 3);
+    const double all = seconds(nullptr, 1, [&](int) { encode_host_tiles(x.data(), kTiles, k, random.codebook.data(), host.data()); }, 3);
+    std::printf("%2d %14.0f %24.0f\n", k, double(x.size()) / t * 1e-6, double(x.size()) / all * 1e-6);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -138,6 +158,7 @@ int main(int argc, char** argv) {
     if (!cublas) std::printf("no cuBLAS on this machine: no comparison\n");
     if (wanted("gemv")) gemv_table(cublas);
     if (wanted("gemm")) gemm_table(cublas);
+    if (wanted("encode")) encode_table();
   } catch (const std::exception& e) {
     std::fprintf(stderr, "%s\n", e.what());
     return 1;

@@ -42,10 +42,12 @@ const Loaded& loaded() {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
+const CudaLibrary& cuda_library() {
   if (!loaded().library) throw Error(Cause::unsupported, "device cuda: " + loaded().problem);
-  return std::unique_ptr<Backend>(loaded().library->make(options));
+  return *loaded().library;
 }
+
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) { return std::unique_ptr<Backend>(cuda_library().make(options)); }
 
 std::string cuda_status() { return loaded().library ? loaded().library->status(0) : loaded().problem; }
 
