@@ -135,7 +135,7 @@ void launch(const Operand& x, const Operand& w, int64_t depth, const Scales& sca
 }  // namespace
 
 void gemm_int8(const PackedView& m, const int8_t* weights, const InputView& in, const OutputView& out, cudaStream_t stream) {
-  if (has_hopper_gemm()) return gemm_int8_hopper(m, weights, in, out, stream);
+  if (in.tiled) return gemm_int8_hopper(m, weights, in, out, stream);
   const Operand x{reinterpret_cast<const char*>(in.quantized), in.quantized_stride(), in.rows};
   const Operand w{reinterpret_cast<const char*>(weights), round_up(m.n_in, kRowAlign), m.strips * tqn::kTileRows};
   launch<Int8>(x, w, m.n_in, {m.row_scale, in.scale, m.scale}, out, m.n_out, stream);

@@ -1,5 +1,5 @@
-// y = X W^T in int8 on Hopper: warpgroup products (wgmma) of 64 tokens x 256 weight rows straight from shared memory, two warpgroups a block, operands
-// through a ring of stages in the 128-byte swizzle that the tensor cores read.
+// y = X W^T in int8 on Hopper: warpgroup products (wgmma) of 64 tokens x 256 weight rows straight from shared memory. Operands lie in device memory as
+// the tiles that a stage holds, swizzled, so that one thread brings a stage with two bulk copies; two warpgroups multiply.
 #include "gemm_hopper.h"
 
 #include "device.h"
@@ -9,20 +9,18 @@
 namespace tq::cuda {
 namespace {
 
-constexpr int kTokens = 128;   // of a block, 64 a warpgroup
-constexpr int kRows = 256;     // weight rows of a block
-constexpr int kDepth = 128;    // bytes of a row in a stage: one swizzle row
 constexpr int kStages = 4;
-constexpr int kThreads = 256;
+constexpr int kConsumers = 256;                    // threads that multiply, then one warp that copies
+constexpr int kThreads = kConsumers + 32;
 constexpr int kMmaDepth = 32;
-constexpr int kStageBytes = (kTokens + kRows) * kDepth;
+constexpr int kTokenBytes = kTokenTile * kTileDepth, kWeightBytes = kWeightTile * kTileDepth, kStageBytes = kTokenBytes + kWeightBytes;
 constexpr int kSwizzleAlign = 1024;
 constexpr int kSharedBytes = kStages * kStageBytes + kSwizzleAlign;
 
 struct Operands {
   const int8_t *x, *w;
-  int64_t stride;  // bytes of a row, of both, a multiple of kDepth
-  int tokens, rows;
+  int stages;  // of kTileDepth columns
+  int tokens;
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -65,23 +63,48 @@ __device__ inline void warpgroup_mma(int (&d)[128], uint64_t a, uint64_t b) {
       : "l"(a), "l"(b));
 }
 
-__device__ inline void load_stage(const Operands& o, int first_token, int first_row, int64_t offset, uint32_t to) {
-#pragma unroll
-  for (int i = threadIdx.x; i < (kTokens + kRows) * (kDepth / 16); i += kThreads) {
-    const int r = i / (kDepth / 16), chunk = i % (kDepth / 16);
-    const bool is_token = r < kTokens;
-    const int row = is_token ? first_token + r : first_row + r - kTokens;
-    const bool real = row < (is_token ? o.tokens : o.rows);
-    const int8_t* from = (is_token ? o.x : o.w) + (real ? row * o.stride + offset + chunk * 16 : 0);
-    copy_async(to + r * kDepth + ((chunk ^ r) & 7) * 16, from, real);
+// A stage's barriers: `full` counts its bytes, `empty` the warps that are done with it.
+struct Barriers {
+  uint64_t full[kStages], empty[kStages];
+};
+
+__device__ inline void init_barrier(uint64_t& barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
+}
+__device__ inline void arrive(uint64_t& barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory");
+}
+__device__ inline void wait(uint64_t& barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}" ::"r"(shared_address(&barrier)),
+      "r"(parity)
+      : "memory");
+}
+__device__ inline void copy_bulk(uint32_t to, const int8_t* from, int bytes, uint64_t& barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes),
+               "r"(shared_address(&barrier))
+               : "memory");
+}
+
+__device__ inline void copy_stages(const Operands& o, uint32_t base, Barriers& barriers) {
+  const int8_t* x = o.x + int64_t(blockIdx.x) * o.stages * kTokenBytes;
+  const int8_t* w = o.w + int64_t(blockIdx.y) * o.stages * kWeightBytes;
+  for (int s = 0; s < o.stages; s++, x += kTokenBytes, w += kWeightBytes) {
+    const int slot = s % kStages;
+    wait(barriers.empty[slot], (s / kStages + 1) % 2);  // the first round finds it free
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barriers.full[slot])), "r"(kStageBytes) : "memory");
+    copy_bulk(base + slot * kStageBytes, x, kTokenBytes, barriers.full[slot]);
+    copy_bulk(base + slot * kStageBytes + kTokenBytes, w, kWeightBytes, barriers.full[slot]);
   }
 }
 
 __device__ inline void multiply_stage(uint32_t at, int (&sums)[128]) {
-  const uint64_t a = describe(at + threadIdx.x / 128 * 64 * kDepth), b = describe(at + kTokens * kDepth);
+  const uint64_t a = describe(at + threadIdx.x / 128 * 64 * kTileDepth), b = describe(at + kTokenBytes);
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-  for (int k = 0; k < kDepth / kMmaDepth; k++) warpgroup_mma(sums, a + k * (kMmaDepth >> 4), b + k * (kMmaDepth >> 4));
+  for (int k = 0; k < kTileDepth / kMmaDepth; k++) warpgroup_mma(sums, a + k * (kMmaDepth >> 4), b + k * (kMmaDepth >> 4));
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 __device__ inline void wait_products() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
@@ -95,26 +118,30 @@ struct Scales {
 };
 
 __global__ void __launch_bounds__(kThreads, 1)
-    hopper_kernel(const __grid_constant__ Operands o, int depth, const __grid_constant__ Scales scales, const __grid_constant__ OutputView out, int n_out) {
+    hopper_kernel(const __grid_constant__ Operands o, const __grid_constant__ Scales scales, const __grid_constant__ OutputView out, int n_out) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ char shared[];
+  __shared__ Barriers barriers;
   const uint32_t base = (shared_address(shared) + kSwizzleAlign - 1) / kSwizzleAlign * kSwizzleAlign;
-  const int first_token = blockIdx.x * kTokens, first_row = blockIdx.y * kRows, stages = depth / kDepth;
-  const auto load = [&](int stage) {
-    if (stage < stages) load_stage(o, first_token, first_row, int64_t(stage) * kDepth, base + stage % kStages * kStageBytes);
-    commit_copies();
-  };
-  for (int s = 0; s < kStages - 1; s++) load(s);
-  int sums[128] = {};
-  for (int s = 0; s < stages; s++) {
-    wait_copies<kStages - 2>();
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // the copies were ordinary writes, the products read through the async proxy
-    __syncthreads();
-    multiply_stage(base + s % kStages * kStageBytes, sums);
-    load(s + kStages - 1);  // over stage s - 1, whose products every warpgroup has waited for
-    wait_products();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; i++) init_barrier(barriers.full[i], 1), init_barrier(barriers.empty[i], kConsumers / kWarp);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  const int lane = threadIdx.x % kWarp, token = first_token + threadIdx.x / kWarp * 16 + lane / 4;
+  __syncthreads();
+  if (threadIdx.x >= kConsumers) {
+    if (threadIdx.x == kConsumers) copy_stages(o, base, barriers);
+    return;
+  }
+  const int lane = threadIdx.x % kWarp;
+  int sums[128] = {};
+  for (int s = 0; s < o.stages; s++) {
+    const int slot = s % kStages;
+    wait(barriers.full[slot], s / kStages % 2);
+    multiply_stage(base + slot * kStageBytes, sums);
+    wait_products();
+    if (lane == 0) arrive(barriers.empty[slot]);
+  }
+  const int token = blockIdx.x * kTokenTile + threadIdx.x / kWarp * 16 + lane / 4, first_row = blockIdx.y * kWeightTile;
 #pragma unroll
   for (int i = 0; i < 128; i++) {
     const int t = token + i / 2 % 2 * 8, r = first_row + i / 4 * 8 + lane % 4 * 2 + i % 2;
@@ -134,10 +161,10 @@ bool has_hopper_gemm() {
 }
 
 void gemm_int8_hopper(const PackedView& m, const int8_t* weights, const InputView& in, const OutputView& out, cudaStream_t stream) {
-  const Operands o{in.quantized, weights, in.quantized_stride(), in.rows, m.strips * tqn::kTileRows};
+  const Operands o{in.quantized, weights, int(in.quantized_stride() / kTileDepth), in.rows};
   allow_shared(hopper_kernel, kSharedBytes);
-  const dim3 grid((in.rows + kTokens - 1) / kTokens, (m.n_out + kRows - 1) / kRows);
-  hopper_kernel<<<grid, kThreads, kSharedBytes, stream>>>(o, int(round_up(m.n_in, kDepth)), {m.row_scale, in.scale, m.scale}, out, m.n_out);
+  const dim3 grid((in.rows + kTokenTile - 1) / kTokenTile, (m.n_out + kWeightTile - 1) / kWeightTile);
+  hopper_kernel<<<grid, kThreads, kSharedBytes, stream>>>(o, {m.row_scale, in.scale, m.scale}, out, m.n_out);
   check_launch("gemm_int8_hopper");
 }
 

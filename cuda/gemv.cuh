@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(kGemvThreads, NB == 1 ? 3 : 2) gemv_kernel(con
     while (strip >= launch.first_strip[m + 1]) m++;
     const PackedView& w = product.matrix[m];
     const int own = strip - launch.first_strip[m];
-    CodeStream<K> stream(w, own, from, count, shared_address(shared) + gemv_shared_bytes<K>());
+    CodeStream<K> stream(w, own, from, count, shared_address(shared) + kTableSharedBytes);
     if (K != 8 && m != loaded) {
       const uint32_t base = fill_table(shared, w.codebook);
       __syncthreads();

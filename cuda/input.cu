@@ -55,12 +55,12 @@ __device__ inline void write_quantized(const InputLaunch& l, int row, const floa
   most = block_max(most) * factor;
   const float scale = most / tqn::kActivationMax, inverse = most > 0 ? factor * (tqn::kActivationMax / most) : 0.f;
   if (threadIdx.x == 0) const_cast<float*>(l.in.scale)[row] = scale;
-  char4* out = reinterpret_cast<char4*>(const_cast<int8_t*>(l.in.quantized) + row * l.in.quantized_stride());
-  for (int i = threadIdx.x; i < l.in.quantized_stride() / 4; i += blockDim.x) {
-    const auto at = [&](int j) {
-      return 4 * i + j < n ? static_cast<signed char>(__float2int_rn(x[padded(4 * i + j)] * inverse)) : static_cast<signed char>(0);
-    };
-    out[i] = make_char4(at(0), at(1), at(2), at(3));
+  const int64_t stride = l.in.quantized_stride();
+  int8_t* out = const_cast<int8_t*>(l.in.quantized);
+  for (int i = 4 * threadIdx.x; i < stride; i += 4 * blockDim.x) {
+    const auto at = [&](int j) { return j < n ? static_cast<signed char>(__float2int_rn(x[padded(j)] * inverse)) : static_cast<signed char>(0); };
+    const int64_t to = l.in.tiled ? tiled_offset(row, i, stride, kTokenTile) : row * stride + i;
+    *reinterpret_cast<char4*>(out + to) = make_char4(at(i), at(i + 1), at(i + 2), at(i + 3));
   }
 }
 
@@ -95,7 +95,7 @@ void prepare_input(const SourceView& source, const RotationView& rotation, const
   const bool shared = input_scratch_floats(in.n_in) == 0;
   const int64_t bytes = shared ? vector_bytes(in.n_in) : 0;
   allow_shared(input_kernel, bytes);
-  input_kernel<<<in.rows, kRotateThreads, size_t(bytes), stream>>>({source, rotation, in, half, shared ? nullptr : scratch});
+  input_kernel<<<in.rows, rotate_threads(in.n_in), size_t(bytes), stream>>>({source, rotation, in, half, shared ? nullptr : scratch});
   check_launch("prepare_input");
 }
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "gemm_hopper.h"
+
 namespace tq::cuda {
 namespace {
 
@@ -9,10 +11,12 @@ constexpr int kGemvRows = 2 * kGemvTokens;              // up to this many rows,
 constexpr int64_t kExpandedBytes = int64_t(128) << 20;  // weights expanded at a time
 constexpr int kFloatRows = 8;                           // up to this many rows, dense matrices are read once by float dot products
 
-// Strips whose expanded values fit the scratch.
+constexpr int kTileStrips = kWeightTile / tqn::kTileRows;
+
+// Strips whose expanded values fit the scratch, whole tiles of them.
 int strips_at_once(const PackedView& m) {
-  const int64_t strip = round_up(m.n_in, kRowAlign) * tqn::kTileRows;
-  return int(std::clamp<int64_t>(kExpandedBytes / strip, 1, m.strips));
+  const int64_t tile = round_up(m.n_in, kRowAlign) * kWeightTile, tiles = (m.strips + kTileStrips - 1) / kTileStrips;
+  return int(std::clamp<int64_t>(kExpandedBytes / tile, 1, tiles)) * kTileStrips;
 }
 
 int64_t expanded_bytes(const PackedView& m) { return round_up(m.n_in, kRowAlign) * tqn::kTileRows * strips_at_once(m); }
@@ -44,7 +48,7 @@ bool LinearRunner::wants_plain(const CudaMatrix& m, int rows) const {
 }
 
 void LinearRunner::reserve(const std::vector<const CudaMatrix*>& matrices, int64_t rows) {
-  rows = round_up(rows, 8);
+  rows = round_up(rows, rows > kGemvRows ? kTokenTile : 8);
   int64_t strips = 0;
   for (const CudaMatrix* m : matrices) {
     InputView in;
@@ -86,7 +90,7 @@ InputView LinearRunner::packed_input(const SourceView& source, int rows, const C
   if (float_path())
     in.rotated = w_.rotated.as<float>();
   else
-    in.quantized = w_.quantized.as<int8_t>(), in.scale = w_.scale.as<float>();
+    in.quantized = w_.quantized.as<int8_t>(), in.scale = w_.scale.as<float>(), in.tiled = rows > kGemvRows && has_hopper_gemm();
   InputView filled = in;
   filled.plain = nullptr;
   prepare_input(source, rotation_of(m), filled, Element::f16, w_.vectors.as<float>(), stream_);
@@ -146,7 +150,7 @@ void LinearRunner::multiply_many(const Target& target, const InputView& in) {
     const PackedView m = slice(whole, first, std::min(at_once, whole.strips - first));
     const OutputView out = slice(target.out, first);
     int8_t* values = w_.values.as<int8_t>();
-    expand(m, values, stream_);
+    expand(m, values, in.tiled, stream_);
     if (float_path()) {
       float_rows_packed(m, values, in, out, stream_);
       continue;

@@ -5,7 +5,9 @@
 
 namespace tq::cuda {
 
-inline constexpr int kRotateThreads = 512;
+// Threads of a block: a radix-16 pass over n values has n / 16 items.
+inline constexpr int kRotateThreads = 1024;
+inline int rotate_threads(int n) { return n > 8192 ? kRotateThreads : n > 2048 ? 512 : 256; }
 
 __device__ constexpr inline int padded(int i) { return i + (i >> 5); }
 constexpr inline int64_t padded_size(int64_t n) { return round_up(n + n / 32 + 1, 4); }

@@ -11,6 +11,13 @@ inline constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) /
 // Rows of operands that matrix kernels read end on a multiple of this many bytes, zeros beyond the width.
 inline constexpr int kRowAlign = 256;
 
+// Rows of int8 operands as Hopper's products read them: tiles of `rows` rows x 128 bytes, each contiguous, its 16-byte chunks in the 128-byte swizzle.
+inline constexpr int kTokenTile = 128, kWeightTile = 256, kTileDepth = 128;
+constexpr int64_t tiled_offset(int64_t row, int64_t column, int64_t stride, int tile_rows) {
+  const int64_t tile = row / tile_rows * (stride / kTileDepth) + column / kTileDepth, r = row % tile_rows;
+  return (tile * tile_rows + r) * kTileDepth + ((column % kTileDepth / 16) ^ (r & 7)) * 16 + column % 16;
+}
+
 struct OutlierView {
   const int32_t* ptr = nullptr;  // null: none
   const uint16_t* col16 = nullptr;
@@ -52,6 +59,7 @@ struct InputView {
   const float* plain = nullptr;       // (rows, n_in)
   const float* rotated = nullptr;     // (rows, n_in)
   const int8_t* quantized = nullptr;  // rows are round_up(n_in, kRowAlign) bytes apart
+  bool tiled = false;                 // or in tiles of kTokenTile rows
   const float* scale = nullptr;       // (rows)
   const void* half = nullptr;         // f16 or bf16, rows round_up(2 * n_in, kRowAlign) bytes apart
   constexpr int64_t quantized_stride() const { return round_up(n_in, kRowAlign); }

@@ -1,5 +1,6 @@
 // Whole models on the device.
 //   cuda_model shapes [bits ...]      synthetic llama-3.1-8b and llama-3.2-1b (16: FP16 weights): prompt and decode rates, memory
+//   cuda_model decode BITS            a few decode passes of llama-3.1-8b alone, for a profiler
 //   cuda_model compare FILE           a real file on the CPU and the device: logits, and 128 greedy tokens on the float path
 #include <chrono>
 #include <cmath>
@@ -197,6 +198,9 @@ int main(int argc, char** argv) {
   try {
     if (argc > 2 && !std::strcmp(argv[1], "compare")) {
       compare(argv[2]);
+    } else if (argc > 2 && !std::strcmp(argv[1], "decode")) {
+      Synthetic m(llama_8b(), std::atoi(argv[2]));
+      for (int i = 0; i < 4; i++) std::printf("pass %d: %.3f ms\n", i, 1e3 * m.pass(1, 1, i));
     } else {
       std::vector<int> bits;
       for (int i = 2; i < argc; i++) bits.push_back(std::atoi(argv[i]));
