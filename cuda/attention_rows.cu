@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(kThreads) store_kernel(const __grid_constant__
   const int64_t at = (int64_t(row) * a.shape.n_kv_heads + kv_head) * dim, cached = cache_row(a, row, kv_head, a.batch.positions[row]);
   if (a.cos) rope(a, row, a.k + at);
   __syncthreads();
-  for (int i = threadIdx.x; i < dim; i += kThreads) store(static_cast<T*>(a.k_cache), cached + i, a.k[at + i]), store(static_cast<T*>(a.v_cache), cached + i, a.v[at + i]);
+  for (int i = threadIdx.x; i < dim; i += kThreads)
+    store(static_cast<T*>(a.k_cache), cached + i, a.k[at + i]), store(static_cast<T*>(a.v_cache), cached + i, a.v[at + i]);
 }
 
 __device__ inline void to_floats(const uint16_t* p, float (&out)[8]) {
@@ -80,8 +81,8 @@ __device__ inline LaneHead<D> load_head(const T* p, int l, int dim) {
 
 // Positions [first, last), every kGroups-th from the lane's own.
 template <int D, class T>
-__device__ inline State attend(const AttentionView& a, const LaneHead<D>& q, const T* k, const T* v, int64_t first,
-                               int64_t last, LaneHead<D>& out) {
+__device__ inline State attend(const AttentionView& a, const LaneHead<D>& q, const T* k, const T* v, int64_t first, int64_t last,
+                               LaneHead<D>& out) {
   const int l = threadIdx.x % kKeyLanes, dim = a.shape.head_dim;
   State s{-INFINITY, 0};
   for (int64_t base = first; base < last; base += kGroups) {  // lanes of a warp stay together: the sums below cross lanes
@@ -139,7 +140,8 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const __grid_constant__ 
     for (int i = 0; i < 8; i++)
       if (64 * j + 8 * l < dim) q.x[j][i] = a.q[index * dim + 64 * j + 8 * l + i];
   const int64_t cache = cache_row(a, row, head / (a.shape.n_heads / a.shape.n_kv_heads), 0);
-  const State s = attend<D>(a, q, static_cast<const T*>(a.k_cache) + cache, static_cast<const T*>(a.v_cache) + cache, begin + length * split / splits, begin + length * (split + 1) / splits, out);
+  const State s = attend<D>(a, q, static_cast<const T*>(a.k_cache) + cache, static_cast<const T*>(a.v_cache) + cache,
+                            begin + length * split / splits, begin + length * (split + 1) / splits, out);
   if (l == 0) states[group] = s;
 #pragma unroll
   for (int j = 0; j < D; j++)
@@ -163,8 +165,10 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
 
 void store_keys(const AttentionView& a, cudaStream_t stream) {
   const dim3 grid(a.shape.n_heads + a.shape.n_kv_heads, a.batch.rows);
-  if (a.cache_f32) store_kernel<float><<<grid, kThreads, 0, stream>>>(a);
-  else store_kernel<uint16_t><<<grid, kThreads, 0, stream>>>(a);
+  if (a.cache_f32)
+    store_kernel<float><<<grid, kThreads, 0, stream>>>(a);
+  else
+    store_kernel<uint16_t><<<grid, kThreads, 0, stream>>>(a);
   check_launch("store_keys");
 }
 
@@ -174,18 +178,27 @@ template <class T>
 void launch_rows(const AttentionView& a, int splits, cudaStream_t stream) {
   const dim3 grid(splits, a.shape.n_heads, a.batch.rows);
   switch ((a.shape.head_dim + 63) / 64) {
-    case 1: rows_kernel<1, T><<<grid, kThreads, 0, stream>>>(a, splits); break;
-    case 2: rows_kernel<2, T><<<grid, kThreads, 0, stream>>>(a, splits); break;
-    case 3: rows_kernel<3, T><<<grid, kThreads, 0, stream>>>(a, splits); break;
-    default: rows_kernel<4, T><<<grid, kThreads, 0, stream>>>(a, splits);
+    case 1:
+      rows_kernel<1, T><<<grid, kThreads, 0, stream>>>(a, splits);
+      break;
+    case 2:
+      rows_kernel<2, T><<<grid, kThreads, 0, stream>>>(a, splits);
+      break;
+    case 3:
+      rows_kernel<3, T><<<grid, kThreads, 0, stream>>>(a, splits);
+      break;
+    default:
+      rows_kernel<4, T><<<grid, kThreads, 0, stream>>>(a, splits);
   }
 }
 
 }  // namespace
 
 void attend_rows(const AttentionView& a, int splits, cudaStream_t stream) {
-  if (a.cache_f32) launch_rows<float>(a, splits, stream);
-  else launch_rows<uint16_t>(a, splits, stream);
+  if (a.cache_f32)
+    launch_rows<float>(a, splits, stream);
+  else
+    launch_rows<uint16_t>(a, splits, stream);
   check_launch("attend_rows");
   if (splits == 1) return;
   merge_kernel<<<dim3(a.shape.n_heads, a.batch.rows), kThreads, 0, stream>>>(a, splits);

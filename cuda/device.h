@@ -9,7 +9,7 @@ inline constexpr int kStaticSharedBytes = 1024;  // left for a kernel's own smal
 
 struct DeviceLimits {
   int processors = 0;
-  int capability = 0;  // 90 for 9.0
+  int capability = 0;        // 90 for 9.0
   int64_t shared_bytes = 0;  // dynamic, of one block, when asked for
 };
 const DeviceLimits& device_limits();

@@ -1,9 +1,9 @@
 // The tail-biting search for a tile's codes (format/reference.h says which) with one block a tile: 256 threads walk the 4096 states.
 //
-// A step goes from states s to s' = (s << K | bits) mod 4096. Only the minimum over the K bits that a state loses matters to the next step, so
-// what is kept of 4096 costs is one for each overlap u = s mod 2^(12 - K). A thread owns 16 states s', as 2^K states h * kOverlaps + u that end in the
-// same u, for its overlaps u. Costs are integers: (x - c)^2 without x^2, times 64, with h in the K lowest bits, so that one addition-and-minimum
-// compares costs and remembers the decision.
+// A step goes from states s to s' = (s << K | bits) mod 4096. Only the minimum over the K bits that a state loses matters to the next step,
+// so what is kept of 4096 costs is one for each overlap u = s mod 2^(12 - K). A thread owns 16 states s', as 2^K states h * kOverlaps + u
+// that end in the same u, for its overlaps u. Costs are integers: (x - c)^2 without x^2, times 64, with h in the K lowest bits, so that one
+// addition-and-minimum compares costs and remembers the decision.
 #include <climits>
 
 #include "device.h"
@@ -15,8 +15,8 @@ namespace {
 
 constexpr uint32_t kThreads = 256;
 constexpr uint32_t kSteps = tqn::kTileSteps;
-constexpr int kUnit = 64;             // of costs
-constexpr float kLargest = 255;       // of targets: sums over a tile stay within 32 bits, and codebooks end at 127
+constexpr int kUnit = 64;              // of costs
+constexpr float kLargest = 255;        // of targets: sums over a tile stay within 32 bits, and codebooks end at 127
 constexpr int kUnreachable = 1 << 29;  // above what any 12 steps cost
 
 template <int K>
@@ -144,11 +144,16 @@ void launch(const float* x, int64_t tiles, const int8_t* codebook, uint8_t* code
 
 void encode_tiles(const float* x, int64_t tiles, int k, const int8_t* codebook, uint8_t* codes, cudaStream_t stream) {
   switch (k) {
-    case 1: return launch<1>(x, tiles, codebook, codes, stream);
-    case 2: return launch<2>(x, tiles, codebook, codes, stream);
-    case 3: return launch<3>(x, tiles, codebook, codes, stream);
-    case 4: return launch<4>(x, tiles, codebook, codes, stream);
-    default: throw Error(Cause::unsupported, "device cuda: encoding at " + std::to_string(k) + " bits (1 to 4)");
+    case 1:
+      return launch<1>(x, tiles, codebook, codes, stream);
+    case 2:
+      return launch<2>(x, tiles, codebook, codes, stream);
+    case 3:
+      return launch<3>(x, tiles, codebook, codes, stream);
+    case 4:
+      return launch<4>(x, tiles, codebook, codes, stream);
+    default:
+      throw Error(Cause::unsupported, "device cuda: encoding at " + std::to_string(k) + " bits (1 to 4)");
   }
 }
 

@@ -12,7 +12,8 @@ void encode_host_tiles(const float* x, int64_t tiles, int k, const int8_t* codeb
   check(cudaMemcpy(book.as<void>(), codebook, tqn::kCodebookSize, cudaMemcpyHostToDevice), "codebook");
   for (int64_t first = 0; first < tiles; first += part) {
     const int64_t n = std::min(part, tiles - first);
-    check(cudaMemcpy(targets.as<void>(), x + first * tqn::kTileSteps, size_t(n * tqn::kTileSteps) * 4, cudaMemcpyHostToDevice), "encoder targets");
+    check(cudaMemcpy(targets.as<void>(), x + first * tqn::kTileSteps, size_t(n * tqn::kTileSteps) * 4, cudaMemcpyHostToDevice),
+          "encoder targets");
     encode_tiles(targets.as<float>(), n, k, book.as<int8_t>(), packed.as<uint8_t>(), nullptr);
     check(cudaMemcpy(codes + first * tile_bytes, packed.as<void>(), size_t(n * tile_bytes), cudaMemcpyDeviceToHost), "codes");
   }

@@ -10,7 +10,8 @@ namespace {
 
 constexpr int kWarps = 8;
 
-// A lane holds 8 rows x 8 neighbouring columns. Row `Row` of them lies Row * stride on, or, tiled, Row swizzle rows on in its own chunk order.
+// A lane holds 8 rows x 8 neighbouring columns. Row `Row` of them lies Row * stride on, or, tiled, Row swizzle rows on in its own chunk
+// order.
 template <int K, int Row, bool Tiled>
 __device__ inline void store_row(const Codes<K> (&codes)[2], uint32_t table, int8_t* out, int64_t stride, int chunk) {
   const int64_t at = Tiled ? Row * kTileDepth + (chunk ^ Row) * 16 : Row * stride;
@@ -18,7 +19,8 @@ __device__ inline void store_row(const Codes<K> (&codes)[2], uint32_t table, int
 }
 
 template <int K, bool Tiled, int... Rows>
-__device__ inline void store_rows(const Codes<K> (&codes)[2], uint32_t table, int8_t* out, int64_t stride, int chunk, std::integer_sequence<int, Rows...>) {
+__device__ inline void store_rows(const Codes<K> (&codes)[2], uint32_t table, int8_t* out, int64_t stride, int chunk,
+                                  std::integer_sequence<int, Rows...>) {
   (store_row<K, Rows, Tiled>(codes, table, out, stride, chunk), ...);
 }
 
@@ -67,12 +69,18 @@ void launch(const PackedView& w, int8_t* values, bool tiled, cudaStream_t stream
 
 void expand(const PackedView& matrix, int8_t* values, bool tiled, cudaStream_t stream) {
   switch (matrix.k) {
-    case 1: return launch<1>(matrix, values, tiled, stream);
-    case 2: return launch<2>(matrix, values, tiled, stream);
-    case 3: return launch<3>(matrix, values, tiled, stream);
-    case 4: return launch<4>(matrix, values, tiled, stream);
-    case 6: return launch<6>(matrix, values, tiled, stream);
-    default: return launch<8>(matrix, values, tiled, stream);
+    case 1:
+      return launch<1>(matrix, values, tiled, stream);
+    case 2:
+      return launch<2>(matrix, values, tiled, stream);
+    case 3:
+      return launch<3>(matrix, values, tiled, stream);
+    case 4:
+      return launch<4>(matrix, values, tiled, stream);
+    case 6:
+      return launch<6>(matrix, values, tiled, stream);
+    default:
+      return launch<8>(matrix, values, tiled, stream);
   }
 }
 

@@ -22,8 +22,8 @@ struct LaneCodes {
   Codes<K> tile[2];
 };
 
-// A warp's codes on their way: whole groups of tiles are copied to shared memory in the order in which they lie, a few steps ahead, and each lane
-// then picks its own words. (Lanes that loaded their own words from global memory would touch a line each.)
+// A warp's codes on their way: whole groups of tiles are copied to shared memory in the order in which they lie, a few steps ahead, and
+// each lane then picks its own words. (Lanes that loaded their own words from global memory would touch a line each.)
 template <int K>
 class CodeStream {
  public:
@@ -39,7 +39,8 @@ class CodeStream {
     ring += warp * (kSlots * kSlotBytes);
     read_ = ring + lane % 4 * (2 * kTileStride) + lane / 4 * (4 * K);
 #pragma unroll
-    for (uint32_t i = 0; i < kCopies; i++) write_[i] = ring + (i * kWarp + lane) / (2 * K) * kTileStride + (i * kWarp + lane) % (2 * K) * 16;
+    for (uint32_t i = 0; i < kCopies; i++)
+      write_[i] = ring + (i * kWarp + lane) / (2 * K) * kTileStride + (i * kWarp + lane) % (2 * K) * 16;
 #pragma unroll
     for (uint32_t i = 0; i < kSlots - 1; i++) copy(i * kSlotBytes);
   }
@@ -99,7 +100,8 @@ __device__ inline void multiply_rows(const LaneCodes<K>& codes, uint32_t table, 
   }
 }
 
-// A warp's int32 sums over its tiles of `count` steps from step `from`: sums[m][n][i] is row 8g + 2m + i / 2, token 8n + 2t + i % 2 of lane 4g + t.
+// A warp's int32 sums over its tiles of `count` steps from step `from`: sums[m][n][i] is row 8g + 2m + i / 2, token 8n + 2t + i % 2 of lane
+// 4g + t.
 template <int K, int NB>
 __device__ inline void sum_steps(CodeStream<K>& stream, const InputView& in, int from, int count, uint32_t table, int (&sums)[4][NB][4]) {
   const int lane = threadIdx.x % kWarp, g = lane / 4, tile = from * kStepTiles + threadIdx.x / kWarp * kGroupTiles + 2 * (lane % 4);
@@ -167,7 +169,8 @@ __device__ inline void sum_outliers(const PackedView& w, const InputView& in, in
 }
 
 // Scales the sums of a strip and writes its rows. `extra`: shared memory for the outliers' sums.
-__device__ inline void write_strip(const PackedView& w, const InputView& in, const OutputView& out, int strip, const int* block_sums, float* extra) {
+__device__ inline void write_strip(const PackedView& w, const InputView& in, const OutputView& out, int strip, const int* block_sums,
+                                   float* extra) {
   const int first = strip * tqn::kTileRows, rows = min(tqn::kTileRows, w.n_out - first);
   if (w.outliers.ptr) sum_outliers(w, in, first, rows, extra);
   for (int i = threadIdx.x; i < in.rows * tqn::kTileRows; i += kGemvThreads) {
@@ -247,7 +250,8 @@ int resident_blocks() {
   check(cudaGetDevice(&device), "current device");
   if (const int n = known[device]) return n;
   allow_shared(gemv_kernel<K, NB>, gemv_shared_bytes<K>());
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, gemv_kernel<K, NB>, kGemvThreads, gemv_shared_bytes<K>()), "occupancy of gemv");
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, gemv_kernel<K, NB>, kGemvThreads, gemv_shared_bytes<K>()),
+        "occupancy of gemv");
   return known[device] = blocks * device_limits().processors;
 }
 

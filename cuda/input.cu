@@ -58,7 +58,9 @@ __device__ inline void write_quantized(const InputLaunch& l, int row, const floa
   const int64_t stride = l.in.quantized_stride();
   int8_t* out = const_cast<int8_t*>(l.in.quantized);
   for (int i = 4 * threadIdx.x; i < stride; i += 4 * blockDim.x) {
-    const auto at = [&](int j) { return j < n ? static_cast<signed char>(__float2int_rn(x[padded(j)] * inverse)) : static_cast<signed char>(0); };
+    const auto at = [&](int j) {
+      return j < n ? static_cast<signed char>(__float2int_rn(x[padded(j)] * inverse)) : static_cast<signed char>(0);
+    };
     const int64_t to = l.in.tiled ? tiled_offset(row, i, stride, kTokenTile) : row * stride + i;
     *reinterpret_cast<char4*>(out + to) = make_char4(at(i), at(i + 1), at(i + 2), at(i + 3));
   }

@@ -32,7 +32,8 @@ void gemv(const PackedProduct& product, const SplitSums& split, cudaStream_t str
 // The int8 values of a packed matrix as rows of round_up(n_in, kRowAlign) bytes, strips * 64 of them; tiled: in tiles of kWeightTile rows.
 void expand(const PackedView& matrix, int8_t* values, bool tiled, cudaStream_t stream);
 
-// y = X W^T through the tensor cores for many rows; `weights` are expand()'s values, tiled where `in` is. Scales and bias applied, outliers not.
+// y = X W^T through the tensor cores for many rows; `weights` are expand()'s values, tiled where `in` is. Scales and bias applied, outliers
+// not.
 void gemm_int8(const PackedView& matrix, const int8_t* weights, const InputView& in, const OutputView& out, cudaStream_t stream);
 // The same for f16 and bf16 matrices and in.half.
 void gemm_half(const DenseView& matrix, const InputView& in, const OutputView& out, cudaStream_t stream);

@@ -96,7 +96,8 @@ void embed(const PackedView& m, const RotationView& rotation, const BatchView& b
   const bool shared = input_scratch_floats(m.n_in) == 0;
   const int64_t bytes = shared ? vector_bytes(m.n_in) : 0;
   allow_shared(embed_kernel, bytes);
-  embed_kernel<<<batch.rows, rotate_threads(m.n_in), size_t(bytes), stream>>>({m, rotation, batch.tokens, scale, y, shared ? nullptr : scratch});
+  embed_kernel<<<batch.rows, rotate_threads(m.n_in), size_t(bytes), stream>>>(
+      {m, rotation, batch.tokens, scale, y, shared ? nullptr : scratch});
   check_launch("embed");
 }
 

@@ -11,7 +11,8 @@ inline constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) /
 // Rows of operands that matrix kernels read end on a multiple of this many bytes, zeros beyond the width.
 inline constexpr int kRowAlign = 256;
 
-// Rows of int8 operands as Hopper's products read them: tiles of `rows` rows x 128 bytes, each contiguous, its 16-byte chunks in the 128-byte swizzle.
+// Rows of int8 operands as Hopper's products read them: tiles of `rows` rows x 128 bytes, each contiguous, its 16-byte chunks in the
+// 128-byte swizzle.
 inline constexpr int kTokenTile = 128, kWeightTile = 256, kTileDepth = 128;
 constexpr int64_t tiled_offset(int64_t row, int64_t column, int64_t stride, int tile_rows) {
   const int64_t tile = row / tile_rows * (stride / kTileDepth) + column / kTileDepth, r = row % tile_rows;

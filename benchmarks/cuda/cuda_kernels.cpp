@@ -44,14 +44,17 @@ class Cublas {
   }
 
  private:
-  using Gemm = int (*)(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int, int, const void*, void*, int, int, int, int);
+  using Gemm = int (*)(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int, int, const void*, void*, int,
+                       int, int, int);
   // Halves of random sign and mantissa, magnitude in [1/4, 1).
   static void fill(const DeviceMemory& memory) {
     std::vector<uint16_t> block(size_t(std::min<int64_t>(memory.bytes(), 1 << 24) / 2));
     std::mt19937 random{3};
     for (uint16_t& h : block) h = uint16_t((random() & 0x87FF) | 0x3400);
     for (int64_t at = 0; at < memory.bytes(); at += int64_t(block.size()) * 2)
-      check(cudaMemcpy(memory.as<char>() + at, block.data(), size_t(std::min<int64_t>(memory.bytes() - at, int64_t(block.size()) * 2)), cudaMemcpyHostToDevice), "fill");
+      check(cudaMemcpy(memory.as<char>() + at, block.data(), size_t(std::min<int64_t>(memory.bytes() - at, int64_t(block.size()) * 2)),
+                       cudaMemcpyHostToDevice),
+            "fill");
   }
   void* handle_ = nullptr;
   Gemm gemm_ = nullptr;
@@ -60,7 +63,8 @@ class Cublas {
 // One product through the layer's own choice of kernels, its input already prepared or not.
 class Product {
  public:
-  Product(int n_out, int n_in, int k, int rows) : rows_(rows), runner_(workspace_, Precision::int8, nullptr), x_(int64_t(rows) * n_in * 4), y_(int64_t(rows) * n_out * 4) {
+  Product(int n_out, int n_in, int k, int rows)
+      : rows_(rows), runner_(workspace_, Precision::int8, nullptr), x_(int64_t(rows) * n_in * 4), y_(int64_t(rows) * n_out * 4) {
     const RandomMatrix random(n_out, n_in, k);
     const int64_t copies = std::max<int64_t>(1, kColdBytes / int64_t(random.codes.size()));
     for (int64_t i = 0; i < copies; i++) matrices_.push_back(upload_matrix(random.host, nullptr));
@@ -84,7 +88,8 @@ class Product {
       const CudaMatrix& m = *matrices_[size_t(i) % matrices_.size()];
       PackedProduct product;
       product.count = 1, product.matrix[0] = m.tqn, product.out[0] = {y_.as<float>(), m.n_out, nullptr, 1, false};
-      product.in.rows = rows_, product.in.n_in = int(m.n_in), product.in.quantized = workspace_.quantized.as<int8_t>(), product.in.scale = workspace_.scale.as<float>();
+      product.in.rows = rows_, product.in.n_in = int(m.n_in), product.in.quantized = workspace_.quantized.as<int8_t>(),
+      product.in.scale = workspace_.scale.as<float>();
       gemv(product, workspace_.split(), nullptr);
     });
   }
@@ -105,27 +110,31 @@ constexpr Shape kShapes[] = {{4096, 4096}, {4096, 14336}, {14336, 4096}, {8192, 
 
 void gemv_table(const Cublas& cublas) {
   const double copy = copy_bandwidth();
-  std::printf("\nGEMV, 1 token. copy: %.0f GB/s\n%-14s %2s %9s %8s %7s %8s %10s\n", copy / 1e9, "shape", "k", "us", "GB/s", "% copy", "Tw/s", "x cuBLAS");
+  std::printf("\nGEMV, 1 token. copy: %.0f GB/s\n%-14s %2s %9s %8s %7s %8s %10s\n", copy / 1e9, "shape", "k", "us", "GB/s", "% copy",
+              "Tw/s", "x cuBLAS");
   for (const Shape s : kShapes) {
     const double half = cublas ? cublas.time(s.n_out, s.n_in, 1) : 0;
     for (const int k : {2, 3, 4}) {
       Product p(s.n_out, s.n_in, k, 1);
       p.time_layer();  // fills the prepared input
       const double t = p.time_gemv(), weights = double(s.n_out) * s.n_in, rate = weights * k / 8 / t;
-      std::printf("%5dx%-8d %2d %9.2f %8.0f %7.1f %8.2f %10.2f\n", s.n_out, s.n_in, k, t * 1e6, rate / 1e9, 100 * rate / copy, weights / t / 1e12, half / t);
+      std::printf("%5dx%-8d %2d %9.2f %8.0f %7.1f %8.2f %10.2f\n", s.n_out, s.n_in, k, t * 1e6, rate / 1e9, 100 * rate / copy,
+                  weights / t / 1e12, half / t);
     }
   }
 }
 
 void gemm_table(const Cublas& cublas) {
-  std::printf("\nLayer (quantize + product).\n%-14s %2s %6s %9s %9s %9s %8s\n", "shape", "k", "tokens", "us", "TFLOP/s", "cuBLAS us", "% cuBLAS");
+  std::printf("\nLayer (quantize + product).\n%-14s %2s %6s %9s %9s %9s %8s\n", "shape", "k", "tokens", "us", "TFLOP/s", "cuBLAS us",
+              "% cuBLAS");
   for (const Shape s : {kShapes[2], kShapes[4]})
     for (const int rows : {8, 16, 32, 64, 512, 4096}) {
       const double half = cublas ? cublas.time(s.n_out, s.n_in, rows) : 0;
       for (const int k : {2, 4}) {
         Product p(s.n_out, s.n_in, k, rows);
         const double t = p.time_layer();
-        std::printf("%5dx%-8d %2d %6d %9.1f %9.1f %9.1f %8.1f\n", s.n_out, s.n_in, k, rows, t * 1e6, 2e-12 * s.n_out * s.n_in * rows / t, half * 1e6, 100 * half / t);
+        std::printf("%5dx%-8d %2d %6d %9.1f %9.1f %9.1f %8.1f\n", s.n_out, s.n_in, k, rows, t * 1e6, 2e-12 * s.n_out * s.n_in * rows / t,
+                    half * 1e6, 100 * half / t);
       }
     }
 }
@@ -143,7 +152,8 @@ void encode_table() {
   for (const int k : {1, 2, 3, 4}) {
     const RandomMatrix random(64, 4, k);
     check(cudaMemcpy(book.as<void>(), random.codebook.data(), 64, cudaMemcpyHostToDevice), "codebook");
-    const double t = seconds(nullptr, 1, [&](int) { encode_tiles(targets.as<float>(), kTiles, k, book.as<int8_t>(), codes.as<uint8_t>(), nullptr); }, 3);
+    const double t =
+        seconds(nullptr, 1, [&](int) { encode_tiles(targets.as<float>(), kTiles, k, book.as<int8_t>(), codes.as<uint8_t>(), nullptr); }, 3);
     const double all = seconds(nullptr, 1, [&](int) { encode_host_tiles(x.data(), kTiles, k, random.codebook.data(), host.data()); }, 3);
     std::printf("%2d %14.0f %24.0f\n", k, double(x.size()) / t * 1e-6, double(x.size()) / all * 1e-6);
   }
@@ -152,7 +162,9 @@ void encode_table() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const auto wanted = [&](const char* name) { return argc < 2 || std::any_of(argv + 1, argv + argc, [&](const char* a) { return !std::strcmp(a, name); }); };
+  const auto wanted = [&](const char* name) {
+    return argc < 2 || std::any_of(argv + 1, argv + argc, [&](const char* a) { return !std::strcmp(a, name); });
+  };
   try {
     const Cublas cublas;
     if (!cublas) std::printf("no cuBLAS on this machine: no comparison\n");

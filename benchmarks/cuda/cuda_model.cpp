@@ -78,7 +78,8 @@ class Synthetic {
   double pass(int rows, int slots, int position) {
     std::vector<int32_t> tokens, positions, slot, outputs;
     for (int s = 0; s < slots; s++) {
-      for (int r = 0; r < rows; r++) tokens.push_back((r * 131 + s) % int(c_.n_vocab)), positions.push_back(position + r), slot.push_back(s);
+      for (int r = 0; r < rows; r++)
+        tokens.push_back((r * 131 + s) % int(c_.n_vocab)), positions.push_back(position + r), slot.push_back(s);
       outputs.push_back((s + 1) * rows - 1);
     }
     const double start = now();
@@ -146,8 +147,10 @@ void shapes(const std::vector<int>& bits) {
   for (const Config& c : {llama_1b(), llama_8b()})
     for (const int b : bits) {
       Synthetic m(c, b);
-      const double p512 = prompt_rate(m, 512), p4096 = prompt_rate(m, 4096), t1 = decode_rate(m, 1), t8 = decode_rate(m, 8), t32 = decode_rate(m, 32);
-      std::printf("%-14s %4d %9.0f %9.0f %9.1f %9.1f %9.1f %9.2f\n", c.architecture.c_str(), b, p512, p4096, t1, t8, t32, double(m.memory()) / (1 << 30));
+      const double p512 = prompt_rate(m, 512), p4096 = prompt_rate(m, 4096), t1 = decode_rate(m, 1), t8 = decode_rate(m, 8),
+                   t32 = decode_rate(m, 32);
+      std::printf("%-14s %4d %9.0f %9.0f %9.1f %9.1f %9.1f %9.2f\n", c.architecture.c_str(), b, p512, p4096, t1, t8, t32,
+                  double(m.memory()) / (1 << 30));
       std::fflush(stdout);
     }
 }
@@ -169,11 +172,14 @@ Answer greedy(const std::string& path, const std::string& device, Precision prec
   Answer answer{logits, {}};
   const double start = now();
   for (int i = 0; i < n; i++) {
-    const int32_t token = int32_t(std::max_element(logits.begin(), logits.end()) - logits.begin()), position = int32_t(prompt.size()) + i, zero = 0;
+    const int32_t token = int32_t(std::max_element(logits.begin(), logits.end()) - logits.begin()), position = int32_t(prompt.size()) + i,
+                  zero = 0;
     answer.tokens.push_back(token);
     context.forward({{&token, 1}, {&position, 1}, {&zero, 1}, {&zero, 1}}, logits);
   }
-  if (n) std::printf("%s, %s: %.1f tokens/s\n", context.model().backend().name().c_str(), precision == Precision::f32 ? "float path" : "int8", n / (now() - start));
+  if (n)
+    std::printf("%s, %s: %.1f tokens/s\n", context.model().backend().name().c_str(), precision == Precision::f32 ? "float path" : "int8",
+                n / (now() - start));
   return answer;
 }
 
@@ -188,7 +194,8 @@ void compare(const std::string& path) {
       largest = std::max(largest, double(std::fabs(a.prompt_logits[i])));
     }
     const auto same = std::mismatch(a.tokens.begin(), a.tokens.end(), b.tokens.begin()).first - a.tokens.begin();
-    std::printf("%s: largest logit %.2f, largest difference %.2e; %d of 128 greedy tokens equal\n", precision == Precision::f32 ? "float path" : "int8", largest, worst, int(same));
+    std::printf("%s: largest logit %.2f, largest difference %.2e; %d of 128 greedy tokens equal\n",
+                precision == Precision::f32 ? "float path" : "int8", largest, worst, int(same));
   }
 }
 

@@ -60,7 +60,8 @@ struct RandomMatrix {
 inline double copy_bandwidth() {
   const int64_t bytes = int64_t(2) << 30;
   cuda::DeviceMemory from(bytes), to(bytes);
-  const double t = seconds(nullptr, 4, [&](int) { check(cudaMemcpyAsync(to.as<void>(), from.as<void>(), size_t(bytes), cudaMemcpyDeviceToDevice), "copy"); });
+  const double t = seconds(
+      nullptr, 4, [&](int) { check(cudaMemcpyAsync(to.as<void>(), from.as<void>(), size_t(bytes), cudaMemcpyDeviceToDevice), "copy"); });
   return 2 * double(bytes) / t;
 }
 

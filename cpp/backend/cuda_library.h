@@ -11,7 +11,8 @@ struct CudaLibrary {
   int version;
   Backend* (*make)(const BackendOptions& options);  // throws Error
   std::string (*status)(int device);                // "available: ..." or "unsupported: why"
-  // Codes of trellis tiles, host memory: x (tiles, 256) targets in units of the codebook's integers, codebook (64), codes (tiles, 32 * k). Throws Error.
+  // Codes of trellis tiles, host memory: x (tiles, 256) targets in units of the codebook's integers, codebook (64), codes (tiles, 32 * k).
+  // Throws Error.
   void (*encode)(int device, const float* x, int64_t tiles, int k, const int8_t* codebook, uint8_t* codes);
 };
 

@@ -25,7 +25,8 @@ void check_tiles(int k, float deviation) {
     ours += squared_error(&x[size_t(i) * tqn::kTileSteps], &codes[size_t(i) * tqn::tile_bytes(k)], k, codebook);
     best += reference::encode_tile(&x[size_t(i) * tqn::kTileSteps], k, codebook, expected.data());
   }
-  // A target off by at most 1/16 (k = 4: 1/8 of its double) moves a path's cost by at most that times twice the range of values, in random directions.
+  // A target off by at most 1/16 (k = 4: 1/8 of its double) moves a path's cost by at most that times twice the range of values, in random
+  // directions.
   CHECK(ours < best * 1.002 + 1);
 }
 
