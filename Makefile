@@ -64,7 +64,7 @@ test-neon: $(BIN)/.tested-with
 	$(BIN)/ctest --test-dir build/neon --output-on-failure -R test_kernels
 
 build-cuda: $(BIN)/.tested-with
-	$(CONFIGURE) -B build/cuda -DTQ_CUDA=ON -DTQ_TESTS=OFF
+	$(CONFIGURE) -B build/cuda -DTQ_CUDA=ON -DTQ_TESTS=OFF -DCMAKE_CUDA_ARCHITECTURES=90a
 	$(CMAKE) --build build/cuda
 
 lint: $(BIN)/.tested-with
