@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class Request:
         auto_outliers: let the allocation keep outliers where they pay.
         seq_len: tokens of a calibration window.
         cache: folder that keeps reference, text and sensitivities for the next file of the model; None: they go with the rest.
+        tuning: fields of calibrate.Settings in place of the defaults, for experiments.
     """
 
     bpw: float | None = None
@@ -75,6 +76,7 @@ class Request:
     auto_outliers: bool = True
     seq_len: int = 512
     cache: Path | None = None
+    tuning: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
@@ -118,7 +120,8 @@ class Quantizer:
         self._shared = self._work if request.cache is None else request.cache
         self._effort = EFFORTS[request.effort]
         context = int(source.hyperparameters.get("context_length", request.seq_len))
-        self._settings = Settings(windows=self._effort.windows, seq_len=min(request.seq_len, context), seed=options.seed)
+        settings = Settings(windows=self._effort.windows, seq_len=min(request.seq_len, context), seed=options.seed)
+        self._settings = replace(settings, **request.tuning)  # type: ignore[arg-type]
         self.report = Report({**asdict(request), **asdict(self._settings), "plan": None, "calib": str(request.calib or "default")})
 
     def run(self, overwrite: bool = False) -> Summary:

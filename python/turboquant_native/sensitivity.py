@@ -65,8 +65,11 @@ class SensitivityMeter:
         hidden, probe = self._runner.embed(self._tokens), self._probe.embed(self._probes)
         for layer in range(self._n_layers):
             mine = [name for name in names if layer_of(name) == layer]
-            hidden, hessians = self._hessians(layer, hidden)
-            probe = self._measure_layer(layer, mine, hessians, probe, reference, found)
+            if mine:
+                hidden, hessians = self._hessians(layer, hidden)
+                probe = self._measure_layer(layer, mine, hessians, probe, reference, found)
+            else:
+                hidden, probe = self._runner.layer(layer, hidden), self._probe.layer(layer, probe)
             progress(layer + 1)
         self._measure_ends(names, hidden, probe, reference, found)
         return found
@@ -94,8 +97,6 @@ class SensitivityMeter:
     ) -> Floats:
         """Adds a layer's costs to `found`; returns the probes' states behind the unchanged layer."""
         after = self._probe.layer(layer, probe)
-        if not names:
-            return after
         noisy = {name: self._noisy(name, hessians.get(input_site(name), SiteStatistics()).hessian) for name in names}
         shares = {name: _relative_change(after, self._changed(layer, {name: w}, probe)) for name, w in noisy.items()}
         cost = self._divergence(reference, self._logprobs(self._changed(layer, noisy, probe), layer + 1))

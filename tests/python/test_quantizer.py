@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import LLAMA, llama_tensors, save_llama
 
+from tiny_models import LLAMA, llama_tensors, save_llama
 from turboquant_native import _core, quantizer
 from turboquant_native.calibrate import SequentialRounder, Settings, SiteStatistics, relative_error
 from turboquant_native.calibration_text import cut_windows, default_windows, file_windows
