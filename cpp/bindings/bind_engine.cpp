@@ -1,4 +1,6 @@
 // Model, Context, Sampler, and what this machine can do. Every pass runs without the GIL; objects may be used and closed from any thread.
+#include <map>
+
 #include "bindings/bindings.h"
 #include "bindings/handles.h"
 #include "common/cpu_count.h"
@@ -139,11 +141,12 @@ void load(ContextHandle& handle, int64_t slot, const py::bytes& state) {
 }
 
 py::dict profile(ContextHandle& handle, bool on) {
-  std::vector<std::pair<std::string, double>> found;
-  handle.use([&](Context& context) { found = context.model().backend().profile(on); });
-  py::dict seconds;
-  for (const auto& [kind, time] : found) seconds[py::str(kind)] = time;
-  return seconds;
+  std::map<std::string, double> seconds;
+  handle.use([&](Context& context) {
+    for (const Part& part : context.model().parts())
+      for (const auto& [kind, time] : part.backend->profile(on)) seconds[kind] += time;
+  });
+  return py::cast(seconds);
 }
 
 int32_t sample(Sampler& sampler, const py::array_t<float, py::array::c_style>& logits,
@@ -176,7 +179,7 @@ void bind_model(py::module_& m) {
            py::arg("precision") = "int8", py::arg("lock_memory") = false, py::arg("main_device") = 0)
       .def_property_readonly("file", &ModelHandle::file)
       .def_property_readonly("config", [](const ModelHandle& h) { return config_dict(h.get()->config()); })
-      .def_property_readonly("backend", [](const ModelHandle& h) { return h.get()->backend().name(); })
+      .def_property_readonly("backend", [](const ModelHandle& h) { return h.get()->backend_names(); })
       .def_property_readonly("parameters", [](const ModelHandle& h) { return h.get()->parameters(); })
       .def_property_readonly("weight_bytes", [](const ModelHandle& h) { return h.get()->weight_bytes(); })
       .def("close", &ModelHandle::close);
@@ -218,7 +221,9 @@ void bind_context(py::module_& m) {
       .def(
           "set_threads",
           [](ContextHandle& h, int decode, int prompt) {
-            h.use([&](Context& context) { context.model().backend().set_threads(decode, prompt); });
+            h.use([&](Context& context) {
+              for (const Part& part : context.model().parts()) part.backend->set_threads(decode, prompt);
+            });
           },
           py::arg("decode"), py::arg("prompt"))
       .def("profile", &profile, py::arg("on"))

@@ -2,13 +2,12 @@
 #include <mutex>
 
 #include "common/error.h"
-#include "model/graph.h"
 #include "model/model.h"
+#include "model/stage.h"
 
 namespace tq {
 namespace {
 
-constexpr int64_t kLogitRows = 64;  // logits computed at once; more output rows go through the output layer in turns
 constexpr int64_t kMaxCacheElements = int64_t(1) << 44;
 
 // What save() writes before the cache planes.
@@ -26,48 +25,8 @@ std::string of_range(const char* what, int64_t value, int64_t end) {
 }  // namespace
 
 struct Context::Impl {
-  Impl(const Model& model, const ContextOptions& options)
-      : model(model), c(model.config()), options(options), filled(size_t(options.n_slots), 0) {
-    allocate_planes();
-    allocate_cache();
-    forward = prepare([&](auto& ops) { body(ops), add_output(ops, c, model.weights(), p); });
-  }
-
-  Plane plane(int64_t rows, int64_t width) {
-    buffers.push_back(model.backend().allocate(rows * width * int64_t(sizeof(float))));
-    bytes += buffers.back()->bytes;
-    return {buffers.back().get(), width};
-  }
-
-  void allocate_planes() {
-    const int64_t rows = options.n_batch, q_width = int64_t(c.n_heads) * c.head_dim, kv_width = int64_t(c.n_kv_heads) * c.head_dim;
-    p.x = plane(rows, c.n_embd);
-    p.q = plane(rows, q_width), p.k = plane(rows, kv_width), p.v = plane(rows, kv_width), p.attn = plane(rows, q_width);
-    if (c.n_experts == 0) p.gate = plane(rows, c.n_ff), p.up = plane(rows, c.n_ff);
-    if (c.post_norms) p.branch = plane(rows, c.n_embd);
-    p.logits = plane(std::min(rows, kLogitRows), c.n_vocab);
-  }
-
-  void allocate_cache() {
-    p.capacity = options.n_ctx, p.cache_f32 = use_f32_cache(model, options.cache);
-    const int64_t elements = options.n_slots * c.n_kv_heads * p.capacity * c.head_dim;
-    for (int64_t layer = 0; layer < c.n_layers; layer++) {
-      p.k_cache.push_back(model.backend().allocate(p.cache_bytes(elements)));
-      p.v_cache.push_back(model.backend().allocate(p.cache_bytes(elements)));
-      bytes += p.k_cache.back()->bytes + p.v_cache.back()->bytes;
-    }
-  }
-
-  void body(std::vector<Op>& ops) const {
-    add_embedding(ops, c, model.weights(), p);
-    for (int64_t i = 0; i < c.n_layers; i++) add_layer(ops, c, model.weights(), p, i);
-  }
-
-  template <class Build>
-  std::unique_ptr<Program> prepare(Build&& build) {
-    std::vector<Op> ops;
-    build(ops);
-    return model.backend().prepare(std::move(ops), options.n_batch);
+  Impl(const Model& model, const ContextOptions& options) : c(model.config()), options(options), filled(size_t(options.n_slots), 0) {
+    for (const Part& part : model.parts()) stages.push_back(std::make_unique<Stage>(model, part, options));
   }
 
   void check(const Batch& b) const {
@@ -100,47 +59,64 @@ struct Context::Impl {
     end = position + 1;
   }
 
-  void run(Program& program, const Batch& b) {
-    model.backend().run(program, b);
+  // Runs all stages but the last and hands the residual stream on to it.
+  Stage& run_to_last(const Batch& b) {
+    const int64_t n = int64_t(b.tokens.size());
+    for (size_t i = 0; i + 1 < stages.size(); i++) {
+      stages[i]->run(b);
+      stages[i]->get(between, n);
+      stages[i + 1]->put(between, n);
+    }
+    return *stages.back();
+  }
+
+  void fill(const Batch& b) {
     for (size_t r = 0; r < b.tokens.size(); r++) filled[size_t(b.slots[r])] = int64_t(b.positions[r]) + 1;
   }
 
   // The first rows' logits come with the pass itself, further ones from the output layer alone.
   void run_logits(Batch b, float* out) {
     const auto all = b.output_rows;
-    for (size_t done = 0; done == 0 || done < all.size(); done += size_t(kLogitRows)) {
-      b.output_rows = all.subspan(done, std::min(all.size() - done, size_t(kLogitRows)));
-      if (done > 0 && !output) output = prepare([&](auto& ops) { add_output(ops, c, model.weights(), p); });
-      run(done == 0 ? *forward : *output, b);
-      const int64_t n = int64_t(b.output_rows.size()) * c.n_vocab;
-      if (n > 0) model.backend().download(*p.logits.buffer, 0, out, n * int64_t(sizeof(float)));
-      out += n;
+    const auto rows_from = [&](size_t done) { return all.subspan(done, std::min(all.size() - done, size_t(kLogitRows))); };
+    b.output_rows = rows_from(0);
+    Stage& last = run_to_last(b);
+    last.run(b);
+    fill(b);
+    for (size_t done = 0; done < all.size(); done += size_t(kLogitRows)) {
+      b.output_rows = rows_from(done);
+      if (done > 0) last.run_output(b);
+      last.get_logits(out, int64_t(b.output_rows.size()));
+      out += int64_t(b.output_rows.size()) * c.n_vocab;
     }
   }
 
-  void run_hidden(const Batch& b, float* out) {
-    if (!hidden) {
-      p.hidden = plane(options.n_batch, c.n_embd);
-      hidden = prepare([&](auto& ops) { body(ops), add_hidden(ops, c, model.weights(), p); });
-    }
-    Batch without_logits = b;
-    without_logits.output_rows = {};
-    run(*hidden, without_logits);
-    const int64_t row_bytes = c.n_embd * int64_t(sizeof(float));
-    for (const int32_t r : b.output_rows) model.backend().download(*p.hidden.buffer, r * row_bytes, out, row_bytes), out += c.n_embd;
+  void run_hidden(Batch b, float* out) {
+    const auto rows = b.output_rows;
+    b.output_rows = {};
+    Stage& last = run_to_last(b);
+    last.run_hidden(b);
+    fill(b);
+    for (const int32_t r : rows) last.get_hidden(out, r), out += c.n_embd;
   }
 
-  // Calls body(cache buffer, byte offset, bytes) for every contiguous piece of a slot's first n positions, in the order of a saved state.
+  int64_t cache_bytes(int64_t elements) const { return stages[0]->planes().cache_bytes(elements); }
+
+  // Calls body(backend, cache buffer, byte offset, bytes) for every contiguous piece of a slot's first n positions, in the order of a saved
+  // state.
   template <class Body>
   void for_pieces(int64_t slot, int64_t n, Body&& body) const {
-    const int64_t row = p.cache_bytes(c.head_dim);
-    for (int64_t layer = 0; layer < c.n_layers; layer++)
-      for (const BufferPtr& cache : {p.k_cache[size_t(layer)], p.v_cache[size_t(layer)]})
-        for (int64_t head = 0; head < c.n_kv_heads; head++) body(*cache, (slot * c.n_kv_heads + head) * p.capacity * row, n * row);
+    const int64_t row = cache_bytes(c.head_dim);
+    for (const auto& stage : stages)
+      for (int64_t layer = 0; layer < c.n_layers; layer++) {
+        if (!stage->has_layer(layer)) continue;
+        for (Buffer* cache : {&stage->k_cache(layer), &stage->v_cache(layer)})
+          for (int64_t head = 0; head < c.n_kv_heads; head++)
+            body(stage->backend(), *cache, (slot * c.n_kv_heads + head) * options.n_ctx * row, n * row);
+      }
   }
 
   int64_t state_bytes(int64_t n) const {
-    return int64_t(sizeof(StateHeader)) + p.cache_bytes(2 * c.n_layers * c.n_kv_heads * n * c.head_dim);
+    return int64_t(sizeof(StateHeader)) + cache_bytes(2 * c.n_layers * c.n_kv_heads * n * c.head_dim);
   }
 
   void check_filled(int64_t slot, int64_t n) const {
@@ -149,14 +125,11 @@ struct Context::Impl {
       invalid("slot " + std::to_string(slot) + " holds " + std::to_string(filled[size_t(slot)]) + " positions, not " + std::to_string(n));
   }
 
-  const Model& model;
   const Config& c;
   const ContextOptions options;
-  Planes p;
-  std::vector<BufferPtr> buffers;
-  std::vector<int64_t> filled;                       // positions in the cache, per slot
-  std::unique_ptr<Program> forward, output, hidden;  // the pass with logits; the output layer alone; the pass with hidden states
-  int64_t bytes = 0;
+  std::vector<std::unique_ptr<Stage>> stages;  // one a device, in the order of layers
+  std::vector<float> between;                  // rows on their way from one device to the next
+  std::vector<int64_t> filled;                 // positions in the cache, per slot
   mutable std::mutex mutex;
 };
 
@@ -203,12 +176,12 @@ std::vector<uint8_t> Context::save(int64_t slot, int64_t n) const {
   const Config& c = model_->config();
   StateHeader header;
   header.n_layers = c.n_layers, header.n_kv_heads = c.n_kv_heads, header.head_dim = c.head_dim, header.positions = n;
-  header.element_bytes = impl_->p.cache_bytes(1);
+  header.element_bytes = impl_->cache_bytes(1);
   std::vector<uint8_t> state(size_t(impl_->state_bytes(n)));
   std::memcpy(state.data(), &header, sizeof header);
   uint8_t* at = state.data() + sizeof header;
-  impl_->for_pieces(slot, n, [&](const Buffer& cache, int64_t offset, int64_t bytes) {
-    model_->backend().download(cache, offset, at, bytes);
+  impl_->for_pieces(slot, n, [&](Backend& backend, const Buffer& cache, int64_t offset, int64_t bytes) {
+    backend.download(cache, offset, at, bytes);
     at += bytes;
   });
   return state;
@@ -225,7 +198,7 @@ void Context::load(int64_t slot, std::span<const uint8_t> state) {
   if (std::memcmp(header.magic, expected.magic, sizeof header.magic) != 0) throw Error(Cause::bad_file, "state: not a saved state");
   if (header.n_layers != c.n_layers || header.n_kv_heads != c.n_kv_heads || header.head_dim != c.head_dim)
     throw Error(Cause::bad_file, "state: it belongs to another model");
-  if (header.element_bytes != impl_->p.cache_bytes(1)) throw Error(Cause::bad_file, "state: its cache has another type");
+  if (header.element_bytes != impl_->cache_bytes(1)) throw Error(Cause::bad_file, "state: its cache has another type");
   if (header.positions < 0 || header.positions > options_.n_ctx)
     throw Error(Cause::bad_file,
                 "state: " + std::to_string(header.positions) + " positions do not fit n_ctx " + std::to_string(options_.n_ctx));
@@ -233,8 +206,8 @@ void Context::load(int64_t slot, std::span<const uint8_t> state) {
     throw Error(Cause::bad_file,
                 "state: " + std::to_string(state.size()) + " bytes, expected " + std::to_string(impl_->state_bytes(header.positions)));
   const uint8_t* at = state.data() + sizeof header;
-  impl_->for_pieces(slot, header.positions, [&](Buffer& cache, int64_t offset, int64_t bytes) {
-    model_->backend().upload(cache, offset, at, bytes);
+  impl_->for_pieces(slot, header.positions, [&](Backend& backend, Buffer& cache, int64_t offset, int64_t bytes) {
+    backend.upload(cache, offset, at, bytes);
     at += bytes;
   });
   impl_->filled[size_t(slot)] = header.positions;
@@ -246,18 +219,20 @@ void Context::copy_slot(int64_t from, int64_t to, int64_t n) {
   if (to < 0 || to >= options_.n_slots) invalid(of_range("slot", to, options_.n_slots));
   if (from == to) return;
   std::vector<uint8_t> piece;
-  const int64_t distance = impl_->p.cache_bytes((to - from) * model_->config().n_kv_heads * options_.n_ctx * model_->config().head_dim);
-  impl_->for_pieces(from, n, [&](Buffer& cache, int64_t offset, int64_t bytes) {
+  const int64_t distance = impl_->cache_bytes((to - from) * model_->config().n_kv_heads * options_.n_ctx * model_->config().head_dim);
+  impl_->for_pieces(from, n, [&](Backend& backend, Buffer& cache, int64_t offset, int64_t bytes) {
     piece.resize(size_t(bytes));
-    model_->backend().download(cache, offset, piece.data(), bytes);
-    model_->backend().upload(cache, offset + distance, piece.data(), bytes);
+    backend.download(cache, offset, piece.data(), bytes);
+    backend.upload(cache, offset + distance, piece.data(), bytes);
   });
   impl_->filled[size_t(to)] = n;
 }
 
 int64_t Context::memory_bytes() const {
   std::lock_guard lock(impl_->mutex);
-  return impl_->bytes;
+  int64_t bytes = 0;
+  for (const auto& stage : impl_->stages) bytes += stage->bytes();
+  return bytes;
 }
 
 }  // namespace tq

@@ -43,9 +43,9 @@ void add_head_norm(std::vector<Op>& ops, const Config& c, const Plane& x, const 
 }
 
 AttentionOp attention_op(const Config& c, const Weights& w, const Planes& p, int64_t layer) {
-  const bool windowed = c.layer_is_windowed(layer), local = windowed && w.rope_inv_freq_local;
-  const bool long_context = w.rope_inv_freq_long && p.capacity > c.rope_original_ctx;
-  const BufferPtr& inv_freq = local ? w.rope_inv_freq_local : long_context ? w.rope_inv_freq_long : w.rope_inv_freq;
+  const RopeFrequencies& rope = w.layers[size_t(layer)].rope;
+  const bool windowed = c.layer_is_windowed(layer), long_context = rope.long_context && p.capacity > c.rope_original_ctx;
+  const BufferPtr& inv_freq = windowed && rope.local ? rope.local : long_context ? rope.long_context : rope.common;
   AttentionOp op{.q = p.q, .k = p.k, .v = p.v, .out = p.attn};
   op.rope = {inv_freq.get(), c.rope_dims, c.rope_magnitude, c.rope_pairs};
   op.shape = {c.n_heads, c.n_kv_heads, c.head_dim, c.attention_scale, c.attention_soft_cap};
@@ -91,8 +91,9 @@ void add_feed_forward(std::vector<Op>& ops, const Config& c, const Layer& l, con
 }  // namespace
 
 bool use_f32_cache(const Model& model, CacheType type) {
-  const bool can = model.backend().has_f32_cache();
-  if (type == CacheType::f32 && !can) throw Error(Cause::unsupported, "a float32 cache on " + model.backend().name());
+  bool can = true;
+  for (const Part& part : model.parts()) can = can && part.backend->has_f32_cache();
+  if (type == CacheType::f32 && !can) throw Error(Cause::unsupported, "a float32 cache on " + model.backend_names());
   return type == CacheType::f32 || (type == CacheType::automatic && can && model.precision() == Precision::f32);
 }
 

@@ -6,7 +6,8 @@
 
 namespace tq {
 
-// Where a running model keeps its activations, (rows, width) each, and its cache: (slots, n_kv_heads, capacity, head_dim) a layer.
+// Where a running model keeps its activations on one device, (rows, width) each, and its cache: (slots, n_kv_heads, capacity, head_dim) a
+// layer.
 struct Planes {
   Plane x;              // the residual stream (n_embd)
   Plane q, k, v, attn;  // (n_heads or n_kv_heads) * head_dim
@@ -20,7 +21,7 @@ struct Planes {
   int64_t cache_bytes(int64_t elements) const { return elements * int64_t(cache_f32 ? sizeof(float) : sizeof(uint16_t)); }
 };
 
-bool use_f32_cache(const Model& model, CacheType type);  // throws unsupported where the backend cannot
+bool use_f32_cache(const Model& model, CacheType type);  // throws unsupported where a backend cannot
 
 void add_embedding(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p);
 void add_layer(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p, int64_t layer);

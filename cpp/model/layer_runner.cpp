@@ -26,6 +26,7 @@ void check_size(const char* what, size_t size, size_t unit) {
 
 struct LayerRunner::Impl {
   Impl(std::shared_ptr<Model> shared, int64_t seq) : model(std::move(shared)), c(model->config()), w(model->weights()), seq_len(seq) {
+    if (model->parts().size() > 1) throw Error(Cause::unsupported, "a layer runner over several devices: " + model->backend_names());
     if (seq_len < 1 || seq_len > (1 << 20)) throw Error(Cause::invalid_argument, "seq_len: " + std::to_string(seq_len));
     pass_rows = std::max<int64_t>(kPassRows / seq_len, 1) * seq_len;
     for (int32_t r = 0; r < pass_rows; r++)
@@ -34,7 +35,7 @@ struct LayerRunner::Impl {
     name_matrices();
   }
 
-  Backend& backend() const { return model->backend(); }
+  Backend& backend() const { return *model->parts()[0].backend; }
 
   Plane plane(int64_t n_rows, int64_t width) {
     buffers.push_back(backend().allocate(n_rows * width * int64_t(sizeof(float))));

@@ -4,6 +4,7 @@
 #include "common/error.h"
 #include "model/architectures.h"
 #include "model/model.h"
+#include "model/placement.h"
 
 namespace tq {
 namespace {
@@ -51,7 +52,7 @@ struct Loader {
     model->file_ = gguf::File::open(path);
     model->packed_ = std::make_unique<gguf::TqnTensors>(model->file_);
     c = read_config(file());
-    model->backend_ = make_backend(options);
+    model->parts_ = make_parts(file().path(), options, c.n_layers);
     model->precision_ = options.backend.precision;
     if (options.lock_memory && !file().lock())
       throw Error(Cause::out_of_memory, path + ": the system refuses to lock " + std::to_string(file().size()) + " bytes");
@@ -61,8 +62,15 @@ struct Loader {
   std::shared_ptr<Model> load() {
     Weights& w = model->weights_;
     load_ends(w);
-    load_rope(w);
-    for (int64_t i = 0; i < c.n_layers; i++) w.layers.push_back(load_layer("blk." + std::to_string(i) + "."));
+    read_rope_factors();
+    for (const Part& part : model->parts_) {
+      device = part.backend.get();
+      const RopeFrequencies rope = load_rope();
+      for (int64_t i = part.first; i < part.last; i++) {
+        w.layers.push_back(load_layer("blk." + std::to_string(i) + "."));
+        w.layers.back().rope = rope;
+      }
+    }
     if (!missing.empty()) throw Error(Cause::bad_file, file().path() + ": missing tensors: " + missing);
     model->config_ = c;
     return model;
@@ -70,15 +78,6 @@ struct Loader {
 
  private:
   const gguf::File& file() const { return *model->file_; }
-  Backend& backend() const { return *model->backend_; }
-
-  static std::unique_ptr<Backend> make_backend(const ModelOptions& options) {
-    if (options.device == "cpu") return make_cpu_backend(options.backend);
-    if (options.device == "cuda") return make_cuda_backend(options.backend);
-    if (options.device == "metal") return make_metal_backend(options.backend);
-    throw Error(Cause::invalid_argument, "device: \"" + options.device + "\" is not \"cpu\", \"cuda\" or \"metal\"");
-  }
-
   void miss(const std::string& name) { missing += (missing.empty() ? "" : ", ") + name; }
   bool has(const std::string& name) const { return model->packed_->find(name) || file().find(name); }
 
@@ -109,7 +108,7 @@ struct Loader {
                  n_out < 0 ? "(any, " + std::to_string(n_in) + ")" : shape_text({n_out, n_in}));
     model->parameters_ += host.n_out() * host.n_in();
     model->weight_bytes_ += int64_t(read_share * double(host_bytes(host)));
-    MatrixPtr loaded = backend().matrix(host);
+    MatrixPtr loaded = device->matrix(host);
     loaded->name = name;
     return loaded;
   }
@@ -141,8 +140,8 @@ struct Loader {
 
   BufferPtr upload(const std::vector<float>& values) {
     const int64_t bytes = int64_t(values.size() * sizeof(float));
-    BufferPtr buffer = backend().allocate(bytes);
-    backend().upload(*buffer, 0, values.data(), bytes);
+    BufferPtr buffer = device->allocate(bytes);
+    device->upload(*buffer, 0, values.data(), bytes);
     return buffer;
   }
 
@@ -154,12 +153,17 @@ struct Loader {
   }
   BufferPtr optional_vector(const std::string& name, int64_t n) { return has(name) ? vector(name, n) : nullptr; }
 
+  // The embedding on the first device, the output on the last; a tied matrix is one object only where these are the same.
   void load_ends(Weights& w) {
-    const bool tied = !has("output.weight");
-    w.embed = matrix("token_embd.weight", -1, c.n_embd, tied ? 1 : 0);
+    Backend* const last = model->parts_.back().backend.get();
+    device = model->parts_.front().backend.get();
+    const bool tied = !has("output.weight"), shared = tied && device == last;
+    w.embed = matrix("token_embd.weight", -1, c.n_embd, shared ? 1 : 0);
     c.n_vocab = w.embed ? w.embed->n_out : 0;
-    w.output = tied ? w.embed : matrix("output.weight", c.n_vocab, c.n_embd);
+    device = last;
+    w.output = shared ? w.embed : matrix(tied ? "token_embd.weight" : "output.weight", c.n_vocab, c.n_embd);
     w.output_norm = vector("output_norm.weight", c.n_embd);
+    if (tied && !shared && w.output) model->parameters_ -= w.output->n_out * w.output->n_in;  // counted once
   }
 
   std::vector<float> inv_freq(double base, double linear_scale, const std::vector<float>& factors) const {
@@ -173,13 +177,18 @@ struct Loader {
     return values;
   }
 
-  void load_rope(Weights& w) {
+  void read_rope_factors() {
     const auto factors = [&](const char* name) { return has(name) ? floats(name, c.rope_dims / 2) : std::vector<float>{}; };
-    const std::vector<float> long_factors = factors("rope_factors_long.weight"), short_factors = factors("rope_factors_short.weight");
-    const std::vector<float> common = short_factors.empty() ? factors("rope_freqs.weight") : short_factors;
-    w.rope_inv_freq = upload(inv_freq(c.rope_base, c.rope_linear_scale, common));
-    if (!long_factors.empty()) w.rope_inv_freq_long = upload(inv_freq(c.rope_base, c.rope_linear_scale, long_factors));
-    if (c.rope_base_local > 0) w.rope_inv_freq_local = upload(inv_freq(c.rope_base_local, 1, {}));
+    long_factors = factors("rope_factors_long.weight");
+    common_factors = factors(has("rope_factors_short.weight") ? "rope_factors_short.weight" : "rope_freqs.weight");
+  }
+
+  RopeFrequencies load_rope() {
+    RopeFrequencies rope;
+    rope.common = upload(inv_freq(c.rope_base, c.rope_linear_scale, common_factors));
+    if (!long_factors.empty()) rope.long_context = upload(inv_freq(c.rope_base, c.rope_linear_scale, long_factors));
+    if (c.rope_base_local > 0) rope.local = upload(inv_freq(c.rope_base_local, 1, {}));
+    return rope;
   }
 
   Layer load_layer(const std::string& blk) {
@@ -238,8 +247,16 @@ struct Loader {
 
   std::shared_ptr<Model> model;
   Config c;
+  Backend* device = nullptr;  // what is loaded now goes here
+  std::vector<float> common_factors, long_factors;
   std::string missing;
 };
+
+std::string Model::backend_names() const {
+  std::string names;
+  for (const Part& part : parts_) names += (names.empty() ? "" : ", ") + part.backend->name();
+  return names;
+}
 
 std::shared_ptr<Model> Model::open(const std::string& path, const ModelOptions& options) { return Loader(path, options).load(); }
 

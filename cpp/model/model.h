@@ -38,9 +38,15 @@ struct Config {
   bool layer_is_windowed(int64_t layer) const { return window > 0 && (window_pattern == 0 || (layer + 1) % window_pattern != 0); }
 };
 
+// Inverse frequencies, (rope_dims / 2); local: of windowed layers, long: of contexts above rope_original_ctx; null where the model has none.
+struct RopeFrequencies {
+  BufferPtr common, local, long_context;
+};
+
 struct Layer {
   BufferPtr attn_norm, q_norm, k_norm, attn_post_norm, ffn_norm, ffn_post_norm;  // null where the architecture has none
   MatrixPtr q, k, v, o;
+  RopeFrequencies rope;  // the same for all layers on one device
   BufferPtr q_bias, k_bias, v_bias, o_bias;
   MatrixPtr gate, up, down;
   MatrixPtr router, shared_router, shared_gate, shared_up, shared_down;
@@ -50,15 +56,21 @@ struct Layer {
 struct Weights {
   MatrixPtr embed, output;  // output == embed when tied
   BufferPtr output_norm;
-  // (rope_dims / 2); local: of windowed layers, long: of contexts above rope_original_ctx; null where the model has none
-  BufferPtr rope_inv_freq, rope_inv_freq_local, rope_inv_freq_long;
   std::vector<Layer> layers;
 };
 
 struct ModelOptions {
-  std::string device = "cpu";  // "cpu", "cuda", "metal"
+  // "cpu", "cuda", "metal", "cuda:1" (a device number; else backend.device), or several parts, each with its number of layers: "cpu*8,cuda:0*12".
+  // One part may come without a number and takes the layers that the others leave. The embedding is on the first part, the output on the last.
+  std::string device = "cpu";
   BackendOptions backend;
   bool lock_memory = false;
+};
+
+// The layers [first, last) on one device.
+struct Part {
+  std::unique_ptr<Backend> backend;
+  int64_t first = 0, last = 0;
 };
 
 // Immutable after open; any number of contexts may use it, from any threads (forward passes on one backend run one at a time).
@@ -70,14 +82,15 @@ class Model {
   const gguf::File& file() const { return *file_; }
   std::shared_ptr<const gguf::File> shared_file() const { return file_; }
   Precision precision() const { return precision_; }
-  Backend& backend() const { return *backend_; }
+  std::span<const Part> parts() const { return parts_; }
+  std::string backend_names() const;
   int64_t parameters() const { return parameters_; }      // elements of all matrices and vectors
   int64_t weight_bytes() const { return weight_bytes_; }  // bytes that one decoded token must read: all but the embedding's unused rows
 
  private:
   std::shared_ptr<const gguf::File> file_;
   std::unique_ptr<gguf::TqnTensors> packed_;
-  std::unique_ptr<Backend> backend_;
+  std::vector<Part> parts_;
   Config config_;
   Weights weights_;
   Precision precision_ = Precision::int8;

@@ -61,7 +61,7 @@ def check_pooling(pooling_type: int) -> int:
 
 
 def device(n_gpu_layers: int) -> str:
-    """The backend that `n_gpu_layers` asks for: any GPU that works, else the CPU with a warning."""
+    """The device that `n_gpu_layers` asks for: any GPU that works, for all layers (-1) or the last ones, else the CPU with a warning."""
     if n_gpu_layers == 0:
         return "cpu"
     from . import _core
@@ -69,7 +69,7 @@ def device(n_gpu_layers: int) -> str:
     states = _core.backends()
     for name in ("cuda", "metal"):
         if states.get(name, "").startswith("available"):
-            return name
+            return name if n_gpu_layers < 0 else f"cpu,{name}*{n_gpu_layers}"
     reasons = "; ".join(f"{name}: {state}" for name, state in states.items() if name != "cpu")
     logger.warning("n_gpu_layers=%d: no GPU can be used, running on the CPU (%s)", n_gpu_layers, reasons)
     return "cpu"

@@ -45,7 +45,9 @@ def packed_path(folder: Path) -> Path:
 
 @pytest.fixture(scope="module", params=["f32", "packed"])
 def model(request: pytest.FixtureRequest, f32_path: Path, packed_path: Path) -> Model:
-    return Model(str(f32_path if request.param == "f32" else packed_path))
+    """Unquantized on the float path; packed with int8 activations. A float16 cache of unquantized layers would turn last-bit differences
+    between batch sizes into float16 steps."""
+    return Model(str(f32_path), precision="f32") if request.param == "f32" else Model(str(packed_path))
 
 
 # --- passes
@@ -137,10 +139,48 @@ def test_long_contexts_are_cut_over_threads(tmp_path: Path) -> None:
     tokens = random_tokens(900)
     rows = []
     for threads in (1, 4):
-        context = Context(Model(str(path), threads=threads))
+        context = Context(Model(str(path), threads=threads, precision="f32"))
         context.eval(tokens[:-1], 0, logits="none")
         rows.append(context.eval(tokens[-1:], 899))
     np.testing.assert_allclose(rows[1], rows[0], rtol=0, atol=1e-5 * np.abs(rows[0]).max())
+
+
+@pytest.mark.parametrize("device", ["cpu*1,cpu", "cpu*2,cpu*1", "cpu*1,cpu:0*1,cpu*1", "cpu,cpu*99", "cpu*0,cpu"])
+def test_layers_over_several_devices(f32_path: Path, packed_path: Path, device: str) -> None:
+    """Two CPU backends stand in for CPU and GPU: the rows cross between them."""
+    tokens, rows = random_tokens(20), ints(4, 19)
+    for path in (f32_path, packed_path):
+        whole, split = Model(str(path)), Model(str(path), device=device, threads=1)
+        assert split.parameters == whole.parameters and split.weight_bytes == whole.weight_bytes
+        one, several = Context(whole, n_slots=2), Context(split, n_slots=2)
+        expected = one.eval(tokens, 0, logits="all")
+        bound = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(several.eval(tokens, 0, logits="all"), expected, rtol=0, atol=bound)
+        several.load(1, several.save(0, 12))
+        np.testing.assert_allclose(several.eval(tokens[12:], 12, slot=1, logits="all"), expected[12:], rtol=0, atol=bound)
+        batch = (tokens, np.arange(20, dtype=np.int32), np.zeros(20, np.int32), rows)
+        hidden = one.embed(*batch)
+        np.testing.assert_allclose(several.embed(*batch), hidden, rtol=0, atol=1e-5 * np.abs(hidden).max())
+        assert several.memory_bytes >= one.memory_bytes
+    several.set_threads(2, 2)
+    assert split.backend.count("2 threads") == split.backend.count("cpu (")
+
+
+@pytest.mark.parametrize(
+    ("device", "text"),
+    [
+        ("", 'device: "" is not like'),
+        ("cpu,", "is not like"),
+        ("cpu*", "is not like"),
+        ("cpu*-1", "is not like"),
+        ("cpu:x", "is not like"),
+        ("cpu*1", "leaves 2 of 3 layers out"),
+        ("cpu,cpu", "several parts without"),
+    ],
+)
+def test_bad_devices_are_refused(f32_path: Path, device: str, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Model(str(f32_path), device=device)
 
 
 # --- precision
@@ -487,6 +527,8 @@ def test_taps_see_the_inputs_of_linear_layers(f32_path: Path) -> None:
         "blk.0.attn_output": (48, 48),
         "blk.0.ffn_gate": (48, 48),
         "blk.0.ffn_down": (48, 80),
+        "blk.0.attn_q/residual": (48, 48),
+        "blk.0.ffn_gate/residual": (48, 48),
     }
     x = hidden.reshape(48, 48)
     normed = x / np.sqrt((x**2).mean(1, keepdims=True) + CONFIG["rms_norm_eps"]) * model.file.data("blk.0.attn_norm.weight")
