@@ -13,13 +13,12 @@ from statistics import median
 from turboquant_native import Llama, LlamaPromptLookupDecoding
 
 ARTICLE = (
-    "The harbour of the old town was rebuilt after the storm of 1953. The new breakwater is 840 metres long and protects the fishing fleet, "
-    "the ferry terminal and the lifeboat station. Engineers from the university measured the waves for two winters before the first stone "
-    "was laid. The fishing fleet has since grown from twelve boats to thirty, and the ferry terminal serves four islands. "
+    "The harbour of the old town was rebuilt after the storm of 1953. The new breakwater is 840 metres long and protects the fleet, the "
+    "ferry terminal and the lifeboat station. Engineers from the university measured the waves for two winters before the first stone was "
+    "laid. The fishing fleet has since grown from twelve boats to thirty, and the ferry terminal serves four islands. "
 )
-SUMMARIZE = (
-    f"Summarize the text by repeating its most important sentences.\n\nText: {ARTICLE * 2}\n\nSummary: The harbour of the old town was"
-)
+TASK = "Summarize the text by repeating its most important sentences."
+SUMMARIZE = f"{TASK}\n\nText: {ARTICLE * 2}\n\nSummary: The harbour of the old town was"
 PROMPTS = ["The capital of France is", "Once upon a time", "def fibonacci(n):", "The sky is blue because", "Water boils at", "In 1969,"]
 
 
