@@ -3,6 +3,7 @@
 The engine's float path is float32 throughout, as the reference is.
 """
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from tiny_models import write_gguf
 from turboquant_native import _core
@@ -286,6 +287,21 @@ def test_gguf_source_gives_the_same_file(case: Case, references: Any, tmp_path: 
     assert list(file.shapes.items()) == list(folder.shapes.items())
     for name in folder.shapes:
         np.testing.assert_array_equal(file.read(name), folder.read(name), err_msg=name)
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_text_part_of_a_multimodal_model(references: Any, tmp_path: Path, prefix: str) -> None:
+    """Both layouts that gemma 3 checkpoints have; what belongs to the images is left out."""
+    folder = references.of(next(case for case in CASES if case.name == "gemma3")).folder
+    tensors = {name.replace("model.", prefix, 1): w for name, w in load_file(folder / "model.safetensors").items()}
+    tensors["model.vision_tower.embeddings.weight"] = tensors["multi_modal_projector.mm_soft_emb_norm.weight"] = np.zeros(3, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    text = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 3}}))
+    whole, part = open_source(str(tmp_path)), open_source(str(folder))
+    assert whole.hyperparameters == part.hyperparameters and whole.shapes == part.shapes
+    for name in part.shapes:
+        np.testing.assert_array_equal(whole.read(name), part.read(name))
 
 
 def test_every_architecture_has_cases() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from ..errors import ConvertError
 
 _FILES = [
-    "*.safetensors",
-    "*.safetensors.index.json",
+    "model*.safetensors",  # not consolidated.safetensors, the same weights once more
+    "model.safetensors.index.json",
     "config.json",
     "generation_config.json",
     "tokenizer*",

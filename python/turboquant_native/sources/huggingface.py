@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..architectures import Architecture, Shape, by_model_type, hyperparameters_of_config, permute_heads, rope_tensors
 from ..errors import ConvertError
 from ..tokenizer import tokenizer_of_folder
-from .base import Source
+from .base import Piece, Source
 from .safetensors_file import SafetensorsFile
 
 # Stored, but no weights of the text model.
@@ -42,7 +42,7 @@ def _text_config(path: Path) -> dict[str, Any]:
         )
     text = config.get("text_config")
     if isinstance(text, dict):
-        config = {**text, "model_type": text.get("model_type", config.get("model_type"))}
+        config = {**config, **text}  # the outer part has special token ids that the text part may lack
     if not isinstance(config.get("model_type"), str):
         raise ConvertError(f"{path}: model_type is {config.get('model_type')!r}, expected a name")
     return config
@@ -66,9 +66,9 @@ class HuggingFaceSource(Source):
         self.tokenizer = tokenizer_of_folder(folder, self.hyperparameters["vocab_size"], self.config)
 
     def stored_files(self) -> list[Path]:
-        return [self.path, *{file.path for file in self._files.values()}]
+        return [self.path, self.path / "config.json", *sorted({file.path for file in self._files.values()})]
 
-    def _map_tensors(self) -> dict[str, Any]:
+    def _map_tensors(self) -> dict[str, Piece]:
         names = gguf.get_tensor_name_map(_gguf_arch(self.architecture), self.hyperparameters["block_count"])
         stored: dict[str, tuple[str, Shape]] = {name: (name, tensor.shape) for name, tensor in self._rope.items()}
         unknown: list[str] = []
@@ -104,14 +104,11 @@ def _gguf_arch(architecture: Architecture) -> gguf.MODEL_ARCH:
 
 def gguf_tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
     """llama.cpp's name of a Hugging Face tensor; None when it has none."""
-    name = _TEXT_PREFIX.sub("model.", name) if not name.startswith("language_model.lm_head") else name.removeprefix("language_model.")
+    name = _TEXT_PREFIX.sub("model.", name).replace("model.lm_head", "lm_head")
     if match := _EXPERT.fullmatch(name):
         layer, expert, part = match.groups()
         return f"blk.{layer}.ffn_{_EXPERT_PARTS[part]}.{expert}.weight" if part in _EXPERT_PARTS else None
-    found = names.get_name(name, try_suffixes=(".weight", ".bias"))
-    if found is None and name.endswith(".self_attn.qkv_proj.weight"):
-        return name.replace("model.layers", "blk").replace("self_attn.qkv_proj", "attn_qkv")
-    return found
+    return names.get_name(name, try_suffixes=(".weight", ".bias"))
 
 
 def _open_shards(folder: Path) -> dict[str, SafetensorsFile]:
@@ -125,7 +122,8 @@ def _open_shards(folder: Path) -> dict[str, SafetensorsFile]:
         if absent := [path.name for path in paths if not path.is_file()]:
             raise ConvertError(f"{index}: names shards that are not there: {', '.join(absent)}")
     else:
-        paths = sorted(folder.glob("*.safetensors"))
+        single = folder / "model.safetensors"  # some folders hold the weights in a second form too
+        paths = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
     if not paths:
         has_bin = any(folder.glob("pytorch_model*.bin"))
         raise ConvertError(f"{folder}: no safetensors files" + (" (pytorch_model.bin is not read: it can run code)" if has_bin else ""))
