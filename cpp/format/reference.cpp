@@ -122,11 +122,12 @@ void encode_trellis(std::vector<Target> order, int k, const int8_t* codebook, ui
   for (int t = 0; t < kTileSteps; t++) put_bits(tile, k * t, k, uint32_t(path[kTileSteps - 1 - t]) & ((1u << k) - 1));
 }
 
-int nearest(float x, const int8_t* codebook) {
-  int best = 0;
-  for (int i = 1; i < kCodebookSize; i++)
-    if (std::fabs(x - codebook[i]) < std::fabs(x - codebook[best])) best = i;
-  return best;
+int nearest(float x, const int8_t* codebook) {  // the codebook is sorted; of equals the first
+  const int8_t* end = codebook + kCodebookSize;
+  const int8_t* above = std::lower_bound(codebook, end, x);
+  if (above == codebook) return 0;
+  const bool below = above == end || x - above[-1] <= *above - x;
+  return int(std::lower_bound(codebook, end, below ? above[-1] : *above) - codebook);
 }
 
 }  // namespace

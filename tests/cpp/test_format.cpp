@@ -211,3 +211,26 @@ TEST("one activation vector of zeros gives zero on the int8 path") {
   reference::matvec_int8(m.view(), x.data(), y.data());
   for (double v : y) CHECK_EQ(v, 0.0);
 }
+
+TEST("formats without a trellis take the nearest value") {
+  std::vector<float> x = gaussian(256, 60, 4);
+  x[0] = 1e30f, x[1] = -1e30f, x[2] = 0, x[3] = 126.5f;
+  for (int k : {6, 8}) {
+    std::vector<int8_t> codebook = tests::codebook_of(k);
+    if (k == 6) codebook[20] = codebook[21];  // two entries of one value
+    Tile tile;
+    int8_t values[256];
+    const double error = reference::encode_tile(x.data(), k, codebook.data(), tile.data());
+    reference::decode_tile(tile.data(), k, codebook.data(), values);
+    double least = 0;
+    for (int t = 0; t < 256; t++) {
+      double nearest = INFINITY;
+      for (int v = -127; v <= 127; v++)
+        if (k == 8 || std::find(codebook.begin(), codebook.end(), v) != codebook.end())
+          nearest = std::min(nearest, std::fabs(double(x[size_t(t)]) - v));
+      CHECK_NEAR(std::fabs(double(x[size_t(t)]) - values[t]), nearest, 1e-5);
+      least += nearest * nearest;
+    }
+    CHECK_NEAR(error, least, 1e-6 * least);
+  }
+}
