@@ -1,6 +1,6 @@
-// Attention: ropes q and k, stores k and v in the cache, then attends. A unit of work is one row, one key/value head and one range of
-// cached positions: the query heads of a group share what they read. Short batches over long contexts cut the positions into ranges and
-// merge.
+// Attention: ropes q and k, stores k and v in the cache, then attends. A unit of work is one key/value head, some rows and one range of
+// cached positions: all query heads and rows of a unit share what they read, converted to float32 once. Short batches over long contexts
+// cut the positions into ranges and merge.
 #include <cmath>
 
 #include "backend/cpu/step.h"
@@ -10,6 +10,9 @@ namespace {
 
 constexpr int64_t kMinRange = 128;      // positions; shorter ranges cost more to merge than they save
 constexpr int64_t kUnitsPerThread = 4;  // wanted, so that threads end together
+constexpr int64_t kMaxUnitRows = 32;
+constexpr int64_t kBlock = 64;     // positions converted at once: 64 KiB of keys and values where heads have 128 channels
+constexpr int64_t kMinShared = 8;  // queries; fewer read the float16 cache as it is
 
 class AttentionStep final : public Step {
  public:
@@ -18,9 +21,10 @@ class AttentionStep final : public Step {
   ScratchBytes scratch(const Kernels&, const Limits& limits) const override {
     // Positions are cut only while rows * n_kv_heads < wanted units; then rows * ranges < 2 * wanted + 1.
     const int64_t heads = (2 * kUnitsPerThread * limits.threads + 1) * op_.shape.n_heads;
-    Arena shared;
+    Arena shared, own;
     take_partials(shared, heads);
-    return {shared.used(), 0};
+    take_own(own);
+    return {shared.used(), own.used()};
   }
 
   void reset() override { queue_.reset(); }
@@ -31,9 +35,13 @@ class AttentionStep final : public Step {
     const int64_t ranges = n_ranges(w);
     Arena shared(w.shared);
     const Partials partials = take_partials(shared, ranges > 1 ? w.rows() * op_.shape.n_heads * ranges : 0);
-    const int64_t total = w.rows() * op_.shape.n_kv_heads * ranges, chunk = w.chunk(total);
-    for (Range todo = queue_.take(total, chunk); todo.first < todo.last; todo = queue_.take(total, chunk))
-      for (int64_t unit = todo.first; unit < todo.last; unit++) attend(w, unit, ranges, partials);
+    const int64_t unit_rows = std::clamp<int64_t>(w.rows() * op_.shape.n_kv_heads / (kUnitsPerThread * w.threads), 1, kMaxUnitRows);
+    const int64_t blocks = (w.rows() + unit_rows - 1) / unit_rows, total = blocks * op_.shape.n_kv_heads * ranges;
+    for (Range todo = queue_.take(total, 1); todo.first < todo.last; todo = queue_.take(total, 1)) {
+      const int64_t unit = todo.first, block = unit / ranges % blocks;
+      const Range rows{block * unit_rows, std::min((block + 1) * unit_rows, w.rows())};
+      attend(w, unit / ranges / blocks, rows, unit % ranges, ranges, partials);
+    }
     if (ranges == 1) return;
     w.barrier();
     const Range heads = w.share(w.rows() * op_.shape.n_heads);
@@ -102,27 +110,84 @@ class AttentionStep final : public Step {
     return std::clamp<int64_t>((wanted + units - 1) / units, 1, std::max<int64_t>(longest / kMinRange, 1));
   }
 
-  // Units in order of kv head, row, range: a thread's consecutive units share cache lines of one head.
-  void attend(const Worker& w, int64_t unit, int64_t ranges, const Partials& partials) const {
-    const int64_t dim = op_.shape.head_dim, range = unit % ranges, r = unit / ranges % w.rows(), kv_head = unit / ranges / w.rows();
-    const Range all = span(w, r);
-    const int64_t length = all.last - all.first, first = all.first + length * range / ranges,
-                  last = all.first + length * (range + 1) / ranges;
-    const int64_t offset = cache_offset(w, r, kv_head);
-    for (int64_t head = kv_head * group(); head < (kv_head + 1) * group(); head++) {
-      const float* q = row(op_.q, r) + head * dim;
-      const int64_t at = (r * op_.shape.n_heads + head) * ranges + range;
-      float max = -INFINITY, sum = 0, *out = ranges == 1 ? row(op_.out, r) + head * dim : partials.out + at * dim;
-      std::fill_n(out, dim, 0.f);
-      if (op_.cache_f32)
-        w.k.attention_f32(op_.shape, q, data(op_.k_cache) + offset, data(op_.v_cache) + offset, dim, first, last, &max, &sum, out);
-      else
-        w.k.attention(op_.shape, q, data<uint16_t>(op_.k_cache) + offset, data<uint16_t>(op_.v_cache) + offset, dim, first, last, &max,
-                      &sum, out);
+  // One query head of one row, and the state of its softmax.
+  struct Query {
+    const float* q;
+    float* out;
+    float max, sum;
+    Range span;
+  };
+  struct Own {
+    float *k, *v;  // (kBlock, head_dim)
+    Query* queries;
+  };
+  Own take_own(Arena& arena) const {
+    float* k = arena.take<float>(kBlock * op_.shape.head_dim);
+    float* v = arena.take<float>(kBlock * op_.shape.head_dim);
+    return {k, v, arena.take<Query>(kMaxUnitRows * group())};
+  }
+
+  // Rows of one slot are taken together.
+  void attend(const Worker& w, int64_t kv_head, Range rows, int64_t range, int64_t ranges, const Partials& partials) const {
+    for (int64_t first = rows.first, last; first < rows.last; first = last) {
+      for (last = first + 1; last < rows.last && w.batch.slots[last] == w.batch.slots[first];) last++;
+      attend_slot(w, kv_head, {first, last}, range, ranges, partials);
+    }
+  }
+
+  void attend_slot(const Worker& w, int64_t kv_head, Range rows, int64_t range, int64_t ranges, const Partials& partials) const {
+    const int64_t dim = op_.shape.head_dim;
+    Arena arena(w.scratch);
+    const Own own = take_own(arena);
+    int64_t n = 0;
+    for (int64_t r = rows.first; r < rows.last; r++)
+      for (int64_t head = kv_head * group(); head < (kv_head + 1) * group(); head++) {
+        const Range all = span(w, r);
+        const int64_t length = all.last - all.first;
+        float* out = ranges == 1 ? row(op_.out, r) + head * dim : partials.out + partial(r, head, range, ranges) * dim;
+        std::fill_n(out, dim, 0.f);
+        own.queries[n++] = {row(op_.q, r) + head * dim,
+                            out,
+                            -INFINITY,
+                            0,
+                            {all.first + length * range / ranges, all.first + length * (range + 1) / ranges}};
+      }
+    read_cache(w, own, n, cache_offset(w, rows.first, kv_head));
+    for (int64_t i = 0; i < n; i++) {
+      const Query& query = own.queries[i];
+      const int64_t at = partial(rows.first + i / group(), kv_head * group() + i % group(), range, ranges);
       if (ranges > 1)
-        partials.max[at] = max, partials.sum[at] = sum;
+        partials.max[at] = query.max, partials.sum[at] = query.sum;
       else
-        for (int64_t i = 0; i < dim; i++) out[i] /= sum;
+        for (int64_t d = 0; d < dim; d++) query.out[d] /= query.sum;
+    }
+  }
+
+  int64_t partial(int64_t r, int64_t head, int64_t range, int64_t ranges) const { return (r * op_.shape.n_heads + head) * ranges + range; }
+
+  // Spans of the queries ascend.
+  void read_cache(const Worker& w, const Own& own, int64_t n, int64_t offset) const {
+    const int64_t dim = op_.shape.head_dim, first = own.queries[0].span.first, last = own.queries[n - 1].span.last;
+    if (op_.cache_f32) return read_block(w, own, n, data(op_.k_cache) + offset, data(op_.v_cache) + offset, {0, last});
+    const uint16_t *k = data<uint16_t>(op_.k_cache) + offset, *v = data<uint16_t>(op_.v_cache) + offset;
+    if (n < kMinShared) {
+      for (Query* q = own.queries; q < own.queries + n; q++)
+        w.k.attention(op_.shape, q->q, k, v, dim, q->span.first, q->span.last, &q->max, &q->sum, q->out);
+      return;
+    }
+    for (int64_t at = first; at < last; at += kBlock) {
+      const Range block{at, std::min(at + kBlock, last)};
+      w.k.to_f32(k + at * dim, (block.last - at) * dim, own.k);
+      w.k.to_f32(v + at * dim, (block.last - at) * dim, own.v);
+      read_block(w, own, n, own.k, own.v, block);
+    }
+  }
+
+  // k and v start at position block.first.
+  void read_block(const Worker& w, const Own& own, int64_t n, const float* k, const float* v, Range block) const {
+    for (Query* q = own.queries; q < own.queries + n; q++) {
+      const int64_t first = std::max(q->span.first, block.first) - block.first, last = std::min(q->span.last, block.last) - block.first;
+      if (first < last) w.k.attention_f32(op_.shape, q->q, k, v, op_.shape.head_dim, first, last, &q->max, &q->sum, q->out);
     }
   }
 
