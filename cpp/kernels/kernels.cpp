@@ -19,6 +19,9 @@ extern const Kernels table;
 namespace avx2 {
 extern const Kernels table;
 }
+namespace avx2vnni {
+extern const Kernels table;
+}
 namespace avx512 {
 extern const Kernels table;
 }
@@ -54,6 +57,7 @@ std::vector<const Kernels*> usable_kernels() {
   const bool vbmi = avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
   if (vbmi) usable.push_back(&avx512vbmi::table);
   if (avx512) usable.push_back(&avx512::table);
+  if (avx2 && __builtin_cpu_supports("avxvnni")) usable.push_back(&avx2vnni::table);
   if (avx2) usable.push_back(&avx2::table);
 #elif TQ_ARM
   if (has_dot_product()) usable.push_back(&neon::table);

@@ -53,7 +53,8 @@ template <int K>
 class Decoder {
  public:
   explicit Decoder(const int8_t* codebook) : table_(codebook) {
-    spread_ = register_of<uint16_t>([](int i) { return K * (i / 8) + (K < 4 ? i % 4 : i % 8); });
+    for (int g = 0; g < 3; g++)
+      spread_[g] = register_of<uint16_t>([g](int i) { return 4 * K * g - start(g) / 2 + K * (i / 8) + (K < 4 ? i % 4 : i % 8); });
     spread_last_ = register_of<uint16_t>([](int i) {  // word 16 K - 16 is the first of the first source, the tile's start the second source
       const int word = 4 * K * 3 + K * (i / 8) + (K < 4 ? i % 4 : i % 8) - (16 * K - 16);
       return word < 16 ? word : 32 + word - 16;
@@ -73,8 +74,10 @@ class Decoder {
   }
 
  private:
+  // Byte from which a register of the first three is loaded, within the tile.
+  static constexpr int start(int g) { return K == 1 ? 0 : 8 * K * g; }
   __m512i spread(const uint8_t* tile, int g) const {
-    if (g < 3) return _mm512_permutexvar_epi16(spread_, K < 4 ? load32(tile + 8 * K * g) : load_bytes(tile + 8 * K * g));
+    if (g < 3) return _mm512_permutexvar_epi16(spread_[g], K < 4 ? load32(tile + start(g)) : load_bytes(tile + start(g)));
     return _mm512_permutex2var_epi16(load32(tile + tqn::tile_bytes(K) - 32), spread_last_, load32(tile));
   }
   __m512i index(__m512i bits, int odd) const {
@@ -82,7 +85,7 @@ class Decoder {
     return _mm512_srli_epi16(_mm512_mullo_epi16(window, factor_[odd]), 10);
   }
   Table table_;
-  __m512i spread_, spread_last_, shift_, gather_[2], mask_[2], factor_[2];
+  __m512i spread_[3], spread_last_, shift_, gather_[2], mask_[2], factor_[2];
 };
 
 // Six bits a step: 12 bytes a 128-bit lane, no multiplication; the window is cut by a multiplication that moves it to the top.
