@@ -105,6 +105,37 @@ def test_gguf_and_hugging_face_sources_are_the_same(model: Path, tmp_path: Path)
         assert ours[f"tokenizer.ggml.{key}"] == theirs[f"tokenizer.ggml.{key}"], key
 
 
+def split_gguf(path: Path, folder: Path, count: int) -> list[Path]:
+    """The file in parts, as llama.cpp splits it: all metadata in the first one."""
+    reader = gguf.GGUFReader(path)
+    parts = [folder / f"tiny-{i + 1:05}-of-{count:05}.gguf" for i in range(count)]
+    for i, part in enumerate(parts):
+        writer = gguf.GGUFWriter(part, "llama")
+        for field in reader.fields.values():
+            if i == 0 and field.name.startswith("llama."):
+                writer.add_key_value(field.name, field.contents(), field.types[0])
+        writer.add_uint16("split.count", count)
+        for tensor in reader.tensors[i::count]:
+            writer.add_tensor(tensor.name, tensor.data)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return parts
+
+
+def test_parts_of_a_gguf_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", "llama", LLAMA, llama_tensors())
+    parts = split_gguf(path, tmp_path, 3)
+    whole, split = open_source(str(path)), open_source(str(parts[1]))
+    assert whole.hyperparameters == split.hyperparameters and whole.shapes == split.shapes
+    for name in whole.shapes:
+        np.testing.assert_array_equal(whole.read(name), split.read(name))
+    assert "is the source itself" in fails(capsys, parts[0], parts[2], "--overwrite")
+    parts[2].unlink()
+    assert "not there: tiny-00003-of-00003.gguf" in fails(capsys, parts[0], tmp_path / "out.gguf")
+
+
 @pytest.mark.parametrize("name", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
 def test_gguf_types_are_dequantized(tmp_path: Path, name: str) -> None:
     config = {**LLAMA, "hidden_size": 64, "intermediate_size": 96}
@@ -369,7 +400,7 @@ def test_damaged_config_values(
         ({"embedding_length": "48"}, "makes no model"),
         ({"rope.scaling.type": "yarn"}, "rope scaling 'yarn' is not supported"),
         ({"tokenizer.ggml.tokens": [1, 2]}, "tokenizer.ggml.tokens is not an array of str"),
-        ({"split.count": 2}, "one of 2 parts"),
+        ({"split.count": 2}, "split.count is 2, but the name says 1"),
     ],
 )
 def test_damaged_gguf_metadata(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], keys: dict[str, Any], message: str) -> None:
