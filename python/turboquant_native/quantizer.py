@@ -43,13 +43,20 @@ _PLANES = 3
 
 @dataclass(frozen=True)
 class Effort:
-    """How much work goes into a file: calibration windows, and the share of them that the sensitivities' Hessians see."""
+    """How much work goes into a file.
+
+    Attributes:
+        windows: of the calibration text.
+        sensitivity_windows: how many of them the sensitivities' Hessians see.
+        verify: make the file of a simple rule too, and keep the better.
+    """
 
     windows: int
     sensitivity_windows: int
+    verify: bool = False
 
 
-EFFORTS = {"fast": Effort(24, 8), "normal": Effort(64, 24), "max": Effort(256, 64)}
+EFFORTS = {"fast": Effort(24, 8), "normal": Effort(64, 24), "max": Effort(256, 64, verify=True)}
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ class Report:
     layer_kld: dict[str, float] = field(default_factory=dict)
     predicted_kld: float | None = None
     measured_kld: float | None = None
+    candidates: dict[str, float] = field(default_factory=dict)  # plan -> measured KL divergence
     summary: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
@@ -132,9 +140,10 @@ class Quantizer:
         tokens = self._stage("text", lambda: self._cached("tokens", lambda: self._tokens(model)))
         probes = self._cached("probes", lambda: sample(model, _PROBES, min(_PROBE_LEN, self._settings.seq_len), self._settings.seed + 1))
         sensitivity = self._stage("sensitivity", lambda: self._sensitivity(model, tokens, probes))
-        plan = _in_order(self._plan(sensitivity))
-        summary = self._stage("rounding", lambda: self._write(model, tokens, plan, sensitivity, overwrite))
-        self.report.measured_kld = self._stage("measuring", lambda: self._measure(model, probes))
+        plans = {"allocated": _in_order(self._plan(sensitivity))}
+        if self._effort.verify and self._chooses:
+            plans["ends higher"] = _in_order(self._ends_higher())
+        plan, summary = self._build_best(plans, model, tokens, probes, sensitivity, overwrite)
         self._finish(plan, sensitivity, summary)
         model.close()
         shutil.rmtree(self._work)
@@ -165,7 +174,7 @@ class Quantizer:
     def _stage(self, name: str, work: Callable[[], Any]) -> Any:
         start = time.monotonic()
         result = work()
-        self.report.seconds[name] = time.monotonic() - start
+        self.report.seconds[name] = self.report.seconds.get(name, 0.0) + time.monotonic() - start
         return result
 
     # --- stages
@@ -230,12 +239,11 @@ class Quantizer:
         return _apply(plan, chosen)
 
     def _choices(self, tensor: TensorPlan, sensitivity: Sensitivity) -> list[Choice]:
-        assert tensor.spec is not None
         part = 1.0 if tensor.is_embedding else CORRECTED
         choices = []
         for fraction, left in self._outlier_gains(tensor):
             for bits in WIDTHS:
-                stored = replace(tensor, spec=replace(tensor.spec, bits=bits, outliers=fraction))
+                stored = _at_width(tensor, bits, fraction)
                 choices.append(Choice(bits, stored.bytes, part * left * sensitivity.at(tensor.name, bits), fraction))
         return choices
 
@@ -256,20 +264,75 @@ class Quantizer:
         header = _core.GgufFile(str(self._shared / "reference.gguf")).data_offset
         return self._request.size - header - sum(_PLANE_OVERHEAD * (_PLANES if tensor.spec else 1) for tensor in plan)
 
-    def _write(self, model: Any, tokens: NDArray[np.int32], plan: list[TensorPlan], sensitivity: Sensitivity, overwrite: bool) -> Summary:
-        specs = {tensor.name: tensor.spec for tensor in plan if tensor.spec is not None}
-        rounder = SequentialRounder(
-            self._source, model, tokens, self._settings, specs, self._work, sensitivity.output_hessian, self._threads
-        )
-        settings = json.dumps([asdict(self._settings), (self._work / "key").read_text()])
-        self._errors = rounder.errors
-        return write_model(
-            self._source, plan, self._target, rounder=rounder, overwrite=overwrite, resume=True, quiet=self._quiet, settings=settings
-        )
+    def _ends_higher(self) -> list[TensorPlan]:
+        """The simple rule: one width for all, the next for as many tensors as fit, embedding, output and the ends of the stack first."""
+        plan = make_plan(self._source, self._options)
+        free = {tensor.name: tensor for tensor in self._allocatable()}
+        spare = self._budget(plan) - sum(tensor.bytes for tensor in plan if tensor.name not in free)
+        size = {bits: {name: _at_width(tensor, bits).bytes for name, tensor in free.items()} for bits in WIDTHS}
+        low = max((bits for bits in WIDTHS if sum(size[bits].values()) <= spare), default=WIDTHS[0])
+        high = WIDTHS[min(WIDTHS.index(low) + 1, len(WIDTHS) - 1)]
+        spare -= sum(size[low].values())
+        depth = 1 + max((layer_of(name) or 0 for name in free), default=0)
+        chosen = {name: Choice(low, 0, 0.0) for name in free}
+        for name in sorted(free, key=lambda name: -1 if (layer := layer_of(name)) is None else min(layer, depth - 1 - layer)):
+            if (step := size[high][name] - size[low][name]) <= spare:
+                chosen[name], spare = Choice(high, 0, 0.0), spare - step
+        return _apply(plan, chosen)
 
-    def _measure(self, model: Any, probes: NDArray[np.int32]) -> float:
-        """KL divergence of the file from the reference on sampled text that calibration has not seen."""
-        rounded = _core.Model(str(self._target), precision="f32", threads=self._threads)
+    def _build_best(
+        self,
+        plans: dict[str, list[TensorPlan]],
+        model: Any,
+        tokens: NDArray[np.int32],
+        probes: NDArray[np.int32],
+        sensitivity: Sensitivity,
+        overwrite: bool,
+    ) -> tuple[list[TensorPlan], Summary]:
+        """Makes the file of every plan; the one that diverges least becomes the target."""
+        built: dict[str, Summary] = {}
+        for label, plan in plans.items():
+            path = self._target if len(plans) == 1 else self._work / f"{label}.gguf"
+            done = path.with_name(f"{path.name}.done")
+            if done.exists():
+                built[label] = Summary(**json.loads(done.read_text()))
+            else:
+                built[label] = self._stage(
+                    f"rounding, {label}", lambda path=path, plan=plan: self._write(path, model, tokens, plan, sensitivity, overwrite)
+                )
+                if path != self._target:
+                    _write_whole(done, json.dumps(built[label].to_dict()).encode())
+            self.report.candidates[label] = self._stage("measuring", lambda path=path: self._measure(path, model, probes))
+        best = min(plans, key=self.report.candidates.__getitem__)
+        if len(plans) > 1:
+            (self._work / f"{best}.gguf").replace(self._target)
+        self.report.measured_kld = self.report.candidates[best]
+        return plans[best], replace(built[best], path=str(self._target))
+
+    def _write(
+        self,
+        path: Path,
+        model: Any,
+        tokens: NDArray[np.int32],
+        plan: list[TensorPlan],
+        sensitivity: Sensitivity,
+        overwrite: bool,
+    ) -> Summary:
+        specs = {tensor.name: tensor.spec for tensor in plan if tensor.spec is not None}
+        settings = json.dumps([asdict(self._settings), (self._work / "key").read_text()])
+        states = self._work / f"states-{fingerprint(self._source, repr(specs))[:16]}"
+        states.mkdir(exist_ok=True)
+        rounder = SequentialRounder(self._source, model, tokens, self._settings, specs, states, sensitivity.output_hessian, self._threads)
+        summary = write_model(
+            self._source, plan, path, rounder=rounder, overwrite=overwrite, resume=True, quiet=self._quiet, settings=settings
+        )
+        self._errors = rounder.errors
+        shutil.rmtree(states)
+        return summary
+
+    def _measure(self, path: Path, model: Any, probes: NDArray[np.int32]) -> float:
+        """KL divergence of a file from the reference on sampled text that calibration has not seen."""
+        rounded = _core.Model(str(path), precision="f32", threads=self._threads)
         try:
             return float(divergence(_logprobs(model, probes), _logprobs(rounded, probes)).mean())
         finally:
@@ -324,9 +387,14 @@ def _in_order(plan: Sequence[TensorPlan]) -> list[TensorPlan]:
     return sorted(plan, key=place)
 
 
+def _at_width(tensor: TensorPlan, bits: int, outliers: float = 0.0) -> TensorPlan:
+    assert tensor.spec is not None
+    return replace(tensor, spec=replace(tensor.spec, bits=bits, outliers=outliers))
+
+
 def _apply(plan: Sequence[TensorPlan], chosen: dict[str, Choice]) -> list[TensorPlan]:
     return [
-        replace(tensor, spec=replace(tensor.spec, bits=chosen[tensor.name].bits, outliers=chosen[tensor.name].outliers))
+        _at_width(tensor, chosen[tensor.name].bits, chosen[tensor.name].outliers)
         if tensor.spec is not None and tensor.name in chosen
         else tensor
         for tensor in plan

@@ -20,7 +20,7 @@ from turboquant_native.sources import open_source
 
 @pytest.fixture(autouse=True)
 def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantizer, "EFFORTS", {"fast": Effort(6, 3), "normal": Effort(8, 4)})
+    monkeypatch.setattr(quantizer, "EFFORTS", {"fast": Effort(6, 3), "max": Effort(6, 3, verify=True)})
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def convert(model: Path, out: Path, request: Request | None = None, options: Options | None = None) -> Quantizer:
     source = open_source(str(model), None, None)
-    run = Quantizer(source, out, options or Options(bits=3, embed_bits=4), request or Request(effort="fast", seq_len=32))
+    run = Quantizer(source, out, options or Options(bits=3, embed_bits=4), request or Request(effort="fast", seq_len=32), threads=1)
     run.run(overwrite=True)
     return run
 
@@ -106,6 +106,42 @@ def test_budget_is_met_and_used(folder: Path, tmp_path: Path, bpw: float) -> Non
     assert used == sum(tensor["bytes"] for tensor in run.report.tensors.values())  # outliers included
 
 
+def test_verification_keeps_the_better_plan(folder: Path, tmp_path: Path) -> None:
+    run = convert(folder, tmp_path / "m.gguf", Request(bpw=5, effort="max", seq_len=32))
+    measured = run.report.candidates
+    assert set(measured) == {"allocated", "ends higher"}
+    assert run.report.measured_kld == min(measured.values())
+    file = _core.GgufFile(tmp_path / "m.gguf")
+    assert {name: entry["bits"] for name, entry in file.quantized().items()} == {
+        name: tensor["bits"] for name, tensor in run.report.tensors.items() if "bits" in tensor
+    }
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_unfinished_run_with_other_widths_leaves_no_trace(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options(bits=3, embed_bits=16)  # no embedding to round: the first layer looks for states
+    convert(folder, tmp_path / "whole.gguf", options=options)
+    with monkeypatch.context() as patch:
+        patch.setattr(SequentialRounder, "_keep", _then_fail(SequentialRounder._keep, 2))
+        with pytest.raises(ZeroDivisionError):
+            convert(folder, tmp_path / "m.gguf", options=Options(bits=2, embed_bits=2))
+    convert(folder, tmp_path / "m.gguf", options=options)
+    assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def _then_fail(method, after: int):
+    calls = 0
+
+    def wrapped(self, *args):
+        nonlocal calls
+        calls += 1
+        method(self, *args)
+        if calls == after:
+            raise ZeroDivisionError
+
+    return wrapped
+
+
 def test_size_is_never_exceeded(folder: Path, tmp_path: Path) -> None:
     convert(folder, tmp_path / "m.gguf", Request(size=90_000, effort="fast", seq_len=32))
     assert 60_000 < (tmp_path / "m.gguf").stat().st_size <= 90_000
@@ -114,7 +150,7 @@ def test_size_is_never_exceeded(folder: Path, tmp_path: Path) -> None:
 def test_report_holds_what_was_measured(folder: Path, tmp_path: Path) -> None:
     convert(folder, tmp_path / "m.gguf", Request(bpw=4, effort="fast", seq_len=32))
     report = json.loads((tmp_path / "m.gguf.quant.json").read_text())
-    assert set(report["seconds"]) == {"reference", "text", "sensitivity", "rounding", "measuring"}
+    assert set(report["seconds"]) == {"reference", "text", "sensitivity", "rounding, allocated", "measuring"}
     assert report["measured_kld"] > 0 and report["predicted_kld"] > 0
     packed = [tensor for tensor in report["tensors"].values() if "bits" in tensor]
     assert len(packed) == 15 and all(tensor["relative_error"] > 0 for tensor in packed)
@@ -126,7 +162,7 @@ def test_killed_runs_go_on_to_the_identical_file(tmp_path: Path, monkeypatch: py
     model = save_llama(tmp_path / "model", {**LLAMA, "tie_word_embeddings": tied})
     convert(model, tmp_path / "whole.gguf")
     calls = 0
-    keep, call = SequentialRounder._keep, SequentialRounder.__call__
+    call = SequentialRounder.__call__
 
     class Killed(Exception):
         pass
@@ -148,7 +184,6 @@ def test_killed_runs_go_on_to_the_identical_file(tmp_path: Path, monkeypatch: py
         with pytest.raises(Killed):
             convert(model, tmp_path / "parts.gguf")
     monkeypatch.setattr(SequentialRounder, "__call__", call)
-    assert keep is SequentialRounder._keep
     run = convert(model, tmp_path / "parts.gguf")
     assert calls > 10
     assert (tmp_path / "parts.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
@@ -210,7 +245,7 @@ def test_default_text_is_deterministic_and_mixed(folder: Path, tmp_path: Path) -
 
     source = open_source(str(folder), None, None)
     write_model(source, make_plan(source, Options(outtype="f32")), tmp_path / "f32.gguf")
-    model = _core.Model(str(tmp_path / "f32.gguf"), precision="f32")
+    model = _core.Model(str(tmp_path / "f32.gguf"), precision="f32", threads=1)
     windows = default_windows(model, 8, 16, seed=3)
     assert windows.shape == (8, 16) and windows.dtype == np.int32
     assert np.array_equal(windows, default_windows(model, 8, 16, seed=3))

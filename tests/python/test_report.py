@@ -18,7 +18,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("report")
     source = open_source(str(save_llama(folder / "model")), None, None)
     quantizer.EFFORTS["tiny"] = Effort(3, 2)
-    Quantizer(source, folder / "a<b.gguf", Options(), Request(bpw=4, effort="tiny", auto_outliers=False, seq_len=16)).run()
+    Quantizer(source, folder / "a<b.gguf", Options(), Request(bpw=4, effort="tiny", auto_outliers=False, seq_len=16), threads=1).run()
     del quantizer.EFFORTS["tiny"]
     write_model(source, make_plan(source, Options(bits=3, outliers=0.01)), folder / "plain.gguf")
     return [folder / "a<b.gguf", folder / "plain.gguf"]
