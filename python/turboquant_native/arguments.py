@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -9,7 +10,7 @@ logger = logging.getLogger(__name__)
 # Accepted without effect: obsolete, or tuning of machinery that does not exist here.
 # fmt: off
 _WITHOUT_EFFECT = {
-    "n_parts", "f16_kv", "low_vram", "n_gqa", "rms_norm_eps", "mul_mat_q", "split_mode", "tensor_split", "n_ubatch", "offload_kqv",
+    "n_parts", "f16_kv", "low_vram", "n_gqa", "rms_norm_eps", "mul_mat_q", "split_mode", "n_ubatch", "offload_kqv",
     "op_offload", "swa_full", "no_perf", "numa", "last_n_tokens_size", "spm_infill", "rpc_servers", "yarn_ext_factor",
     "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx", "attention_type", "lora_scale", "kv_unified",
 }
@@ -60,8 +61,11 @@ def check_pooling(pooling_type: int) -> int:
     return pooling_type
 
 
-def device(n_gpu_layers: int) -> str:
-    """The device that `n_gpu_layers` asks for: any GPU that works, for all layers (-1) or the last ones, else the CPU with a warning."""
+def device(n_gpu_layers: int, model_path: str, main_gpu: int = 0, tensor_split: Sequence[float] | None = None) -> str:
+    """The device that `n_gpu_layers` asks for: any GPU that works, for all layers (-1) or the last ones, else the CPU with a warning.
+
+    tensor_split: shares of the GPUs 0, 1, ... in these layers; None: all on main_gpu.
+    """
     if n_gpu_layers == 0:
         return "cpu"
     from . import _core
@@ -69,7 +73,23 @@ def device(n_gpu_layers: int) -> str:
     states = _core.backends()
     for name in ("cuda", "metal"):
         if states.get(name, "").startswith("available"):
-            return name if n_gpu_layers < 0 else f"cpu,{name}*{n_gpu_layers}"
+            metadata = _core.GgufFile(model_path).metadata
+            n_layers = int(metadata[f"{metadata['general.architecture']}.block_count"])
+            return device_parts(name, n_gpu_layers, n_layers, main_gpu, tensor_split)
     reasons = "; ".join(f"{name}: {state}" for name, state in states.items() if name != "cpu")
     logger.warning("n_gpu_layers=%d: no GPU can be used, running on the CPU (%s)", n_gpu_layers, reasons)
     return "cpu"
+
+
+def device_parts(name: str, n_gpu_layers: int, n_layers: int, main_gpu: int = 0, tensor_split: Sequence[float] | None = None) -> str:
+    """The core's description of the devices, such as "cpu*10,cuda:0*12,cuda:1*8"; more layers than there are mean all."""
+    on_gpu = n_layers if n_gpu_layers < 0 else min(n_gpu_layers, n_layers)
+    shares = list(tensor_split) if tensor_split else [0.0] * main_gpu + [1.0]
+    if min(shares) < 0 or sum(shares) <= 0:
+        raise ValueError(f"tensor_split={shares} must have shares of at least 0 and one above")
+    ends = [round(on_gpu * sum(shares[: i + 1]) / sum(shares)) for i in range(len(shares))]
+    counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    gpus = [f"{name}:{index}*{count}" for index, count in enumerate(counts) if count]
+    if len(gpus) == 1 and on_gpu == n_layers:
+        return gpus[0].rpartition("*")[0]
+    return ",".join(([f"cpu*{n_layers - on_gpu}"] if on_gpu < n_layers else []) + gpus)

@@ -116,7 +116,7 @@ class Bench:
         self._core, self._args = _core, args
         self.threads = threads or _core.cpu_count()
         start = time.perf_counter()
-        self.model = _core.Model(path, device=device(-1 if args.gpu else 0), threads=threads, precision=args.precision)
+        self.model = _core.Model(path, device=device(-1 if args.gpu else 0, path), threads=threads, precision=args.precision)
         self.context = _core.Context(self.model, n_ctx=args.prompt + args.generate, n_batch=512)
         self.load = time.perf_counter() - start
         self._tokens = np.random.default_rng(1).integers(0, self.context.n_vocab, args.prompt + args.generate).astype(np.int32)

@@ -39,7 +39,8 @@ class Llama:
         n_ctx: positions of the context; 0: as many as the model was trained for.
         n_threads: threads for token-by-token work, None: this process's cores. n_threads_batch: for prompts, None: the same.
         n_batch: tokens evaluated in one pass at most.
-        n_gpu_layers: 0: CPU; otherwise a GPU when one can be used (a warning says why not). main_gpu: which one.
+        n_gpu_layers: 0: CPU; -1: all layers on a GPU, when one can be used (a warning says why not); else so many, the last ones.
+        main_gpu: which GPU. tensor_split: shares of the layers that each GPU takes, instead of main_gpu.
         seed: makes sampling reproducible; the default draws a new one for each call.
         logits_all: `eval` keeps the logits of every token for `scores`.
         embedding: accepted; every model here can embed. pooling_type: LLAMA_POOLING_TYPE_MEAN (1), CLS (2) or LAST (3); default mean.
@@ -66,6 +67,7 @@ class Llama:
         n_batch: int = 512,
         n_gpu_layers: int = 0,
         main_gpu: int = 0,
+        tensor_split: Sequence[float] | None = None,
         seed: int = LLAMA_DEFAULT_SEED,
         logits_all: bool = False,
         embedding: bool = False,
@@ -94,7 +96,8 @@ class Llama:
         self.timings = Timings()
         self._lock = threading.RLock()
         self._closed = False
-        self._open(arguments.device(n_gpu_layers), n_ctx, n_batch, n_threads or 0, n_threads_batch or 0, main_gpu, use_mlock, precision)
+        device = arguments.device(n_gpu_layers, self.model_path, main_gpu, tensor_split)
+        self._open(device, n_ctx, n_batch, n_threads or 0, n_threads_batch or 0, use_mlock, precision)
         self.reset()
 
     @classmethod
@@ -121,15 +124,11 @@ class Llama:
             return cls(hub.converted(repo_id, bits, cache_dir, revision), **kwargs)
         return cls(hub.find_file(repo_id, filename, cache_dir=cache_dir, local_dir=local_dir, revision=revision), **kwargs)
 
-    def _open(
-        self, device: str, n_ctx: int, n_batch: int, n_threads: int, n_threads_batch: int, main_gpu: int, use_mlock: bool, precision: str
-    ) -> None:
+    def _open(self, device: str, n_ctx: int, n_batch: int, n_threads: int, n_threads_batch: int, use_mlock: bool, precision: str) -> None:
         from . import _core
 
         threads = max(n_threads, n_threads_batch) if n_threads else 0
-        self._model = _core.Model(
-            self.model_path, device=device, threads=threads, precision=precision, lock_memory=use_mlock, main_device=main_gpu
-        )
+        self._model = _core.Model(self.model_path, device=device, threads=threads, precision=precision, lock_memory=use_mlock)
         self.metadata: dict[str, Any] = self._model.file.metadata
         self._context = _core.Context(self._model, n_ctx=n_ctx, n_batch=n_batch)
         if n_threads:

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 
-from turboquant_native import Llama, LlamaRAMCache, LogitsProcessorList, StoppingCriteriaList
+from turboquant_native import Llama, LlamaRAMCache, LogitsProcessorList, StoppingCriteriaList, _core, arguments
 
 PROMPT = "The quick brown fox"
 GREEDY = {"temperature": 0.0, "max_tokens": 24}
@@ -346,6 +346,30 @@ def test_missing_and_broken_files(tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ValueError, match="broken"):
         Llama(str(tmp_path / "broken.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "main_gpu", "split", "expected"),
+    [
+        (-1, 0, None, "cuda:0"),
+        (99, 1, None, "cuda:1"),
+        (20, 0, None, "cpu*12,cuda:0*20"),
+        (20, 1, None, "cpu*12,cuda:1*20"),
+        (-1, 0, [1, 1], "cuda:0*16,cuda:1*16"),
+        (10, 0, [3, 0, 1], "cpu*22,cuda:0*8,cuda:2*2"),
+    ],
+)
+def test_layers_are_given_to_devices(asked, main_gpu, split, expected):
+    assert arguments.device_parts("cuda", asked, 32, main_gpu, split) == expected
+
+
+def test_without_a_gpu_the_cpu_runs_the_model(tiny_tqn, monkeypatch, caplog):
+    monkeypatch.setattr(_core, "backends", lambda: {"cpu": "available", "cuda": "unsupported: no driver", "metal": "unsupported: no"})
+    with Llama(str(tiny_tqn), n_ctx=16, n_gpu_layers=-1) as llm:
+        assert llm("fox", max_tokens=1)["usage"]["completion_tokens"] <= 1
+    assert "no driver" in caplog.text
+    with pytest.raises(ValueError, match="tensor_split"):
+        arguments.device_parts("cuda", -1, 32, 0, [0.0, 0.0])
 
 
 # --- text and tokens
