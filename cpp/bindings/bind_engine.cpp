@@ -1,5 +1,6 @@
 // Model, Context, Sampler, and what this machine can do. Every pass runs without the GIL; objects may be used and closed from any thread.
 #include <map>
+#include <mutex>
 
 #include "bindings/bindings.h"
 #include "bindings/handles.h"
@@ -149,15 +150,33 @@ py::dict profile(ContextHandle& handle, bool on) {
   return py::cast(seconds);
 }
 
-int32_t sample(Sampler& sampler, const py::array_t<float, py::array::c_style>& logits,
+// A sampler remembers its random numbers' state and its working memory: one call at a time.
+struct SamplerHandle {
+  Sampler sampler;
+  std::mutex mutex;
+  template <class Body>
+  void use(Body&& body) {
+    py::gil_scoped_release release;
+    std::lock_guard lock(mutex);
+    body(sampler);
+  }
+};
+
+int32_t sample(SamplerHandle& handle, const py::array_t<float, py::array::c_style>& logits,
                const py::array_t<int32_t, py::array::c_style | py::array::forcecast>& history) {
   if (logits.ndim() != 1) throw Error(Cause::invalid_argument, "logits: " + std::to_string(logits.ndim()) + " dimensions, expected 1");
-  return sampler.sample({logits.data(), size_t(logits.size())}, {history.data(), size_t(history.size())});
+  const std::span<const float> values(logits.data(), size_t(logits.size()));
+  const std::span<const int32_t> tokens(history.data(), size_t(history.size()));
+  int32_t chosen = 0;
+  handle.use([&](Sampler& sampler) { chosen = sampler.sample(values, tokens); });
+  return chosen;
 }
 
-Sampler make_sampler(float temperature, int top_k, float top_p, float min_p, float typical_p, float repeat_penalty, float frequency_penalty,
-                     float presence_penalty, int penalty_last_n, uint64_t seed) {
-  return Sampler({temperature, top_k, top_p, min_p, typical_p, repeat_penalty, frequency_penalty, presence_penalty, penalty_last_n, seed});
+std::unique_ptr<SamplerHandle> make_sampler(float temperature, int top_k, float top_p, float min_p, float typical_p, float repeat_penalty,
+                                            float frequency_penalty, float presence_penalty, int penalty_last_n, uint64_t seed) {
+  return std::unique_ptr<SamplerHandle>(new SamplerHandle{
+      Sampler({temperature, top_k, top_p, min_p, typical_p, repeat_penalty, frequency_penalty, presence_penalty, penalty_last_n, seed}),
+      {}});
 }
 
 std::vector<std::string> available_isas() {
@@ -232,13 +251,13 @@ void bind_context(py::module_& m) {
 
 void bind_sampler(py::module_& m) {
   const SamplerOptions d;
-  py::class_<Sampler>(m, "Sampler", "Chooses the next token from logits; see _core.pyi.")
+  py::class_<SamplerHandle>(m, "Sampler", "Chooses the next token from logits; see _core.pyi.")
       .def(py::init(&make_sampler), py::kw_only(), py::arg("temperature") = d.temperature, py::arg("top_k") = d.top_k,
            py::arg("top_p") = d.top_p, py::arg("min_p") = d.min_p, py::arg("typical_p") = d.typical_p,
            py::arg("repeat_penalty") = d.repeat_penalty, py::arg("frequency_penalty") = d.frequency_penalty,
            py::arg("presence_penalty") = d.presence_penalty, py::arg("penalty_last_n") = d.penalty_last_n, py::arg("seed") = d.seed)
       .def("sample", &sample, py::arg("logits").noconvert(), py::arg("history"))
-      .def("reseed", &Sampler::reseed, py::arg("seed"));
+      .def("reseed", [](SamplerHandle& h, uint64_t seed) { h.use([&](Sampler& sampler) { sampler.reseed(seed); }); }, py::arg("seed"));
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "model/sampler.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <string>
 
@@ -98,23 +99,6 @@ void Sampler::softmax() {
   for (Candidate& c : candidates_) c.p = float(c.p / sum);
 }
 
-// Cuts candidates_ to its best, in descending order, that together reach `mass`: sorts only as much as that takes.
-void Sampler::sort_prefix(float mass) {
-  const auto better = [](const Candidate& a, const Candidate& b) { return a.p > b.p || (a.p == b.p && a.token < b.token); };
-  double reached = 0;
-  size_t done = 0;
-  for (size_t step = 64; done < candidates_.size(); step *= 8) {
-    const auto first = candidates_.begin() + std::ptrdiff_t(done);
-    const auto last = candidates_.begin() + std::ptrdiff_t(std::min(done + step, candidates_.size()));
-    if (!sorted_) std::partial_sort(first, last, candidates_.end(), better);
-    for (auto c = first; c != last; ++c) {
-      done++;
-      if ((reached += c->p) >= mass) return candidates_.resize(done), void(sorted_ = true);
-    }
-  }
-  sorted_ = true;
-}
-
 // Locally typical sampling: tokens whose surprise is nearest to the entropy, up to the mass typical_p.
 void Sampler::keep_typical() {
   softmax();
@@ -133,9 +117,35 @@ void Sampler::keep_typical() {
   sorted_ = false;
 }
 
+// Drops candidates that cannot be among the best that reach top_p, by a histogram of the logits: what is left is quick to sort.
+void Sampler::drop_tail() {
+  constexpr size_t kBuckets = 256;
+  constexpr float kPerLogit = 8;  // buckets; the last takes everything 32 and more below the best
+  float max = -INFINITY;
+  for (const Candidate& c : candidates_) max = std::max(max, c.logit);
+  const auto bucket = [max](const Candidate& c) { return size_t(std::min((max - c.logit) * kPerLogit, float(kBuckets - 1))); };
+  if (max == INFINITY) return;
+  std::array<double, kBuckets> mass{};
+  for (const Candidate& c : candidates_) mass[bucket(c)] += c.p;
+  size_t last = 0;
+  for (double reached = mass[0]; reached < options_.top_p && last + 1 < kBuckets;) reached += mass[++last];
+  last = std::min(last + 1, kBuckets - 1);  // one more: the sums above were rounded in another order
+  std::erase_if(candidates_, [&](const Candidate& c) { return bucket(c) > last; });
+}
+
+// The most probable candidates, in descending order, that together reach top_p; at least one.
 void Sampler::keep_top_p() {
   softmax();
-  sort_prefix(options_.top_p);
+  if (!sorted_) {
+    drop_tail();
+    std::sort(candidates_.begin(), candidates_.end(),
+              [](const Candidate& a, const Candidate& b) { return a.p > b.p || (a.p == b.p && a.token < b.token); });
+    sorted_ = true;
+  }
+  double reached = 0;
+  size_t kept = 0;
+  while (kept < candidates_.size() && (kept == 0 || reached < options_.top_p)) reached += candidates_[kept++].p;
+  candidates_.resize(kept);
 }
 
 void Sampler::keep_min_p() {

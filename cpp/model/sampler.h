@@ -35,7 +35,7 @@ class Sampler {
   std::span<const float> penalize(std::span<const float> logits, std::span<const int32_t> history);
   void take_top_k(std::span<const float> logits, size_t k);
   void take_all(std::span<const float> logits);
-  void sort_prefix(float mass);
+  void drop_tail();
   void softmax();
   void keep_typical();
   void keep_top_p();
