@@ -1,4 +1,5 @@
 // Rounding weights onto codes.
+#include "backend/cuda_library.h"
 #include "bindings/bindings.h"
 #include "common/error.h"
 #include "quant/isa.h"
@@ -29,8 +30,19 @@ std::function<void(int64_t)> watcher(const std::optional<py::function>& progress
   };
 }
 
+// The encoder of a device; none: this machine's cores.
+quant::BatchEncoder batch_encoder(const std::string& device) {
+  if (device == "cpu") return nullptr;
+  if (device != "cuda") throw Error(Cause::invalid_argument, "device is \"" + device + "\", must be \"cpu\" or \"cuda\"");
+  const CudaLibrary& library = cuda_library();
+  return [&library](std::span<const float> x, int k, std::span<const int8_t> codebook, std::span<uint8_t> codes) {
+    library.encode(0, x.data(), int64_t(x.size()) / tqn::kTileSteps, k, codebook.data(), codes.data());
+  };
+}
+
 Packed encode(const Array<float>& w, int bits, const std::optional<Array<int8_t>>& codebook, const std::optional<Array<float>>& unit_scale,
-              const std::optional<Array<float>>& feedback, int threads, const std::optional<py::function>& progress) {
+              const std::optional<Array<float>>& feedback, int threads, const std::optional<py::function>& progress,
+              const std::string& device) {
   require_matrix("w", w);
   if (feedback) require_matrix("feedback", *feedback);
   quant::EncodeOptions options;
@@ -40,6 +52,7 @@ Packed encode(const Array<float>& w, int bits, const std::optional<Array<int8_t>
   options.feedback = span_of(feedback);
   options.threads = threads;
   options.progress = watcher(progress);
+  options.batch_encoder = batch_encoder(device);
   const std::span<const float> weights(w.data(), size_t(w.size()));
   const int64_t n_out = w.shape(0), n_in = w.shape(1);
   py::gil_scoped_release release;
@@ -110,7 +123,7 @@ void bind_quant(py::module_& m) {
   const auto none = py::none();
   m.def("encode", &encode, py::arg("w").noconvert(), py::arg("bits"), py::kw_only(), py::arg("codebook").noconvert() = none,
         py::arg("unit_scale").noconvert() = none, py::arg("feedback").noconvert() = none, py::arg("threads") = 0,
-        py::arg("progress") = none);
+        py::arg("progress") = none, py::arg("device") = "cpu");
   m.def("decode", &decode, py::arg("packed"), py::arg("threads") = 0);
   m.def("feedback", &feedback<float>, py::arg("hessian").noconvert(), py::arg("damp"), py::arg("threads") = 0);
   m.def("feedback", &feedback<double>, py::arg("hessian").noconvert(), py::arg("damp"), py::arg("threads") = 0);

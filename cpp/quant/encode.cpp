@@ -95,20 +95,44 @@ class StripEncoder {
 
   // Returns the strip's squared error in units of the weights; leaves early when progress.stop is set.
   double run(int64_t strip, Progress& progress) {
-    first_row_ = strip * kTileRows;
-    rows_ = int(std::min<int64_t>(kTileRows, packed_.n_out - first_row_));
-    for (int r = 0; r < kTileRows; r++) scale_[r] = packed_.scale * f16_to_f32(packed_.row_scale[size_t(first_row_ + r)]);
+    begin(strip);
     weigh_rows();
     double squared_error = 0;
     for (int64_t col = 0; col < packed_.n_in && !progress.stop; col += kTileCols) {
-      uint8_t* tile = &packed_.codes[tqn::tile_offset(uint64_t(strip), uint64_t(col / kTileCols), uint64_t(packed_.n_in), packed_.k)];
-      squared_error += encode_tile(col, tile);
+      squared_error += encode_tile(col, tile_at(strip, col));
       progress.done += rows_ * kTileCols;
     }
     return squared_error;
   }
 
+  // The two halves of run() around an encoder elsewhere: the targets of a strip's tiles, (n_in / 4, 256), and the error of its codes.
+  void targets(int64_t strip, float* x) {
+    begin(strip);
+    for (int64_t col = 0; col < packed_.n_in; col += kTileCols, x += kTileSteps) tile_targets(col, nullptr, x);
+  }
+  double measure(int64_t strip, Progress& progress) {
+    begin(strip);
+    double squared_error = 0;
+    for (int64_t col = 0; col < packed_.n_in; col += kTileCols) {
+      int8_t values[kTileSteps];
+      reference::decode_tile(tile_at(strip, col), packed_.k, packed_.codebook.data(), values);
+      squared_error += tile_error(col, values);
+    }
+    progress.done += rows_ * packed_.n_in;
+    return squared_error;
+  }
+
  private:
+  void begin(int64_t strip) {
+    first_row_ = strip * kTileRows;
+    rows_ = int(std::min<int64_t>(kTileRows, packed_.n_out - first_row_));
+    for (int r = 0; r < kTileRows; r++) scale_[r] = packed_.scale * f16_to_f32(packed_.row_scale[size_t(first_row_ + r)]);
+  }
+
+  uint8_t* tile_at(int64_t strip, int64_t col) {
+    return &packed_.codes[tqn::tile_offset(uint64_t(strip), uint64_t(col / kTileCols), uint64_t(packed_.n_in), packed_.k)];
+  }
+
   // Columns whose share of the older errors is computed together, while those errors are in the cache.
   static constexpr int64_t kBlock = 64;
   static constexpr float kLeastRowWeight = 1 / 1024.f;
@@ -125,12 +149,20 @@ class StripEncoder {
   }
 
   double encode_tile(int64_t col, uint8_t* tile) {
-    const float* correction = errors_.empty() ? nullptr : feed_back(col);
     float x[kTileSteps];
-    for (int r = 0; r < kTileRows; r++)
-      for (int c = 0; c < kTileCols; c++) x[tqn::step_of(r, c)] = target(r, col + c, correction ? correction[c * kTileRows + r] : 0.f);
+    tile_targets(col, errors_.empty() ? nullptr : feed_back(col), x);
     int8_t values[kTileSteps];
     tile_encoder_.encode(x, tile, values, row_weight_);
+    return tile_error(col, values);
+  }
+
+  void tile_targets(int64_t col, const float* correction, float* x) const {
+    for (int r = 0; r < kTileRows; r++)
+      for (int c = 0; c < kTileCols; c++) x[tqn::step_of(r, c)] = target(r, col + c, correction ? correction[c * kTileRows + r] : 0.f);
+  }
+
+  // Squared error of a tile's values; with feedback the errors are kept.
+  double tile_error(int64_t col, const int8_t* values) {
     double squared_error = 0;
     for (int r = 0; r < rows_; r++)
       for (int c = 0; c < kTileCols; c++) {
@@ -179,6 +211,27 @@ class StripEncoder {
   float scale_[kTileRows], row_weight_[kTileRows];
 };
 
+constexpr int64_t kBatchTiles = 1 << 16;  // 64 MiB of targets
+
+// All strips through options.batch_encoder, some at a time; the cores prepare the targets and measure the errors.
+template <class Encoder>
+void encode_batches(Packed& packed, const EncodeOptions& options, Progress& progress, const Encoder& encoder, const Watch& watch,
+                    std::vector<double>& squared_error) {
+  const int64_t tiles = int64_t(tqn::tiles_per_strip(uint64_t(packed.n_in))), strips = int64_t(squared_error.size());
+  const int64_t batch = std::clamp<int64_t>(kBatchTiles / tiles, 1, strips),
+                strip_bytes = int64_t(tqn::strip_bytes(uint64_t(packed.n_in), packed.k));
+  std::vector<float> x(size_t(batch * tiles * kTileSteps));
+  for (int64_t first = 0; first < strips; first += batch) {
+    const int64_t count = std::min(batch, strips - first);
+    const auto fill = [&](int64_t s, int worker) { encoder(worker).targets(first + s, &x[size_t(s * tiles * kTileSteps)]); };
+    parallel_for(count, options.threads, progress, fill, watch);
+    options.batch_encoder({x.data(), size_t(count * tiles * kTileSteps)}, packed.k, packed.codebook,
+                          {&packed.codes[size_t(first * strip_bytes)], size_t(count * strip_bytes)});
+    const auto measure = [&](int64_t s, int worker) { squared_error[size_t(first + s)] = encoder(worker).measure(first + s, progress); };
+    parallel_for(count, options.threads, progress, measure, watch);
+  }
+}
+
 }  // namespace
 
 Packed encode(std::span<const float> w, int64_t n_out, int64_t n_in, const EncodeOptions& options) {
@@ -194,16 +247,22 @@ Packed encode(std::span<const float> w, int64_t n_out, int64_t n_in, const Encod
   const int64_t strips = int64_t(tqn::strips(uint64_t(n_out)));
   std::vector<double> squared_error(size_t(strips), 0.0);  // by strip, so that the sum does not depend on the threads
   std::vector<std::unique_ptr<StripEncoder>> encoders(size_t(worker_count(strips, options.threads)));
-  Progress progress;
-  const auto strip = [&](int64_t s, int worker) {
-    auto& encoder = encoders[size_t(worker)];
-    if (!encoder) encoder = std::make_unique<StripEncoder>(w.data(), options, packed);
-    squared_error[size_t(s)] = encoder->run(s, progress);
+  const auto encoder = [&](int worker) -> StripEncoder& {
+    auto& own = encoders[size_t(worker)];
+    if (!own) own = std::make_unique<StripEncoder>(w.data(), options, packed);
+    return *own;
   };
-  parallel_for(strips, options.threads, progress, strip, [&](int64_t done) {
+  const auto watch = [&](int64_t done) {
     if (options.progress) options.progress(done);
     if (options.cancel && *options.cancel) throw Error(Cause::closed, "encode: cancelled");
-  });
+  };
+  Progress progress;
+  if (options.batch_encoder && options.feedback.empty() && tqn::is_trellis(options.k)) {
+    encode_batches(packed, options, progress, encoder, watch, squared_error);
+  } else {
+    const auto strip = [&](int64_t s, int worker) { squared_error[size_t(s)] = encoder(worker).run(s, progress); };
+    parallel_for(strips, options.threads, progress, strip, watch);
+  }
   packed.squared_error = std::accumulate(squared_error.begin(), squared_error.end(), 0.0);
   return packed;
 }

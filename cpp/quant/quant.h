@@ -27,6 +27,10 @@ class TileEncoder {
   std::unique_ptr<Impl> impl_;
 };
 
+// Codes of whole batches of trellis tiles, on a device. x: (tiles, 256) targets in units of the codebook's integers; codes: (tiles, 32 * k)
+// bytes.
+using BatchEncoder = std::function<void(std::span<const float> x, int k, std::span<const int8_t> codebook, std::span<uint8_t> codes)>;
+
 struct EncodeOptions {
   int k = 4;
   std::span<const int8_t> codebook;  // empty: the default of k
@@ -35,6 +39,7 @@ struct EncodeOptions {
   std::span<const float> feedback;        // (n_in, n_in) strictly block upper U in blocks of 4 columns (see ldlq.h); empty: plain rounding
   int threads = 0;                        // 0: all cores
   std::function<void(int64_t)> progress;  // called from the calling thread with weights done so far
+  BatchEncoder batch_encoder;             // searches the trellis formats in place of this machine's cores, where there is no feedback
   const std::atomic<bool>* cancel = nullptr;  // set: throw Error(closed) soon
 };
 

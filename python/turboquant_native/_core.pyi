@@ -56,9 +56,11 @@ def encode(
     feedback: NDArray[np.float32] | None = None,
     threads: int = 0,
     progress: Callable[[int], None] | None = None,
+    device: str = "cpu",
 ) -> Packed:
     """Round rotated weights w (n_out, n_in) onto codes. feedback: (n_in, n_in) strictly block upper, LDLQ; None: plain rounding.
 
+    device: "cpu" or "cuda", which searches the codes of 1 to 4 bits where there is no feedback, all rows of a tile weighing the same.
     `progress` is called with the number of weights done; an exception it raises (KeyboardInterrupt) stops the work.
     """
 

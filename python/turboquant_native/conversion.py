@@ -220,11 +220,11 @@ def fingerprint(source: Source, *settings: Any) -> str:
     return hashlib.sha256(json.dumps([files, *settings]).encode()).hexdigest()
 
 
-def plain_rounding(threads: int = 0) -> Rounder:
-    """Rounds every weight for itself, without calibration."""
+def plain_rounding(threads: int = 0, device: str = "cpu") -> Rounder:
+    """Rounds every weight for itself, without calibration; codes are searched on `device` ("cpu" or "cuda")."""
 
     def rounder(name: str, w: NDArray[np.float32], spec: MatrixSpec, progress: Callable[[int], None]) -> QuantizedMatrix:
-        return quantize_matrix(w, spec, threads=threads, progress=progress)
+        return quantize_matrix(w, spec, threads=threads, progress=progress, device=device)
 
     return rounder
 

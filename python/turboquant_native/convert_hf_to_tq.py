@@ -91,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--resume", action="store_true", help="go on where an interrupted run with the same settings stopped")
     run.add_argument("--overwrite", action="store_true", help="replace an existing file")
     run.add_argument("--threads", type=int, default=0, metavar="N", help="threads (default: all cores)")
+    run.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where plain rounding searches its codes (default: cpu)")
     run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the rotations (default: 0)")
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -122,7 +123,7 @@ def _convert(args: argparse.Namespace) -> None:
         source,
         plan,
         args.out,
-        rounder=plain_rounding(args.threads),
+        rounder=plain_rounding(args.threads, args.device),
         overwrite=args.overwrite,
         resume=args.resume,
         quiet=args.quiet,
@@ -137,6 +138,8 @@ def _calibrated(args: argparse.Namespace, source: "Source", options: "Options") 
 
     if args.outtype is not None or args.dry_run:
         raise ConvertError(f"{'--outtype' if args.outtype else '--dry-run'} does not go with --bpw, --size, --plan, --calib or --effort")
+    if args.device != "cpu":
+        raise ConvertError(f"--device {args.device} does not go with --bpw, --size, --plan, --calib or --effort: their rounding runs on the CPU")
     automatic = args.outliers in (None, "auto")
     request = Request(args.bpw, args.size, args.plan, args.calib, args.effort or "normal", automatic, cache=args.calib_cache)
     quantizer = Quantizer(source, args.out, options, request, threads=args.threads, quiet=args.quiet)

@@ -120,6 +120,7 @@ def quantize_matrix(
     *,
     threads: int = 0,
     progress: Callable[[int], None] | None = None,
+    device: str = "cpu",
 ) -> QuantizedMatrix:
     """Round w.
 
@@ -129,6 +130,7 @@ def quantize_matrix(
         hessian: (n_in, n_in) E[x x^T] of the input site, original basis: chooses the outliers and feeds errors back. None: plain rounding.
         threads: 0: all cores.
         progress: called with the number of weights done; what it raises stops the work.
+        device: "cpu" or "cuda": where codes are searched when there is no Hessian.
     Raises ValueError naming a bad shape or width.
     """
     rest, outliers = take_outliers(w, spec.outliers, None if hessian is None else np.diag(hessian))
@@ -137,7 +139,7 @@ def quantize_matrix(
     if hessian is not None:
         rotated_hessian = hessian if spec.seed is None else rotate_hessian(hessian, spec.seed, threads)
         feedback = _core.feedback(rotated_hessian, spec.damping, threads)
-    options: dict[str, Any] = {"codebook": spec.codebook, "feedback": feedback, "threads": threads, "progress": progress}
+    options: dict[str, Any] = {"codebook": spec.codebook, "feedback": feedback, "threads": threads, "progress": progress, "device": device}
     packed = _core.encode(rotated, spec.bits, **options)
     error = packed.squared_error + _outlier_error(w, outliers)
     return QuantizedMatrix(packed, spec.seed, outliers, error)

@@ -113,3 +113,14 @@ def test_a_signal_stops_the_work() -> None:
         while True:  # a machine may be quicker than the timer
             _core.encode(w, 1)
     timer.join()
+
+
+def test_the_encoder_of_a_device_is_named_or_refused():
+    w = gaussian(64, 8)
+    with pytest.raises(ValueError, match='device is "tpu"'):
+        _core.encode(w, 2, device="tpu")
+    if _core.backends()["cuda"].startswith("unsupported"):
+        with pytest.raises(_core.UnsupportedError, match="device cuda"):
+            _core.encode(w, 2, device="cuda")
+    else:
+        assert _core.encode(w, 2, device="cuda").squared_error < 1.02 * _core.encode(w, 2).squared_error

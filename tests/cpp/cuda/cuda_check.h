@@ -18,6 +18,9 @@ inline std::unique_ptr<Backend> cuda_backend(Precision precision) {
   std::exit(77);
 }
 
+// Fewer and smaller cases, for checkers that slow a kernel down a hundredfold.
+inline bool small_cases() { return std::getenv("TQ_TEST_SMALL") != nullptr; }
+
 struct Random {
   std::mt19937_64 engine;
   explicit Random(uint64_t seed) : engine(seed) {}

@@ -101,6 +101,7 @@ TEST("attention: grouped heads, windows, soft caps, both ropes, head sizes 64 to
                                  {4, 2, 96, 130, 3, 0, 0, true, 48},
                                  {2, 2, 192, 64, 64}};
   for (const AttentionCase& c : cases) {
+    if (small_cases() && c.rows + c.first_position > 140) continue;
     // Float: sums of at most 1072 positions of weights that add to 1 and values up to about 5.
     CHECK_NEAR(attention_difference(c, Precision::f32), 0, 1e-4);
     // Half-precision queries and weights: scores of standard deviation 1 are off by about 2^-11 of their terms, outputs by 2^-11 of values
