@@ -221,14 +221,16 @@ void encode_batches(Packed& packed, const EncodeOptions& options, Progress& prog
   const int64_t batch = std::clamp<int64_t>(kBatchTiles / tiles, 1, strips),
                 strip_bytes = int64_t(tqn::strip_bytes(uint64_t(packed.n_in), packed.k));
   std::vector<float> x(size_t(batch * tiles * kTileSteps));
+  const auto each = [&](int64_t items, const Body& body) {
+    progress.stop = false;  // the call before ended with it
+    parallel_for(items, options.threads, progress, body, watch);
+  };
   for (int64_t first = 0; first < strips; first += batch) {
     const int64_t count = std::min(batch, strips - first);
-    const auto fill = [&](int64_t s, int worker) { encoder(worker).targets(first + s, &x[size_t(s * tiles * kTileSteps)]); };
-    parallel_for(count, options.threads, progress, fill, watch);
+    each(count, [&](int64_t s, int worker) { encoder(worker).targets(first + s, &x[size_t(s * tiles * kTileSteps)]); });
     options.batch_encoder({x.data(), size_t(count * tiles * kTileSteps)}, packed.k, packed.codebook,
                           {&packed.codes[size_t(first * strip_bytes)], size_t(count * strip_bytes)});
-    const auto measure = [&](int64_t s, int worker) { squared_error[size_t(first + s)] = encoder(worker).measure(first + s, progress); };
-    parallel_for(count, options.threads, progress, measure, watch);
+    each(count, [&](int64_t s, int worker) { squared_error[size_t(first + s)] = encoder(worker).measure(first + s, progress); });
   }
 }
 
