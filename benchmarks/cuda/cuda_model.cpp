@@ -94,18 +94,18 @@ class Synthetic {
     const std::vector<float> ones(size_t(c_.n_embd), 1.f);
     const BufferPtr norm = backend_->allocate(c_.n_embd * 4);
     backend_->upload(*norm, 0, ones.data(), c_.n_embd * 4);
+    std::vector<float> inv_freq;
+    for (int i = 0; i < c_.head_dim / 2; i++) inv_freq.push_back(std::pow(500000.f, -2.f * float(i) / float(c_.head_dim)));
+    const BufferPtr rope = backend_->allocate(int64_t(inv_freq.size()) * 4);
+    backend_->upload(*rope, 0, inv_freq.data(), int64_t(inv_freq.size()) * 4);
     for (int64_t i = 0; i < c_.n_layers; i++) {
       Layer l;
-      l.attn_norm = l.ffn_norm = norm;
+      l.attn_norm = l.ffn_norm = norm, l.rope.common = rope;
       l.q = make(q, c_.n_embd), l.k = make(kv, c_.n_embd), l.v = make(kv, c_.n_embd), l.o = make(c_.n_embd, q);
       l.gate = make(c_.n_ff, c_.n_embd), l.up = make(c_.n_ff, c_.n_embd), l.down = make(c_.n_embd, c_.n_ff);
       w_.layers.push_back(std::move(l));
     }
     w_.embed = w_.output = make(c_.n_vocab, c_.n_embd), w_.output_norm = norm;
-    std::vector<float> inv_freq;
-    for (int i = 0; i < c_.head_dim / 2; i++) inv_freq.push_back(std::pow(500000.f, -2.f * float(i) / float(c_.head_dim)));
-    w_.rope_inv_freq = backend_->allocate(int64_t(inv_freq.size()) * 4);
-    backend_->upload(*w_.rope_inv_freq, 0, inv_freq.data(), int64_t(inv_freq.size()) * 4);
   }
   Plane plane(int64_t rows, int64_t width) {
     buffers_.push_back(backend_->allocate(rows * width * 4));
@@ -178,7 +178,7 @@ Answer greedy(const std::string& path, const std::string& device, Precision prec
     context.forward({{&token, 1}, {&position, 1}, {&zero, 1}, {&zero, 1}}, logits);
   }
   if (n)
-    std::printf("%s, %s: %.1f tokens/s\n", context.model().backend().name().c_str(), precision == Precision::f32 ? "float path" : "int8",
+    std::printf("%s, %s: %.1f tokens/s\n", context.model().backend_names().c_str(), precision == Precision::f32 ? "float path" : "int8",
                 n / (now() - start));
   return answer;
 }

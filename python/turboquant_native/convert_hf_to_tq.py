@@ -139,7 +139,7 @@ def _calibrated(args: argparse.Namespace, source: "Source", options: "Options") 
     if args.outtype is not None or args.dry_run:
         raise ConvertError(f"{'--outtype' if args.outtype else '--dry-run'} does not go with --bpw, --size, --plan, --calib or --effort")
     if args.device != "cpu":
-        raise ConvertError(f"--device {args.device} does not go with --bpw, --size, --plan, --calib or --effort: their rounding runs on the CPU")
+        raise ConvertError(f"--device {args.device} is for plain rounding: not with --bpw, --size, --plan, --calib or --effort")
     automatic = args.outliers in (None, "auto")
     request = Request(args.bpw, args.size, args.plan, args.calib, args.effort or "normal", automatic, cache=args.calib_cache)
     quantizer = Quantizer(source, args.out, options, request, threads=args.threads, quiet=args.quiet)
