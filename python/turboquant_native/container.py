@@ -24,6 +24,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 
+from . import __version__
 from ._core import FORMAT_VERSION, TILE_ROWS
 
 ALIGNMENT = 64  # of every plane in the file: a cache line
@@ -162,8 +163,8 @@ class _Spool:
             raise OutputError(errno.EAGAIN, f"cannot write {target}: another process is writing it") from None
 
     def _load(self, key: str, resume: bool) -> None:
-        """Takes over what an earlier run with the same key finished, up to the first record that is incomplete or damaged."""
-        head = json.dumps({"version": JOURNAL_VERSION, "key": key}).encode() + b"\n"
+        """Takes over what an earlier run of this release with the same key finished, up to the first incomplete or damaged record."""
+        head = json.dumps({"version": JOURNAL_VERSION, "library": __version__, "key": key}).encode() + b"\n"
         lines = self._journal.read().splitlines(keepends=True) if resume else []
         data_end, journal_end = 0, len(head)
         for line in lines[1:] if lines and lines[0] == head else []:
@@ -234,8 +235,8 @@ class ContainerWriter:
     Tensors stand in the file in the order of the calls (`reuse` counts), so that a resumed run writes the bytes of an uninterrupted one.
 
     path: the target. architecture: GGUF's name, "llama". overwrite: replace an existing file. key: fingerprint of source and settings;
-    finished tensors are taken over only from a run with the same key. resume: take over finished tensors, and keep them when this run
-    fails too; without it an error or KeyboardInterrupt removes them (a kill cannot: the next run does).
+    finished tensors are taken over only from a run of this release with the same key. resume: take over finished tensors, and keep them
+    when this run fails too; without it an error or KeyboardInterrupt removes them (a kill cannot: the next run does).
 
     Raises FileExistsError, OutputError (an OSError: no space, no permission, another writer), ValueError (names, shapes, types).
     """
