@@ -1,6 +1,7 @@
-// What a device must be able to do to run a model. The model is a list of operations built once; a backend runs the whole list for a batch of
-// tokens on its own device (CPU: one parallel region with a barrier between operations; CUDA: one graph; Metal: one command buffer). Nothing
-// in the list copies to the host: tokens, positions and cache slots are inputs in device memory, logits are read back only when asked for.
+// What a device must be able to do to run a model. The model is a list of operations built once; a backend runs the whole list for a batch
+// of tokens on its own device (CPU: one parallel region with a barrier between operations; CUDA: one graph; Metal: one command buffer).
+// Nothing in the list copies to the host: tokens, positions and cache slots are inputs in device memory, logits are read back only when
+// asked for.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -52,43 +53,76 @@ enum class GatedActivation : uint8_t { silu, gelu_tanh };
 // What a linear operation reads: a plane; its RMS norm; or activation(gate) * up.
 struct LinearInput {
   enum Kind : uint8_t { plain, rms_norm, gated } kind = plain;
-  Plane x{};        // plain, rms_norm: the input; gated: the gate
-  Plane up{};       // gated
+  Plane x{};                 // plain, rms_norm: the input; gated: the gate
+  Plane up{};                // gated
   Buffer* weight = nullptr;  // rms_norm: (width)
   float eps = 0;
   GatedActivation activation = GatedActivation::silu;
 };
 struct LinearOutput {
   Matrix* matrix = nullptr;
-  Plane y{};               // (rows, n_out) at column y_offset of a plane that may be wider
+  Plane y{};  // (rows, n_out) at column y_offset of a plane that may be wider
   int64_t y_offset = 0;
   Buffer* bias = nullptr;  // (n_out)
   float alpha = 1;         // y (+)= alpha * (W x + bias)
   bool add = false;        // the residual
 };
 
-struct EmbedOp { Matrix* matrix = nullptr; Plane y{}; float scale = 1; };                        // y = scale * rows of matrix at the batch's tokens
-struct LinearOp { LinearInput in; std::vector<LinearOutput> out; bool logits = false; };  // logits: only the batch's output rows, packed, through `in`
-struct NormOp { Plane x{}; int64_t groups = 1; Buffer* weight = nullptr; float eps = 0; Plane y{}; }; // y = rms_norm over each of `groups` equal parts of a row (q/k norm: heads)
-struct AddNormOp { Plane x{}, y{}; Buffer* weight = nullptr; float eps = 0; float alpha = 1; }; // y += alpha * rms_norm(x) (post norms)
-struct RopeTable { Buffer* inv_freq = nullptr; int dims = 0; float magnitude = 1; bool pairs = false; };  // (dims / 2) inverse frequencies; pairs: (2i, 2i + 1)
+// y = scale * rows of matrix at the batch's tokens
+struct EmbedOp {
+  Matrix* matrix = nullptr;
+  Plane y{};
+  float scale = 1;
+};
+// Logits: only the batch's output rows, packed, through `in`
+struct LinearOp {
+  LinearInput in;
+  std::vector<LinearOutput> out;
+  bool logits = false;
+};
+// y = rms_norm over each of `groups` equal parts of a row (q/k norm: heads)
+struct NormOp {
+  Plane x{};
+  int64_t groups = 1;
+  Buffer* weight = nullptr;
+  float eps = 0;
+  Plane y{};
+};
+// y += alpha * rms_norm(x) (post norms)
+struct AddNormOp {
+  Plane x{}, y{};
+  Buffer* weight = nullptr;
+  float eps = 0;
+  float alpha = 1;
+};
+// (dims / 2) inverse frequencies; pairs: (2i, 2i + 1)
+struct RopeTable {
+  Buffer* inv_freq = nullptr;
+  int dims = 0;
+  float magnitude = 1;
+  bool pairs = false;
+};
 // Ropes q and k, writes k and v to the cache at (slot, position), then attends: out = softmax(q k^T) v over positions
 // max(0, pos + 1 - window) .. pos of the row's slot.
 struct AttentionOp {
   Plane q{}, k{}, v{}, out{};
-  RopeTable rope{};         // inv_freq null: no rope
+  RopeTable rope{};  // inv_freq null: no rope
   kernels::AttentionShape shape{};
-  int64_t window = 0;       // 0: all
+  int64_t window = 0;                             // 0: all
   Buffer *k_cache = nullptr, *v_cache = nullptr;  // (slots, n_kv_heads, capacity, head_dim)
   bool cache_f32 = false;                         // float32 instead of float16: where Backend::has_f32_cache
   int64_t capacity = 0;
 };
-struct SoftCapOp { Plane x{}; float cap = 0; };  // the logits: the first output_rows.size() rows of x
+// The logits: the first output_rows.size() rows of x
+struct SoftCapOp {
+  Plane x{};
+  float cap = 0;
+};
 // Mixture of experts: route = softmax or sigmoid of router x, the top_k experts' gated layers, weighted; y += sum.
 struct MoeOp {
   LinearInput in;
   Matrix* router = nullptr;
-  std::vector<Matrix*> gate, up, down;  // per expert
+  std::vector<Matrix*> gate, up, down;                                                                    // per expert
   Matrix *shared_router = nullptr, *shared_gate = nullptr, *shared_up = nullptr, *shared_down = nullptr;  // qwen2_moe; may be null
   int top_k = 0;
   bool normalize = true;  // the chosen weights sum to 1
@@ -130,7 +164,7 @@ class Program {  // a prepared list of operations
 class Backend {
  public:
   virtual ~Backend() = default;
-  virtual std::string name() const = 0;  // "cpu (avx512vbmi, 2 threads)"
+  virtual std::string name() const = 0;                  // "cpu (avx512vbmi, 2 threads)"
   virtual MatrixPtr matrix(const HostMatrix& host) = 0;  // may keep a view of `host`'s memory
   virtual BufferPtr allocate(int64_t bytes) = 0;         // zeroed
   virtual void upload(Buffer& to, int64_t offset, const void* from, int64_t bytes) = 0;
@@ -150,7 +184,7 @@ std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
 // These throw Error(unsupported) with the reason when the backend is not built in, has no device or no driver.
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
 std::unique_ptr<Backend> make_metal_backend(const BackendOptions& options);
-std::string cuda_status();   // "available: NVIDIA H200, ..." or "unsupported: why"
+std::string cuda_status();  // "available: NVIDIA H200, ..." or "unsupported: why"
 std::string metal_status();
 
 }  // namespace tq

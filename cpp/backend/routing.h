@@ -6,8 +6,8 @@
 
 namespace tq {
 
-// Softmax over the router's logits (n), then the top_k most probable experts, best first, ties to the lower index. normalize: the chosen weights
-// sum to 1. logits are overwritten.
+// Softmax over the router's logits (n), then the top_k most probable experts, best first, ties to the lower index. normalize: the chosen
+// weights sum to 1. logits are overwritten.
 inline void choose_experts(float* logits, int64_t n, int top_k, bool normalize, int32_t* experts, float* weights) {
   const float max = *std::max_element(logits, logits + n);
   float sum = 0;

@@ -6,7 +6,9 @@ namespace tq {
 
 static constexpr const char* kNoMetal = "unsupported: the Metal backend is not built yet";
 
-std::unique_ptr<Backend> make_metal_backend(const BackendOptions&) { throw Error(Cause::unsupported, std::string("device metal: ") + kNoMetal); }
+std::unique_ptr<Backend> make_metal_backend(const BackendOptions&) {
+  throw Error(Cause::unsupported, std::string("device metal: ") + kNoMetal);
+}
 std::string metal_status() { return kNoMetal; }
 
 }  // namespace tq

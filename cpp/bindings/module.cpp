@@ -9,12 +9,18 @@ static PyObject* unsupported_error = nullptr;
 
 static PyObject* python_type(Cause cause) {
   switch (cause) {
-    case Cause::invalid_argument: return PyExc_ValueError;
-    case Cause::bad_file: return format_error;
-    case Cause::io: return PyExc_OSError;
-    case Cause::out_of_memory: return PyExc_MemoryError;
-    case Cause::unsupported: return unsupported_error;
-    case Cause::closed: return PyExc_RuntimeError;
+    case Cause::invalid_argument:
+      return PyExc_ValueError;
+    case Cause::bad_file:
+      return format_error;
+    case Cause::io:
+      return PyExc_OSError;
+    case Cause::out_of_memory:
+      return PyExc_MemoryError;
+    case Cause::unsupported:
+      return unsupported_error;
+    case Cause::closed:
+      return PyExc_RuntimeError;
   }
   return PyExc_RuntimeError;
 }

@@ -12,7 +12,7 @@ enum class Rotation : uint8_t { none, hartley_hadamard };
 // Sparse FP16 outliers in the original basis: CSR, columns strictly increasing within a row.
 struct Outliers {
   int64_t count = 0;
-  const int32_t* ptr = nullptr;    // (n_out + 1)
+  const int32_t* ptr = nullptr;     // (n_out + 1)
   const uint16_t* col16 = nullptr;  // (count), when n_in <= 65536
   const int32_t* col32 = nullptr;   // (count), otherwise
   const uint16_t* val = nullptr;    // (count) float16 bits
@@ -36,8 +36,8 @@ struct PlaneSizes {
   uint64_t codes = 0, row_scale = 0, codebook = 0, out_ptr = 0, out_col = 0, out_val = 0;
 };
 
-// Throws Error(bad_file) naming `name`, the plane and the value unless every rule of docs/format.md holds: plane sizes, finite scale in range,
-// row scales in [0, 1], codebook present, ptr monotone from 0 to count, columns strictly increasing and < n_in, finite values.
+// Throws Error(bad_file) naming `name`, the plane and the value unless every rule of docs/format.md holds: plane sizes, finite scale in
+// range, row scales in [0, 1], codebook present, ptr monotone from 0 to count, columns strictly increasing and < n_in, finite values.
 void validate(const std::string& name, const TqnMatrix& matrix, const PlaneSizes& sizes);
 
 float f16_to_f32(uint16_t bits);

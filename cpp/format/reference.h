@@ -21,10 +21,10 @@ void decode_tile(const uint8_t* tile, int k, const int8_t* codebook, int8_t* val
 void rotation_signs(uint64_t seed, int64_t n, float* signs);
 void rotate(double* x, int64_t n, uint64_t seed, bool inverse);
 
-int8_t code(const TqnMatrix& w, int64_t row, int64_t col);  // the int8 value of one weight, before any scale
-void decode_row(const TqnMatrix& w, int64_t row, double* out);  // (n_in) of W itself: rotated back, outliers in place
+int8_t code(const TqnMatrix& w, int64_t row, int64_t col);           // the int8 value of one weight, before any scale
+void decode_row(const TqnMatrix& w, int64_t row, double* out);       // (n_in) of W itself: rotated back, outliers in place
 void accumulate(const TqnMatrix& w, const int8_t* a, int32_t* acc);  // acc (n_out) = C a, a (n_in) already rotated and rounded
-void matvec(const TqnMatrix& w, const float* x, double* y);  // y (n_out) = W x in double: the float path
+void matvec(const TqnMatrix& w, const float* x, double* y);          // y (n_out) = W x in double: the float path
 // The int8 path: a = round(R x / s) to nearest even, s = max|R x| / 127 in float32, y = scale * row_scale * s * (C a) + S x.
 void matvec_int8(const TqnMatrix& w, const float* x, double* y);
 

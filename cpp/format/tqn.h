@@ -34,7 +34,7 @@ TQN_CONSTANT int kWindowBits = 12;  // of the trellis formats; TQN6 cuts windows
 TQN_CONSTANT int kStates = 1 << kWindowBits;
 TQN_CONSTANT int kCodebookSize = 64;
 TQN_CONSTANT int kMaxTrellisBits = 4;
-TQN_CONSTANT int kMaxInputs = 65536;  // int32 accumulators cannot overflow: 65536 * 127 * 128 < 2^31
+TQN_CONSTANT int kMaxInputs = 65536;    // int32 accumulators cannot overflow: 65536 * 127 * 128 < 2^31
 TQN_CONSTANT int kActivationMax = 127;  // activations are int8 in [-127, 127]
 
 TQN_FN bool is_format(int k) { return k == 1 || k == 2 || k == 3 || k == 4 || k == 6 || k == 8; }

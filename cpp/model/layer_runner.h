@@ -22,10 +22,11 @@ class LayerRunner {
   ~LayerRunner();
   int64_t seq_len() const;
   const Config& config() const;
-  // Replaces a matrix by name ("blk.3.attn_q.weight", or an expert's) for this runner; w (n_out, n_in) float32 is copied. Empty: the file's own again.
+  // Replaces a matrix by name ("blk.3.attn_q.weight", or an expert's) for this runner; w (n_out, n_in) float32 is copied. Empty: the file's
+  // own again.
   void set_matrix(const std::string& name, std::span<const float> w);
-  void embed(std::span<const int32_t> tokens, std::span<float> hidden);  // (n * seq_len) -> (n * seq_len, n_embd)
-  void layer(int64_t index, std::span<float> hidden, const Tap& tap);    // in place
+  void embed(std::span<const int32_t> tokens, std::span<float> hidden);               // (n * seq_len) -> (n * seq_len, n_embd)
+  void layer(int64_t index, std::span<float> hidden, const Tap& tap);                 // in place
   void head(std::span<const float> hidden, std::span<float> logits, const Tap& tap);  // any rows -> (rows, n_vocab); site "output"
 
  private:

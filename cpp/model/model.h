@@ -10,7 +10,11 @@
 
 namespace tq {
 
-enum class QkNorm : uint8_t { none, per_head, full };  // RMS norm of q and k before the rope: each head by itself (weight head_dim), all heads as one
+enum class QkNorm : uint8_t {
+  none,
+  per_head,
+  full
+};  // RMS norm of q and k before the rope: each head by itself (weight head_dim), all heads as one
 
 // Everything that distinguishes one architecture from another; filled from the file's metadata and the table in architectures.cpp.
 struct Config {
@@ -38,7 +42,8 @@ struct Config {
   bool layer_is_windowed(int64_t layer) const { return window > 0 && (window_pattern == 0 || (layer + 1) % window_pattern != 0); }
 };
 
-// Inverse frequencies, (rope_dims / 2); local: of windowed layers, long: of contexts above rope_original_ctx; null where the model has none.
+// Inverse frequencies, (rope_dims / 2); local: of windowed layers, long: of contexts above rope_original_ctx; null where the model has
+// none.
 struct RopeFrequencies {
   BufferPtr common, local, long_context;
 };
@@ -60,8 +65,9 @@ struct Weights {
 };
 
 struct ModelOptions {
-  // "cpu", "cuda", "metal", "cuda:1" (a device number; else backend.device), or several parts, each with its number of layers: "cpu*8,cuda:0*12".
-  // One part may come without a number and takes the layers that the others leave. The embedding is on the first part, the output on the last.
+  // "cpu", "cuda", "metal", "cuda:1" (a device number; else backend.device), or several parts, each with its number of layers:
+  // "cpu*8,cuda:0*12". One part may come without a number and takes the layers that the others leave. The embedding is on the first part,
+  // the output on the last.
   std::string device = "cpu";
   BackendOptions backend;
   bool lock_memory = false;
@@ -101,8 +107,8 @@ class Model {
 enum class CacheType : uint8_t { automatic, f16, f32 };  // automatic: float32 on the float path where the backend can, else float16
 
 struct ContextOptions {
-  int64_t n_ctx = 0;    // positions per slot; 0: the model's
-  int64_t n_slots = 1;  // independent sequences
+  int64_t n_ctx = 0;      // positions per slot; 0: the model's
+  int64_t n_slots = 1;    // independent sequences
   int64_t n_batch = 512;  // most rows of one forward pass
   CacheType cache = CacheType::automatic;
 };

@@ -147,8 +147,9 @@ class Context:
     def load(self, slot: int, state: bytes) -> None: ...
     def copy_slot(self, source: int, target: int, n: int) -> None: ...
     def profile(self, on: bool) -> dict[str, float]:
-        """Seconds since the last call by kind of operation, and whether to measure from now on: embedding, linear, attention, norms, experts,
-        output (logits), barrier (waiting for other threads); of all contexts of the model. Empty where the device measures nothing."""
+        """Seconds since the last call by kind of operation, and whether to measure from now on: embedding, linear, attention, norms,
+        experts, output (logits), barrier (waiting for other threads); of all contexts of the model. Empty where the device measures
+        nothing."""
     def set_threads(self, decode: int, prompt: int) -> None: ...
     def close(self) -> None:
         """Frees everything; waits for a running pass. Later calls raise RuntimeError."""

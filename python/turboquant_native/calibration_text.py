@@ -119,9 +119,11 @@ def sample(model: Any, windows: int, seq_len: int, seed: int, progress: Callable
     for first in range(0, windows, _SLOTS):
         count = min(_SLOTS, windows - first)
         start = rng.integers(0, model.config["n_vocab"], count) if vocabulary is None or vocabulary.bos < 0 else [vocabulary.bos] * count
-        out[first : first + count] = _sample_batch(
-            model, np.array(start, np.int32), seq_len, rng, lambda part, first=first, count=count: progress(first + int(part * count))
-        )
+
+        def report(part: float, first: int = first, count: int = count) -> None:
+            progress(first + int(part * count))
+
+        out[first : first + count] = _sample_batch(model, np.array(start, np.int32), seq_len, rng, report)
     return out
 
 

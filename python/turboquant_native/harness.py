@@ -11,7 +11,7 @@ from .llama import Llama
 from .loglikelihood import Likelihoods
 
 
-class TurboquantLM(LM):  # type: ignore[misc]
+class TurboquantLM(LM):  # type: ignore[misc, unused-ignore]
     """A model file as an lm-evaluation-harness model.
 
     Args:

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -297,12 +298,11 @@ class Quantizer:
             if done.exists():
                 built[label] = Summary(**json.loads(done.read_text()))
             else:
-                built[label] = self._stage(
-                    f"rounding, {label}", lambda path=path, plan=plan: self._write(path, model, tokens, plan, sensitivity, overwrite)
-                )
+                write = partial(self._write, path, model, tokens, plan, sensitivity, overwrite)
+                built[label] = self._stage(f"rounding, {label}", write)
                 if path != self._target:
                     _write_whole(done, json.dumps(built[label].to_dict()).encode())
-            self.report.candidates[label] = self._stage("measuring", lambda path=path: self._measure(path, model, probes))
+            self.report.candidates[label] = self._stage("measuring", partial(self._measure, path, model, probes))
         best = min(plans, key=self.report.candidates.__getitem__)
         if len(plans) > 1:
             (self._work / f"{best}.gguf").replace(self._target)

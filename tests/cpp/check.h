@@ -1,5 +1,5 @@
-// A small test harness: TEST("name") { CHECK(condition); CHECK_NEAR(a, b, bound); CHECK_THROWS(expression, Cause::bad_file, "text in the message"); }
-// Every test of the file runs; the process fails when one check did. An argument selects tests whose name contains it.
+// A small test harness: TEST("name") { CHECK(condition); CHECK_NEAR(a, b, bound); CHECK_THROWS(expression, Cause::bad_file, "text in the
+// message"); } Every test of the file runs; the process fails when one check did. An argument selects tests whose name contains it.
 #pragma once
 #include <cmath>
 #include <cstdio>
@@ -29,37 +29,38 @@ inline void fail(const char* file, int line, const std::string& what) {
 
 #define CHECK_CONCAT_(a, b) a##b
 #define CHECK_CONCAT(a, b) CHECK_CONCAT_(a, b)
-#define TEST(name)                                                                                       \
-  static void CHECK_CONCAT(test_, __LINE__)();                                                           \
-  static check::Register CHECK_CONCAT(register_, __LINE__)(name, CHECK_CONCAT(test_, __LINE__));          \
+#define TEST(name)                                                                               \
+  static void CHECK_CONCAT(test_, __LINE__)();                                                   \
+  static check::Register CHECK_CONCAT(register_, __LINE__)(name, CHECK_CONCAT(test_, __LINE__)); \
   static void CHECK_CONCAT(test_, __LINE__)()
 #define CHECK(condition) (++check::checks, (condition) ? void() : check::fail(__FILE__, __LINE__, "failed: " #condition))
-#define CHECK_EQ(a, b)                                                                                                             \
-  do {                                                                                                                             \
-    const auto check_a = (a);                                                                                                      \
-    const auto check_b = (b);                                                                                                      \
-    ++check::checks;                                                                                                               \
-    if (!(check_a == check_b))                                                                                                     \
+#define CHECK_EQ(a, b)                                                                                                              \
+  do {                                                                                                                              \
+    const auto check_a = (a);                                                                                                       \
+    const auto check_b = (b);                                                                                                       \
+    ++check::checks;                                                                                                                \
+    if (!(check_a == check_b))                                                                                                      \
       check::fail(__FILE__, __LINE__, std::string(#a " == " #b ": ") + std::to_string(check_a) + " vs " + std::to_string(check_b)); \
   } while (0)
-#define CHECK_NEAR(a, b, bound)                                                                                                                    \
-  do {                                                                                                                                             \
-    const double check_a = (a), check_b = (b), check_bound = (bound);                                                                              \
-    ++check::checks;                                                                                                                               \
-    if (!(std::fabs(check_a - check_b) <= check_bound))                                                                                            \
-      check::fail(__FILE__, __LINE__, std::string(#a " ~ " #b ": ") + std::to_string(check_a) + " vs " + std::to_string(check_b) + ", bound " +    \
-                                          std::to_string(check_bound));                                                                            \
+#define CHECK_NEAR(a, b, bound)                                                                                             \
+  do {                                                                                                                      \
+    const double check_a = (a), check_b = (b), check_bound = (bound);                                                       \
+    ++check::checks;                                                                                                        \
+    if (!(std::fabs(check_a - check_b) <= check_bound))                                                                     \
+      check::fail(__FILE__, __LINE__,                                                                                       \
+                  std::string(#a " ~ " #b ": ") + std::to_string(check_a) + " vs " + std::to_string(check_b) + ", bound " + \
+                      std::to_string(check_bound));                                                                         \
   } while (0)
-#define CHECK_THROWS(expression, wanted_cause, text)                                                                     \
-  do {                                                                                                                   \
-    ++check::checks;                                                                                                     \
-    try {                                                                                                                \
-      (void)(expression);                                                                                                \
-      check::fail(__FILE__, __LINE__, "did not throw: " #expression);                                                    \
-    } catch (const tq::Error& e) {                                                                                       \
-      if (e.cause != (wanted_cause) || !std::strstr(e.what(), text))                                                     \
-        check::fail(__FILE__, __LINE__, std::string("wrong error of " #expression ": ") + e.what());                     \
-    }                                                                                                                    \
+#define CHECK_THROWS(expression, wanted_cause, text)                                                 \
+  do {                                                                                               \
+    ++check::checks;                                                                                 \
+    try {                                                                                            \
+      (void)(expression);                                                                            \
+      check::fail(__FILE__, __LINE__, "did not throw: " #expression);                                \
+    } catch (const tq::Error& e) {                                                                   \
+      if (e.cause != (wanted_cause) || !std::strstr(e.what(), text))                                 \
+        check::fail(__FILE__, __LINE__, std::string("wrong error of " #expression ": ") + e.what()); \
+    }                                                                                                \
   } while (0)
 
 int main(int argc, char** argv) {

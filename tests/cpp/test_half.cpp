@@ -6,8 +6,10 @@
 TEST("every float16 survives the way to float32 and back") {
   for (uint32_t bits = 0; bits < 65536; bits++) {
     const float value = tq::f16_to_f32(uint16_t(bits));
-    if (value == value) CHECK_EQ(tq::f32_to_f16(value), uint16_t(bits));
-    else CHECK(std::isnan(tq::f16_to_f32(tq::f32_to_f16(value))));
+    if (value == value)
+      CHECK_EQ(tq::f32_to_f16(value), uint16_t(bits));
+    else
+      CHECK(std::isnan(tq::f16_to_f32(tq::f32_to_f16(value))));
   }
 }
 
