@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import evaluate, kld_base, multiple_choice
+from .arguments import device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=("int8", "f32"), default="int8", help="activations of packed matrices (default: %(default)s)"
     )
+    parser.add_argument("--gpu", action="store_true", help="run on a GPU")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 def _open(path: str, args: argparse.Namespace) -> Any:
     from . import _core
 
-    return _core.Model(path, threads=args.threads, precision=args.precision)
+    return _core.Model(path, device=device(-1 if args.gpu else 0, path), threads=args.threads, precision=args.precision)
 
 
 def _windows(model: Any, args: argparse.Namespace) -> Any:

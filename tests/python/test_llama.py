@@ -185,8 +185,12 @@ def test_logprobs_of_a_removed_stop_string_are_removed(llm):
 def test_streamed_logprobs_are_the_same(llm):
     whole = llm(PROMPT, logprobs=2, **GREEDY)["choices"][0]["logprobs"]
     parts = [chunk["choices"][0]["logprobs"] for chunk in llm(PROMPT, logprobs=2, stream=True, **GREEDY)]
-    for name, values in whole.items():
-        assert [value for part in parts if part for value in part[name]] == values
+    streamed = {name: [value for part in parts if part for value in part[name]] for name in whole}
+    assert (streamed["tokens"], streamed["text_offset"]) == (whole["tokens"], whole["text_offset"])
+    # the second call finds the prompt in the cache: other batches, other rounding of float32 sums
+    assert streamed["token_logprobs"] == pytest.approx(whole["token_logprobs"], abs=1e-4)
+    for mine, theirs in zip(streamed["top_logprobs"], whole["top_logprobs"], strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
 
 
 # --- one token at a time
