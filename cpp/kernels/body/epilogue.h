@@ -17,17 +17,13 @@ class StripOutput {
 
   // y_t = (add ? y_t : 0) + alpha * scale * row_scale * act_scale_t * acc
   void write_int8(int64_t t, const int32_t* acc) const {
-    alignas(64) float out[tqn::kTileRows];
     const F32 act_scale = set1(x_.scale[t]);
-    for (int r = 0; r < tqn::kTileRows; r += kLanes) store(out + r, to_f32(load_i32(acc + r)) * load(scale_ + r) * act_scale);
-    write(t, out, add_);
+    write(t, add_, [=, this](int r) { return to_f32(load_i32(acc + r)) * load(scale_ + r) * act_scale; });
   }
 
   // The same for sums of the float path; the first block of columns of a row starts y, the others add to it.
   void write_float(int64_t t, const float* sums, bool first_block) const {
-    alignas(64) float out[tqn::kTileRows];
-    for (int r = 0; r < tqn::kTileRows; r += kLanes) store(out + r, load(sums + r) * load(scale_ + r));
-    write(t, out, add_ || !first_block);
+    write(t, add_ || !first_block, [=, this](int r) { return load(sums + r) * load(scale_ + r); });
   }
 
   // y_t += alpha * S x_t
@@ -40,12 +36,16 @@ class StripOutput {
   }
 
  private:
-  void write(int64_t t, const float* out, bool add) const {
+  // value(r): kLanes rows from row r on. A strip's absent rows go through a copy.
+  template <class Value>
+  void write(int64_t t, bool add, const Value& value) const {
     float* y = y_ + t * ldy_;
-    if (add)
-      for (int r = 0; r < rows_; r++) y[r] += out[r];
-    else
-      for (int r = 0; r < rows_; r++) y[r] = out[r];
+    alignas(64) float copy[tqn::kTileRows] = {};
+    const bool whole = rows_ == tqn::kTileRows;
+    for (int r = 0; r < rows_ && !whole; r++) copy[r] = y[r];
+    float* to = whole ? y : copy;
+    for (int r = 0; r < tqn::kTileRows; r += kLanes) store(to + r, add ? load(to + r) + value(r) : value(r));
+    for (int r = 0; r < rows_ && !whole; r++) y[r] = copy[r];
   }
 
   // Sixteen tokens: a vector of tokens for each outlier.

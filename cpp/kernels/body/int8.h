@@ -94,10 +94,18 @@ void gemm_strip(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, c
   }
 }
 
-// What cancels the operands' offset: - kOffset * sum of the activations.
+// What cancels the operands' offset: - kOffset * sum of the activations, by dot products with operands of 1.
 inline int32_t starting_value(const int8_t* a, int64_t n) {
-  int32_t total = 0;
-  for (int64_t i = 0; kOffset != 0 && i < n; i++) total += a[i];
+  if (kOffset == 0) return 0;
+  int8_t ones[kRowBytes];
+  for (int8_t& one : ones) one = 1;
+  I32 sums = set1_i32(0);
+  int64_t i = 0;
+  for (; i + kRowBytes <= n; i += kRowBytes) sums = dot(sums, load_row(ones), load_row(a + i));
+  int32_t lanes[kLanes], total = 0;
+  store_i32(lanes, sums);
+  for (int32_t lane : lanes) total += lane;
+  for (; i < n; i++) total += a[i];
   return -kOffset * total;
 }
 

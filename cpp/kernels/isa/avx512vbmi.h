@@ -1,5 +1,6 @@
 // AVX-512 with VBMI (byte permutes, multishift) and VNNI (Ice Lake, Zen 4 and later). Row operands are unsigned: value + 128.
 #pragma once
+#include "kernels/body/dispatch.h"
 #include "kernels/isa/avx512_common.h"
 
 namespace tq::kernels::avx512vbmi {
@@ -94,14 +95,34 @@ class Decoder {
   __m512i gather_[4], low_shift_[4], high_shift_[4], low_, high_, codebook_;
 };
 
+// Where a chunk's rows stand: quadword 8 * register + lane.
+template <int K>
+constexpr int place(int chunk) {
+  for (int g = 0; g < 4; g++)
+    for (int lane = 0; lane < 8; lane++)
+      if (kChunks<K>[g].chunk[lane] == chunk) return 8 * g + lane;
+  return 0;
+}
+template <int K>
+constexpr int from_upper(int q) {  // lanes of output q that come from registers 2 and 3
+  int mask = 0;
+  for (int i = 0; i < 8; i++) mask |= (place<K>(8 * q + i) >= 16) << i;
+  return mask;
+}
+
 // Rows (64 lanes of 32 bits) from the registers' order to their own.
 template <int K>
 void restore_rows(void* rows) {
   if constexpr (K <= 4) {
-    uint64_t chunks[32];
-    std::memcpy(chunks, rows, sizeof(chunks));
-    for (int g = 0; g < 4; g++)
-      for (int lane = 0; lane < 8; lane++) std::memcpy(static_cast<char*>(rows) + 8 * kChunks<K>[g].chunk[lane], &chunks[8 * g + lane], 8);
+    char* p = static_cast<char*>(rows);
+    const __m512i a = load_bytes(p), b = load_bytes(p + 64), c = load_bytes(p + 128), d = load_bytes(p + 192);
+    const auto store_quarter = [&](auto quarter) {
+      constexpr int q = quarter.size;
+      const __m512i from = register_of<int64_t>([](int i) { return place<K>(8 * q + i) % 16; });
+      _mm512_storeu_si512(p + 64 * q, _mm512_mask_blend_epi64(from_upper<K>(q), _mm512_permutex2var_epi64(a, from, b),
+                                                              _mm512_permutex2var_epi64(c, from, d)));
+    };
+    store_quarter(Group<0>{}), store_quarter(Group<1>{}), store_quarter(Group<2>{}), store_quarter(Group<3>{});
   }
 }
 
