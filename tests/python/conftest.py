@@ -1,11 +1,15 @@
 """Models that several test modules share: a tiny random one, made here, and SmolLM2 where the environment names it (TQ_SMOLLM2)."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from tiny_models import LLAMA, save_llama
+
+# Tests interrupt themselves; a shell starts its background jobs with interrupts ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def convert(source: Path, target: Path, *options: str) -> Path:

@@ -157,11 +157,7 @@ def test_wrong_usage(capsys):
 def test_ctrl_c_is_clean(tiny_tqn):
     code = f"from turboquant_native.cli import main; raise SystemExit(main(['bench', {str(tiny_tqn)!r}, '-r', '100000']))"
 
-    def heed_interrupts() -> None:  # a shell's background job starts with them ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    command = [sys.executable, "-c", code]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         time.sleep(3)
         process.send_signal(signal.SIGINT)
