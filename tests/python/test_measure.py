@@ -159,7 +159,9 @@ def test_likelihood_is_the_sum_over_the_continuation(tiny_f32):
     assert total == pytest.approx(float(rows[np.arange(len(continuation)), continuation].sum()), abs=1e-4)
     assert greedy == bool((rows.argmax(axis=1) == continuation).all())
     long = list(range(3, 103))
-    assert likelihoods.score(long, [7]) == likelihoods.score(long[-64:], [7])  # the beginning is dropped
+    truncated = likelihoods.score(long[-64:], [7])
+    # The beginning is dropped; one run evaluates rows together that the other reuses, so sums may round differently.
+    assert likelihoods.score(long, [7]) == (pytest.approx(truncated[0], abs=1e-4), truncated[1])
     likelihoods.close()
     model.close()
 
