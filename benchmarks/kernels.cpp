@@ -83,42 +83,40 @@ double read_bandwidth(const Memory& memory, int n_threads) {
 }
 
 #if TQ_X86
-// Dot products from registers to registers: what the ports allow.
-__attribute__((target("avx512f,avx512vnni"))) int64_t dot_peak_vnni(int64_t n) {
-  __m512i acc[12], w = _mm512_set1_epi8(3), a = _mm512_set1_epi8(5);
-  for (auto& x : acc) x = _mm512_setzero_si512();
-  for (int64_t i = 0; i < n; i++)
-#pragma GCC unroll 12
-    for (auto& x : acc) __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(x) : "v"(w), "v"(a));
-  for (auto& x : acc) sink = uint64_t(_mm512_cvtsi512_si32(x));
-  return n * 12 * 64 * 2;
-}
-__attribute__((target("avx2"))) int64_t dot_peak_avx2(int64_t n) {
-  __m256i acc[8], w = _mm256_set1_epi8(3), a = _mm256_set1_epi8(5), one = _mm256_set1_epi16(1);
-  for (auto& x : acc) x = _mm256_setzero_si256();
-  for (int64_t i = 0; i < n; i++)
-#pragma GCC unroll 8
-    for (auto& x : acc) {
-      __m256i pairs = _mm256_maddubs_epi16(w, a);
-      __asm__ volatile("" : "+x"(pairs));
-      x = _mm256_add_epi32(x, _mm256_madd_epi16(pairs, one));
-      __asm__ volatile("" : "+x"(x), "+x"(w));
-    }
-  for (auto& x : acc) sink = uint64_t(_mm256_extract_epi32(x, 0));
-  return n * 8 * 32 * 2;
-}
+// Dot products from registers to registers: what the pipes allow. Each line has accumulators enough to hide the latency; assembly, because
+// a compiler would fold or spill them.
+#define TQ_TIMES_12(one) one(0) one(1) one(2) one(3) one(4) one(5) one(6) one(7) one(8) one(9) one(10) one(11)
+#define TQ_VNNI(n) "vpdpbusd %%zmm30, %%zmm31, %%zmm" #n "\n"
+#define TQ_MADD_512(n) "vpmaddwd %%zmm30, %%zmm31, %%zmm28\n vpaddd %%zmm28, %%zmm" #n ", %%zmm" #n "\n"
+#define TQ_MADD_256(n) \
+  "vpmaddubsw %%ymm15, %%ymm14, %%ymm13\n vpmaddwd %%ymm15, %%ymm13, %%ymm13\n vpaddd %%ymm13, %%ymm" #n ", %%ymm" #n "\n"
+#define TQ_CLOBBERS "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm13"
+
+struct PeakLoop {
+  int64_t operations;  // of one repetition
+  void (*run)(int64_t n);
+};
+constexpr PeakLoop kVnni = {12 * 64 * 2, [](int64_t n) __attribute__((target("avx512f,avx512vnni"))) {
+                              for (; n; n--) __asm__ volatile(TQ_TIMES_12(TQ_VNNI)::: TQ_CLOBBERS);
+                            }};
+constexpr PeakLoop kMadd512 = {12 * 32 * 2, [](int64_t n) __attribute__((target("avx512bw"))) {
+                                 for (; n; n--) __asm__ volatile(TQ_TIMES_12(TQ_MADD_512)::: TQ_CLOBBERS, "xmm28");
+                               }};
+constexpr PeakLoop kMadd256 = {12 * 32 * 2, [](int64_t n) __attribute__((target("avx2"))) {
+                                 for (; n; n--) __asm__ volatile(TQ_TIMES_12(TQ_MADD_256)::: TQ_CLOBBERS);
+                               }};
 #endif
 
 // Operations a second of one core's int8 dot products (2 a product), 0 where this file has no loop for the instruction set.
 double dot_peak(std::string_view isa) {
 #if TQ_X86
-  const auto measure = [](int64_t (*loop)(int64_t)) {
-    int64_t operations = 0;
-    const double seconds = time_threads(1, [&](int) { operations = loop(2000000); });
-    return double(operations) / seconds;
+  const auto measure = [](const PeakLoop& loop) {
+    constexpr int64_t n = 2000000;
+    return double(n * loop.operations) / time_threads(1, [&](int) { loop.run(n); });
   };
-  if (isa == "avx512vbmi") return measure(dot_peak_vnni);
-  if (isa == "avx512" || isa == "avx2") return measure(dot_peak_avx2);
+  if (isa == "avx512vbmi") return measure(kVnni);
+  if (isa == "avx512") return measure(kMadd512);
+  if (isa == "avx2") return measure(kMadd256);
 #endif
   (void)isa;
   return 0;

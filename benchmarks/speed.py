@@ -11,11 +11,14 @@ codes in a known model's shape: speed does not depend on the values. Their embed
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 
@@ -24,23 +27,26 @@ from turboquant_native import _core, synthetic
 ROOT = Path(__file__).resolve().parent
 
 
-def run(*command: object) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+def run(*command: object, env: Mapping[str, str] | None = None) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=env)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stderr}")
     return done.stdout
 
 
-def ours(model: Path, threads: int, args: argparse.Namespace, *more: str) -> dict:
-    """One row of `tqn bench`."""
-    common = ("-t", threads, "-p", args.prompt, "-n", args.generate, "-r", 1, "--json")
-    found = json.loads(run(sys.executable, "-m", "turboquant_native.cli", "bench", model, *common, *more))
+def ours(model: Path, threads: int, lengths: tuple[int, int], *more: str, isa: str = "") -> dict:
+    """One row of `tqn bench`. lengths: tokens of the prompt, tokens generated."""
+    prompt, generate = lengths
+    common = ("-t", threads, "-p", prompt, "-n", generate, "-r", 1, "--json")
+    environment = os.environ | ({"TQ_ISA": isa} if isa else {})
+    found = json.loads(run(sys.executable, "-m", "turboquant_native.cli", "bench", model, *common, *more, env=environment))
     return found["rows"][0] | {key: value for key, value in found.items() if key != "rows"}
 
 
-def peers(model: str, threads: int, args: argparse.Namespace) -> dict:
+def peers(model: str, threads: int, lengths: tuple[int, int], args: argparse.Namespace) -> dict:
     """Tokens/s of llama-bench, by the kind of test."""
-    found = json.loads(run(args.peer, "-m", model, "-t", threads, "-p", args.prompt, "-n", args.generate, "-r", 1, "-o", "json"))
+    prompt, generate = lengths
+    found = json.loads(run(args.peer, "-m", model, "-t", threads, "-p", prompt, "-n", generate, "-r", 1, "-o", "json"))
     return {"pp" if test["n_prompt"] else "tg": test["avg_ts"] for test in found}
 
 
@@ -69,7 +75,7 @@ def whole_models(args: argparse.Namespace, models: dict[tuple[str, int], Path]) 
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for name, path in named.items():
         for threads in args.threads:
-            rows = [ours(path, threads, args) for _ in range(args.rounds)]
+            rows = [ours(path, threads, (args.prompt, args.generate)) for _ in range(args.rounds)]
             mid = {key: median(row[key] for row in rows) for key in ("pp", "tg", "gigabytes_per_second", "ttft", "load", "peak_memory")}
             lines.append(
                 f"| {name} | {threads} | {mid['pp']:.0f} | {mid['tg']:.1f} | {mid['gigabytes_per_second']:.1f} | {mid['ttft']:.2f} "
@@ -82,7 +88,8 @@ def whole_models(args: argparse.Namespace, models: dict[tuple[str, int], Path]) 
 def profiles(args: argparse.Namespace, models: dict[tuple[str, int], Path]) -> list[str]:
     """Where the time of generation goes, with all threads."""
     named = {path.name: path for path in args.model} | {f"{shape}, {bits} bits": path for (shape, bits), path in models.items()}
-    found = {name: ours(path, max(args.threads), args, "--profile")["profile"] for name, path in named.items()}
+    lengths = (args.prompt, args.generate)
+    found = {name: ours(path, max(args.threads), lengths, "--profile")["profile"] for name, path in named.items()}
     kinds = sorted({kind for profile in found.values() for kind in profile})
     lines = ["| model | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
     for name, profile in found.items():
@@ -92,29 +99,44 @@ def profiles(args: argparse.Namespace, models: dict[tuple[str, int], Path]) -> l
 
 
 def beside_peer(args: argparse.Namespace, models: dict[tuple[str, int], Path]) -> list[str]:
-    lines = [
-        f"| shape | llama.cpp type | pp{args.prompt} | tg{args.generate} | "
-        + " | ".join(f"ours {bits} bits: pp, tg (ratio)" for bits in args.bits)
-        + " |",
-        "|---" * (4 + len(args.bits)) + "|",
-    ]
-    threads = max(args.threads)
-    for entry in args.peer_model:
-        label, _, path = entry.partition("=")
-        shape, _, kind = label.partition(":")
+    """Each round runs ours between the peer's types, so that both see the same state of the machine."""
+    prompt, generate = f"pp{args.peer_prompt}", f"tg{args.peer_generate}"
+    columns = ["shape", "llama.cpp type", prompt, generate, *(f"ours {bits} bits: {prompt}, {generate} (ratio)" for bits in args.bits)]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    threads, lengths = max(args.threads), (args.peer_prompt, args.peer_generate)
+    for shape in args.shapes:
+        files = dict(entry.split(":", 1)[1].split("=", 1) for entry in args.peer_model if entry.startswith(f"{shape}:"))
         rates = defaultdict(list)
-        for _ in range(args.rounds):
-            for test, value in peers(path, threads, args).items():
-                rates["peer", test].append(value)
-            for bits in args.bits:
-                row = ours(models[shape, bits], threads, args)
-                rates[bits, "pp"].append(row["pp"])
-                rates[bits, "tg"].append(row["tg"])
+        for _ in range(args.rounds if files else 0):
+            for run_of in zip_longest(files, args.bits):
+                kind, bits = run_of
+                if kind is not None:
+                    for test, value in peers(files[kind], threads, lengths, args).items():
+                        rates[kind, test].append(value)
+                if bits is not None:
+                    row = ours(models[shape, bits], threads, lengths)
+                    rates[bits, "pp"].append(row["pp"])
+                    rates[bits, "tg"].append(row["tg"])
         mid = {key: median(values) for key, values in rates.items()}
-        ratio = lambda bits, test, mid=mid: f"{mid[bits, test]:.4g} ({mid[bits, test] / mid['peer', test]:.2f}x)"  # noqa: E731
-        cells = [f"{ratio(bits, 'pp')}, {ratio(bits, 'tg')}" for bits in args.bits]
-        lines.append(f"| {shape} | {kind} | {mid['peer', 'pp']:.0f} | {mid['peer', 'tg']:.1f} | " + " | ".join(cells) + " |")
-        print(lines[-1], flush=True)
+        for kind in files:
+            cells = [
+                ", ".join(f"{mid[bits, test]:.4g} ({mid[bits, test] / mid[kind, test]:.2f}x)" for test in ("pp", "tg"))
+                for bits in args.bits
+            ]
+            lines.append(f"| {shape} | {kind} | {mid[kind, 'pp']:.0f} | {mid[kind, 'tg']:.1f} | " + " | ".join(cells) + " |")
+            print(lines[-1], flush=True)
+    return lines
+
+
+def instruction_sets(args: argparse.Namespace, models: dict[tuple[str, int], Path]) -> list[str]:
+    """Generation on the first shape with narrower instructions than the machine's own."""
+    names = [name for name in ("avx512vbmi", "avx512", "avx2") if name in _core.available_isas()]
+    lines = ["| model | " + " | ".join(f"{name}: tg{args.peer_generate} t/s" for name in names) + " |", "|---" * (len(names) + 1) + "|"]
+    for (shape, bits), path in models.items():
+        if shape == args.shapes[0]:
+            lengths = (16, args.peer_generate)
+            rates = [median(ours(path, max(args.threads), lengths, isa=name)["tg"] for _ in range(args.rounds)) for name in names]
+            lines.append(f"| {shape}, {bits} bits | " + " | ".join(f"{rate:.1f} ({100 * rate / rates[0]:.0f} %)" for rate in rates) + " |")
     return lines
 
 
@@ -140,6 +162,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--generate", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer", type=Path)
+    parser.add_argument("--peer-prompt", type=int, default=256)
+    parser.add_argument("--peer-generate", type=int, default=48)
     parser.add_argument("--peer-model", nargs="*", default=[], metavar="SHAPE:TYPE=FILE")
     parser.add_argument("--work", type=Path, help="where synthetic models are kept (default: a temporary folder)")
     parser.add_argument("--out", type=Path, default=ROOT / "RESULTS.md")
@@ -157,6 +181,7 @@ def main() -> None:
         models = write_models(args, folder)
         sections.append(("## Whole models", whole_models(args, models)))
         sections.append(("## Where the time of generation goes", profiles(args, models)))
+        sections.append((f"## Narrower instruction sets, {max(args.threads)} threads", instruction_sets(args, models)))
         if args.peer:
             sections.append((f"## Beside llama.cpp, {max(args.threads)} threads, alternating runs", beside_peer(args, models)))
     text = "\n".join(f"{title}\n\n" + "\n".join(lines) + "\n" for title, lines in sections)
