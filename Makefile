@@ -70,7 +70,7 @@ build-cuda: $(BIN)/.tested-with
 lint: $(BIN)/.tested-with
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r tests/lint-requirements.txt
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	git ls-files 'cpp/*.h' 'cpp/*.cpp' 'tests/cpp/*.cpp' 'tests/cpp/*.h' 'benchmarks/*.cpp' 'cuda/*.cu' 'cuda/*.cuh' 'cuda/*.h' 'cuda/*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
+	git ls-files 'cpp/*.h' 'cpp/*.cpp' 'tests/cpp/*.cpp' 'tests/cpp/*.h' 'benchmarks/*.cpp' 'cuda/*.cu' 'cuda/*.cuh' 'cuda/*.h' 'cuda/*.cpp' 'metal/*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy python/turboquant_native
 
 clean:

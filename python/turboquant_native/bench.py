@@ -7,8 +7,6 @@ bytes of weights that one token must read times tg, to be compared with the mach
 import argparse
 import json
 import os
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +16,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+
+from .memory import peak_memory
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Bench:
             ttft=prompt_seconds,
             load=self.load,
             weight_bytes=self.model.weight_bytes,
-            peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+            peak_memory=peak_memory(),
         )
 
     def extras(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import resource
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from . import _core
 from .architectures import Shape
 from .container import ContainerWriter
 from .errors import ConvertError, listing
+from .memory import peak_memory
 from .progress import Progress, duration
 from .quantize import MAX_INPUTS, MatrixSpec, QuantizedMatrix, quantize_matrix, rotation_seed
 from .sources import Source
@@ -333,7 +333,7 @@ def _summarize(source: Source, plan: Sequence[TensorPlan], target: Path, size: i
         ratio=2 * source.parameters / size,
         relative_error=error,
         seconds=seconds,
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_bytes=peak_memory(),
         notes=notes_of(source, plan),
     )
 

@@ -1,4 +1,4 @@
-// Backends that are not part of this build answer with the reason.
+// The Metal backend is a stub so far: it answers with the reason.
 #include "backend/backend.h"
 #include "common/error.h"
 
