@@ -18,7 +18,7 @@ std::string own_folder() {
 }
 
 struct Loaded {
-  const CudaLibrary* library = nullptr;
+  const CudaLibrary* entry = nullptr;
   std::string problem;
 };
 
@@ -43,12 +43,12 @@ const Loaded& loaded() {
 }  // namespace
 
 const CudaLibrary& cuda_library() {
-  if (!loaded().library) throw Error(Cause::unsupported, "device cuda: " + loaded().problem);
-  return *loaded().library;
+  if (!loaded().entry) throw Error(Cause::unsupported, "device cuda: " + loaded().problem);
+  return *loaded().entry;
 }
 
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) { return std::unique_ptr<Backend>(cuda_library().make(options)); }
 
-std::string cuda_status() { return loaded().library ? loaded().library->status(0) : loaded().problem; }
+std::string cuda_status() { return loaded().entry ? loaded().entry->status(0) : loaded().problem; }
 
 }  // namespace tq
