@@ -27,7 +27,8 @@ Tap python_tap(const py::object& tap) {
   return [&tap](const std::string& site, const float* x, int64_t rows, int64_t width) {
     py::gil_scoped_acquire acquire;
     const py::capsule not_owned(x, [](void*) {});
-    tap(site, py::array_t<float>({py::ssize_t(rows), py::ssize_t(width)}, x, not_owned));
+    const py::object stop = tap(site, py::array_t<float>({py::ssize_t(rows), py::ssize_t(width)}, x, not_owned));
+    return stop.is(py::bool_(true));
   };
 }
 
@@ -50,14 +51,34 @@ Floats embed(RunnerHandle& h, const Tokens& tokens) {
   return hidden;
 }
 
-Floats layer(RunnerHandle& h, int64_t index, const Floats& hidden, const py::object& tap) {
-  expect_last(hidden, "hidden", 3, h.runner.config().n_embd);
-  Floats result({hidden.shape(0), hidden.shape(1), hidden.shape(2)});
-  std::copy_n(hidden.data(), hidden.size(), result.mutable_data());
-  const std::span<float> out(result.mutable_data(), size_t(result.size()));
+// A pass of a runner, which it keeps alive.
+struct PassHandle {
+  std::shared_ptr<RunnerHandle> runner;
+  LayerPass pass;
+};
+
+std::unique_ptr<PassHandle> enter(std::shared_ptr<RunnerHandle> h, int64_t layer, const Floats& hidden) {
+  expect_last(hidden, "hidden", 3, h->runner.config().n_embd);
+  LayerPass pass = h->runner.enter(layer, {hidden.data(), size_t(hidden.size())});
+  return std::make_unique<PassHandle>(PassHandle{std::move(h), std::move(pass)});
+}
+
+void run(PassHandle& h, const py::object& tap) {
   const Tap core_tap = python_tap(tap);
-  h.use([&](LayerRunner& runner) { runner.layer(index, out, core_tap); });
-  return result;
+  h.runner->use([&](LayerRunner& runner) { runner.run(h.pass, core_tap); });
+}
+
+Floats states(const PassHandle& h) {
+  const py::ssize_t n_embd = h.runner->runner.config().n_embd, seq_len = h.runner->runner.seq_len();
+  Floats hidden({py::ssize_t(h.pass.hidden.size()) / n_embd / seq_len, seq_len, n_embd});
+  std::copy(h.pass.hidden.begin(), h.pass.hidden.end(), hidden.mutable_data());
+  return hidden;
+}
+
+Floats layer(std::shared_ptr<RunnerHandle> h, int64_t index, const Floats& hidden, const py::object& tap) {
+  const auto pass = enter(std::move(h), index, hidden);
+  run(*pass, tap);
+  return states(*pass);
 }
 
 Floats head(RunnerHandle& h, const Floats& hidden, const py::object& tap) {
@@ -72,13 +93,17 @@ Floats head(RunnerHandle& h, const Floats& hidden, const py::object& tap) {
 }  // namespace
 
 void bind_layer_runner(py::module_& m) {
-  py::class_<RunnerHandle>(m, "LayerRunner", "The model one layer at a time; see _core.pyi.")
-      .def(py::init([](const ModelHandle& model, int64_t seq_len) { return std::make_unique<RunnerHandle>(model.get(), seq_len); }),
+  py::class_<RunnerHandle, std::shared_ptr<RunnerHandle>>(m, "LayerRunner", "The model one layer at a time; see _core.pyi.")
+      .def(py::init([](const ModelHandle& model, int64_t seq_len) { return std::make_shared<RunnerHandle>(model.get(), seq_len); }),
            py::arg("model"), py::arg("seq_len"))
       .def("set_matrix", &set_matrix, py::arg("name"), py::arg("w").noconvert())
       .def("embed", &embed, py::arg("tokens").noconvert())
+      .def("enter", &enter, py::arg("layer"), py::arg("hidden").noconvert())
       .def("layer", &layer, py::arg("index"), py::arg("hidden").noconvert(), py::arg("tap") = py::none())
       .def("head", &head, py::arg("hidden").noconvert(), py::arg("tap") = py::none());
+  py::class_<PassHandle>(m, "LayerPass", "Windows on their way through a layer; see _core.pyi.")
+      .def("run", &run, py::arg("tap") = py::none())
+      .def_property_readonly("hidden", &states);
 }
 
 }  // namespace tq::bindings

@@ -120,16 +120,19 @@ struct LayerRunner::Impl {
     return x;
   }
 
-  void run_tapped(const Op& op, const Batch& b, const Tap& tap) {
+  // False: a tap wanted the rows left before the operation.
+  bool run_tapped(const Op& op, const Batch& b, const Tap& tap) {
     const int64_t n = int64_t(b.tokens.size());
     if (op.kind == Op::moe) return run_experts(op.moe_op, b, tap);
     if (op.kind == Op::linear) {
       const LinearInput& in = op.linear_op.in;
       const std::string site = site_of(*op.linear_op.out[0].matrix);
-      if (in.kind == LinearInput::rms_norm) tap(site + "/residual", get(in.x, n).data(), n, in.x.width);
-      tap(site, input_rows(in, n).data(), n, in.x.width);
+      bool stop = in.kind == LinearInput::rms_norm && tap(site + "/residual", get(in.x, n).data(), n, in.x.width);
+      stop |= tap(site, input_rows(in, n).data(), n, in.x.width);
+      if (stop) return false;
     }
     run({op}, b);
+    return true;
   }
 
   // y = W x for rows of x, through the backend.
@@ -144,12 +147,16 @@ struct LayerRunner::Impl {
     return get({out.get(), m->n_out}, n);
   }
 
-  // The mixture's operation taken apart, so that each expert's inputs can be seen.
-  void run_experts(const MoeOp& moe, const Batch& b, const Tap& tap) {
+  // The mixture's operation taken apart, so that each expert's inputs can be seen: all of them, also when a tap says stop.
+  bool run_experts(const MoeOp& moe, const Batch& b, const Tap& tap) {
     const int64_t n = int64_t(b.tokens.size()), width = moe.in.x.width;
     const std::vector<float> x = input_rows(moe.in, n);
     std::vector<float> y = get(moe.y, n);
-    tap(site_of(*moe.router), x.data(), n, width);
+    bool stop = false;
+    const Tap seen = [&](const std::string& site, const float* rows, int64_t count, int64_t columns) {
+      return stop |= tap(site, rows, count, columns);
+    };
+    seen(site_of(*moe.router), x.data(), n, width);
     std::vector<float> logits = product(moe.router, x);
     std::vector<int32_t> experts(size_t(n * moe.top_k));
     std::vector<float> weights(experts.size());
@@ -160,10 +167,11 @@ struct LayerRunner::Impl {
       std::vector<Assignment> assigned;
       for (size_t i = 0; i < experts.size(); i++)
         if (experts[i] == int32_t(e)) assigned.push_back({int64_t(i) / moe.top_k, weights[i] * moe.alpha});
-      run_expert({moe.gate[e], moe.up[e], moe.down[e]}, moe.activation, assigned, x, y, tap);
+      run_expert({moe.gate[e], moe.up[e], moe.down[e]}, moe.activation, assigned, x, y, seen);
     }
-    if (moe.shared_gate) run_shared(moe, x, y, tap);
-    put(moe.y, y.data(), n);
+    if (moe.shared_gate) run_shared(moe, x, y, seen);
+    if (!stop) put(moe.y, y.data(), n);
+    return !stop;
   }
 
   struct Assignment {
@@ -200,18 +208,35 @@ struct LayerRunner::Impl {
       k.add_scaled(&y[size_t(assigned[size_t(i)].row * n_out)], &out[size_t(i * n_out)], assigned[size_t(i)].weight, n_out);
   }
 
-  void layer(int64_t index, std::span<float> hidden, const Tap& tap) {
+  void run(LayerPass& pass, const Tap& tap) {
     std::vector<Op> ops;
-    add_layer(ops, c, w, p, index);
-    for (int64_t at = 0, total = int64_t(hidden.size()) / c.n_embd; at < total; at += pass_rows) {
-      const int64_t n = std::min(pass_rows, total - at);
-      put(p.x, &hidden[size_t(at * c.n_embd)], n);
-      if (!tap)
-        run(ops, batch(n));
-      else
-        for (const Op& op : ops) run_tapped(op, batch(n), tap);
-      backend().download(*p.x.buffer, 0, &hidden[size_t(at * c.n_embd)], n * c.n_embd * int64_t(sizeof(float)));
+    add_layer(ops, c, w, p, pass.layer);
+    for (size_t i = 0; i < pass.halts.size(); i++) {
+      const int64_t at = int64_t(i) * pass_rows, n = std::min(pass_rows, int64_t(pass.hidden.size()) / c.n_embd - at);
+      float* hidden = &pass.hidden[size_t(at * c.n_embd)];
+      put(p.x, hidden, n);
+      go_on(ops, pass.halts[i], n, tap);
+      backend().download(*p.x.buffer, 0, hidden, n * c.n_embd * int64_t(sizeof(float)));
     }
+  }
+
+  void go_on(const std::vector<Op>& ops, LayerPass::Halt& halt, int64_t n, const Tap& tap) {
+    if (halt.op == ops.size()) return;
+    if (const Op& next = ops[halt.op]; next.kind == Op::linear && halt.op > 0) {
+      put(next.linear_op.in.x, halt.x.data(), n);
+      if (!halt.up.empty()) put(next.linear_op.in.up, halt.up.data(), n);
+    }
+    if (!tap) {
+      run({ops.begin() + int64_t(halt.op), ops.end()}, batch(n));
+      halt = {ops.size(), {}, {}};
+      return;
+    }
+    while (halt.op < ops.size() && run_tapped(ops[halt.op], batch(n), tap)) halt.op++;
+    halt.x.clear(), halt.up.clear();
+    if (halt.op == ops.size() || ops[halt.op].kind != Op::linear) return;
+    const LinearInput& in = ops[halt.op].linear_op.in;
+    halt.x = get(in.x, n);
+    if (in.kind == LinearInput::gated) halt.up = get(in.up, n);
   }
 
   void embed(std::span<const int32_t> tokens, std::span<float> hidden) {
@@ -236,7 +261,7 @@ struct LayerRunner::Impl {
     for (int64_t at = 0, total = int64_t(hidden.size()) / c.n_embd; at < total; at += most) {
       const int64_t n = std::min(most, total - at);
       put(p.x, &hidden[size_t(at * c.n_embd)], n);
-      if (tap) tap("output", input_rows(ops[0].linear_op.in, n).data(), n, c.n_embd);
+      if (tap && tap("output", input_rows(ops[0].linear_op.in, n).data(), n, c.n_embd)) continue;
       Batch b = batch(n);
       b.output_rows = b.tokens;
       run(ops, b);
@@ -269,12 +294,15 @@ void LayerRunner::embed(std::span<const int32_t> tokens, std::span<float> hidden
   impl_->embed(tokens, hidden);
 }
 
-void LayerRunner::layer(int64_t index, std::span<float> hidden, const Tap& tap) {
-  if (index < 0 || index >= impl_->c.n_layers)
-    throw Error(Cause::invalid_argument, "layer " + std::to_string(index) + " is not in 0 .. " + std::to_string(impl_->c.n_layers - 1));
+LayerPass LayerRunner::enter(int64_t layer, std::span<const float> hidden) const {
+  if (layer < 0 || layer >= impl_->c.n_layers)
+    throw Error(Cause::invalid_argument, "layer " + std::to_string(layer) + " is not in 0 .. " + std::to_string(impl_->c.n_layers - 1));
   check_size("hidden", hidden.size(), size_t(impl_->seq_len * impl_->c.n_embd));
-  impl_->layer(index, hidden, tap);
+  const size_t together = size_t(impl_->pass_rows * impl_->c.n_embd);
+  return {layer, {hidden.begin(), hidden.end()}, std::vector<LayerPass::Halt>((hidden.size() + together - 1) / together)};
 }
+
+void LayerRunner::run(LayerPass& pass, const Tap& tap) { impl_->run(pass, tap); }
 
 void LayerRunner::head(std::span<const float> hidden, std::span<float> logits, const Tap& tap) {
   check_size("hidden", hidden.size(), size_t(impl_->c.n_embd));

@@ -161,12 +161,23 @@ class LayerRunner:
         """Use w (n_out, n_in) in place of the file's matrix; None: the file's own again."""
     def embed(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
         """(windows, seq_len) -> (windows, seq_len, n_embd)"""
+    def enter(self, layer: int, hidden: NDArray[np.float32]) -> LayerPass:
+        """Windows (windows, seq_len, n_embd) before a layer."""
     def layer(
-        self, index: int, hidden: NDArray[np.float32], tap: Callable[[str, NDArray[np.float32]], None] | None = None
+        self, index: int, hidden: NDArray[np.float32], tap: Callable[[str, NDArray[np.float32]], Any] | None = None
     ) -> NDArray[np.float32]:
         """A new array of hidden's shape. tap(site, x): x (rows, width), valid during the call only; sites as in layer_runner.h."""
-    def head(self, hidden: NDArray[np.float32], tap: Callable[[str, NDArray[np.float32]], None] | None = None) -> NDArray[np.float32]:
-        """(rows, n_embd), before the output norm -> (rows, n_vocab); tap site "output"."""
+    def head(self, hidden: NDArray[np.float32], tap: Callable[[str, NDArray[np.float32]], Any] | None = None) -> NDArray[np.float32]:
+        """(rows, n_embd), before the output norm -> (rows, n_vocab); tap site "output", where True spares the product."""
+
+class LayerPass:
+    """Windows on their way through a layer of a LayerRunner."""
+    def run(self, tap: Callable[[str, NDArray[np.float32]], Any] | None = None) -> None:
+        """To the layer's end. Rows for which tap(site, x) returns True stop before the site's operation; the next run goes on there, with
+        the matrices of then, and shows the site again."""
+    @property
+    def hidden(self) -> NDArray[np.float32]:
+        """(windows, seq_len, n_embd): the residual stream where the windows stand, a new array."""
 
 class Sampler:
     def __init__(

@@ -11,7 +11,6 @@ corrections is applied (docs/quality.md: the whole of them fits noise). The targ
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,11 +22,13 @@ from numpy.typing import NDArray
 
 from . import _core
 from .errors import ConvertError
+from .progress import Stopwatch
 from .quantize import MatrixSpec, QuantizedMatrix, input_site, quantize_matrix
 from .sources import Source
 
 Floats = NDArray[np.float32]
 _HEAD_ROWS = 64  # of one pass of LayerRunner.head
+_BATCH_ROWS = 4096  # rows whose products are summed by one matrix multiplication
 
 
 @dataclass(frozen=True)
@@ -52,31 +53,40 @@ class Settings:
     seed: int = 0
 
 
-class _Reached(Exception):
-    """The layer has run as far as the site that was wanted."""
-
-
 class SiteStatistics:
-    """Means over tokens at one input site: H = E[x' x'^T], and where the original's rows are known C = E[x x'^T] and B = E[r x'^T]."""
+    """Means over tokens at one input site: H = E[x' x'^T], where the original's rows are known C = E[x x'^T], and B = E[d x'^T] where what
+    the outputs lack, d, is."""
 
     def __init__(self) -> None:
         self.rows = 0
         self._sums: dict[str, Floats] = {}
+        self._waiting: dict[str, list[Floats]] = {}
 
-    def add(self, x: Floats, reference: Floats | None = None, residual: Floats | None = None) -> None:
-        """Rows x (n, width), the original's rows, and the residual stream's error (n, n_embd)."""
+    def add(self, x: Floats, reference: Floats | None = None, lacking: Floats | None = None) -> None:
+        """Rows x (n, width), the original's rows, and what the matrix is asked to add to its outputs (n, n_out); all are kept a while."""
         self.rows += len(x)
-        for name, left in (("h", x), ("c", reference), ("b", residual)):
-            if left is not None:
-                product = left.T @ x
-                self._sums[name] = self._sums[name] + product if name in self._sums else product
+        for name, rows in (("h", x), ("c", reference), ("b", lacking)):
+            if rows is not None:
+                self._waiting.setdefault(name, []).append(rows)
+        if sum(map(len, self._waiting["h"])) >= _BATCH_ROWS:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Adds the products of the rows that wait: few large ones, for the sake of speed."""
+        waiting = {name: np.concatenate(rows) for name, rows in self._waiting.items()}
+        self._waiting = {}
+        for name, left in waiting.items():
+            product = left.T @ waiting["h"]
+            self._sums[name] = np.add(self._sums[name], product, out=product) if name in self._sums else product
 
     def check(self, site: str) -> None:
         """ConvertError where an activation was NaN or infinite."""
+        self._multiply()
         if not all(np.isfinite(total).all() for total in self._sums.values()):
             raise ConvertError(f"{site}: the model's activations are not finite on the calibration text")
 
     def _mean(self, name: str) -> Floats | None:
+        self._multiply()
         total = self._sums.get(name)
         return None if total is None else total / np.float32(max(self.rows, 1))
 
@@ -89,11 +99,11 @@ class SiteStatistics:
     def target(self, w: Floats, settings: Settings) -> Floats:
         """What to round in place of w (n_out, width)."""
         h, c, b = self.hessian, self._mean("c"), self._mean("b")
-        if h is None or c is None:
+        if h is None or (c is None and b is None):
             return w
-        right = settings.cross * (w @ (c - h))
-        if b is not None:
-            right += np.float32(settings.residual) * b
+        right = np.zeros_like(w) if b is None else b
+        if c is not None:
+            right = right + np.float32(settings.cross) * (w @ (c - h))
         damped = h + np.float32(settings.correction_damping * np.trace(h) / len(h)) * np.eye(len(h), dtype=np.float32)
         return np.ascontiguousarray(w + np.linalg.solve(damped, right.T).T, dtype=np.float32)
 
@@ -115,27 +125,33 @@ def _kind(site: str) -> str:
     return re.sub(r"\.\d+$", "", site) if site.count(".") > 2 else site
 
 
+def _stream_site(kind: str) -> str:
+    """Where the residual stream is seen that a kind of matrix adds to; empty for those that do not."""
+    for branch, start in (("attn_output", "attn_q"), ("ffn_down", "ffn_gate")):
+        if kind.endswith(f".{branch}"):
+            return f"{kind.removesuffix(branch)}{start}/residual"
+    return ""
+
+
 class _ReferenceLayer:
-    """One layer of the original: its output and what its sites saw, a window at a time."""
+    """One layer of the original: its output and what its sites saw."""
 
     def __init__(self, runner: Any, index: int, hidden: Floats) -> None:
-        self.seen: dict[str, list[Floats]] = {}
         self.order: list[str] = []
-        self.output = np.empty_like(hidden)
-        for window in range(len(hidden)):
-            self.output[window] = runner.layer(index, hidden[window : window + 1], self._tap)[0]
+        self._seen: dict[str, list[Floats]] = {}
+        self.output: Floats = runner.layer(index, hidden, self._tap)
+        self._sites = {site: np.concatenate(rows) for site, rows in self._seen.items()}
+        self._seen.clear()
 
     def _tap(self, site: str, x: Floats) -> None:
-        if site not in self.seen:
-            self.seen[site] = []
-            if not site.endswith("/residual"):
-                self.order.append(site)
+        if site not in self.order and not site.endswith("/residual"):
+            self.order.append(site)
         if site == _kind(site):  # experts see other rows behind rounded layers, so theirs are of no use
-            self.seen[site].append(x.copy())
+            self._seen.setdefault(site, []).append(x.copy())
 
-    def rows(self, site: str, window: int) -> Floats | None:
-        rows = self.seen.get(site)
-        return rows[window] if rows else None
+    def rows(self, site: str, rows: slice) -> Floats | None:
+        """What a site saw of these tokens, all windows one after the other."""
+        return self._sites[site][rows] if site in self._sites else None
 
 
 class SequentialRounder:
@@ -175,6 +191,7 @@ class SequentialRounder:
         self._next = 0  # the layer that the hidden states stand before
         self._hidden: tuple[Floats, Floats] | None = None  # original, rounded
         self._results: dict[str, QuantizedMatrix] = {}
+        self.watch = Stopwatch()
         self.errors: dict[str, float] = {}  # name -> E|| (W - W') x ||^2 / E|| W x ||^2
 
     def __call__(self, name: str, w: Floats, spec: MatrixSpec, progress: Callable[[int], None]) -> QuantizedMatrix:
@@ -182,7 +199,7 @@ class SequentialRounder:
             return self._embedding(w, spec, progress)
         layer = layer_of(name)
         if layer is None:
-            return self._output(w, spec, progress)
+            return self._output(w, progress)
         if name not in self._results:
             self._advance_to(layer)
             self._results = self._round_layer(layer, progress)
@@ -193,7 +210,8 @@ class SequentialRounder:
     def _embedding(self, w: Floats, spec: MatrixSpec, progress: Callable[[int], None]) -> QuantizedMatrix:
         """As an output matrix where the two are tied: there every error counts for each token, at the input only for its own."""
         hessian = self._hessian if self._source.tied else None
-        result = quantize_matrix(w, replace(spec, damping=self._settings.damping), hessian, threads=self._threads, progress=progress)
+        with self.watch("encoding"):
+            result = quantize_matrix(w, replace(spec, damping=self._settings.damping), hessian, threads=self._threads, progress=progress)
         rounded = result.dequantize(self._threads)
         if hessian is not None:
             self.errors["token_embd.weight"] = relative_error(w, rounded, hessian)
@@ -203,13 +221,13 @@ class SequentialRounder:
         self._rounded.set_matrix("token_embd.weight", None)
         return result
 
-    def _output(self, w: Floats, spec: MatrixSpec, progress: Callable[[int], None]) -> QuantizedMatrix:
+    def _output(self, w: Floats, progress: Callable[[int], None]) -> QuantizedMatrix:
         self._advance_to(self._n_layers)
         assert self._hidden is not None
         statistics = SiteStatistics()
         for original, rounded in zip(*self._hidden, strict=True):
             statistics.add(output_input(self._rounded, rounded), output_input(self._original, original))
-        return self._round("output.weight", w, spec, statistics, progress)
+        return self._round("output.weight", w, statistics, progress)
 
     # --- layers
 
@@ -226,85 +244,91 @@ class SequentialRounder:
         self._next, self._hidden = 0, (hidden, hidden.copy())
 
     def _round_layer(self, layer: int, progress: Callable[[int], None]) -> dict[str, QuantizedMatrix]:
+        """Site after site: the windows go on to it, and its matrices are rounded on what they bring."""
         assert self._hidden is not None
         original, rounded = self._hidden
-        reference = _ReferenceLayer(self._original, layer, original)
+        with self.watch("original's passes"):
+            reference = _ReferenceLayer(self._original, layer, original)
+        windows = self._rounded.enter(layer, rounded)
         names = [name for name in self._specs if layer_of(name) == layer]
         results: dict[str, QuantizedMatrix] = {}
         for kind in dict.fromkeys(map(_kind, reference.order)):
             mine = [name for name in names if _kind(input_site(name)) == kind]
             if not mine:
                 continue
-            statistics = self._statistics(layer, kind, reference, original, rounded)
+            statistics = self._statistics(kind, mine, windows, reference)
             for name in mine:
-                w = self._source.read(name)
-                results[name] = self._round(name, w, self._specs[name], statistics.get(input_site(name), SiteStatistics()), progress)
-                self._rounded.set_matrix(name, results[name].dequantize(self._threads))
+                results[name] = self._round(name, self._source.read(name), statistics.get(input_site(name), SiteStatistics()), progress)
         for name in names:  # matrices that no token reached
             if name not in results:
-                results[name] = self._round(name, self._source.read(name), self._specs[name], SiteStatistics(), progress)
-        self._keep(layer + 1, reference.output, self._rounded.layer(layer, rounded))
+                results[name] = self._round(name, self._source.read(name), SiteStatistics(), progress)
+        with self.watch("passes"):
+            windows.run()
+        with self.watch("states"):
+            self._keep(layer + 1, reference.output, windows.hidden)
         for name in names:
             self._rounded.set_matrix(name, None)
         return results
 
-    def _statistics(
-        self, layer: int, kind: str, reference: _ReferenceLayer, original: Floats, rounded: Floats
-    ) -> dict[str, SiteStatistics]:
-        """Of every site of a kind, the layer run with the matrices rounded so far."""
+    def _statistics(self, kind: str, names: list[str], windows: Any, reference: _ReferenceLayer) -> dict[str, SiteStatistics]:
+        """Of every site of a kind; the windows stop there."""
         statistics: dict[str, SiteStatistics] = {}
+        stream_site = _stream_site(kind)
+        writes = self._source.read(names[0]) if stream_site and names == [f"{kind}.weight"] else None
         stream: Floats | None = None
-        window = 0
 
-        def tap(site: str, x: Floats) -> None:
+        def tap(site: str, x: Floats) -> bool:
             nonlocal stream
-            if site == f"{self._feed_forward(layer)}/residual":
+            if site == stream_site:
                 stream = x.copy()
             if _kind(site) != kind:
-                return
-            residual = None
-            if self._settings.residual and kind.endswith("attn_output"):
-                residual = original[window] - rounded[window]
-            elif self._settings.residual and kind.endswith("ffn_down") and site == kind and stream is not None:
-                before = reference.rows(f"{self._feed_forward(layer)}/residual", window)
-                residual = None if before is None else before - stream
-            statistics.setdefault(site, SiteStatistics()).add(x, reference.rows(site, window), residual)
-            if site == kind:
-                raise _Reached
+                return False
+            found = statistics.setdefault(site, SiteStatistics())
+            rows = slice(found.rows, found.rows + len(x))
+            wanted = reference.rows(site, rows)
+            with self.watch("products"):
+                if writes is None or wanted is None:
+                    found.add(x.copy(), wanted)
+                else:
+                    before = reference.rows(stream_site, rows)
+                    error = None if before is None or stream is None else before - stream
+                    found.add(x.copy(), None, self._lacking(writes, wanted - x, error))
+            return True
 
-        for window in range(len(rounded)):
-            with contextlib.suppress(_Reached):
-                self._rounded.layer(layer, rounded[window : window + 1], tap)
+        with self.watch("passes"):
+            windows.run(tap)
         for site, found in statistics.items():
             found.check(site)
         return statistics
 
-    @staticmethod
-    def _feed_forward(layer: int) -> str:
-        return f"blk.{layer}.ffn_gate"
+    def _lacking(self, w: Floats, change: Floats, error: Floats | None) -> Floats:
+        """What a matrix that writes to the residual stream is asked to add: for its changed inputs, and for the stream's error so far."""
+        lacking: Floats = np.float32(self._settings.cross) * (change @ w.T)
+        return lacking if error is None else lacking + np.float32(self._settings.residual) * error
 
-    def _round(
-        self, name: str, w: Floats, spec: MatrixSpec, statistics: SiteStatistics, progress: Callable[[int], None]
-    ) -> QuantizedMatrix:
-        hessian = statistics.hessian
-        target = statistics.target(w, self._settings)
-        spec = replace(spec, damping=self._settings.damping)
-        result = quantize_matrix(target, spec, hessian, threads=self._threads, progress=lambda done: progress(0))
+    def _round(self, name: str, w: Floats, statistics: SiteStatistics, progress: Callable[[int], None]) -> QuantizedMatrix:
+        """The matrix rounded on these statistics; what follows is run with it."""
+        with self.watch("targets"):
+            hessian = statistics.hessian
+            target = statistics.target(w, self._settings)
+        with self.watch("encoding"):
+            spec = replace(self._specs[name], damping=self._settings.damping)
+            result = quantize_matrix(target, spec, hessian, threads=self._threads, progress=lambda done: progress(0))
+        rounded = result.dequantize(self._threads)
         if hessian is not None:
-            self.errors[name] = relative_error(target, result.dequantize(self._threads), hessian)
+            self.errors[name] = relative_error(target, rounded, hessian)
+        self._rounded.set_matrix(name, rounded)
         return result
 
     # --- states between layers
 
     def _path(self, layer: int) -> Path:
-        return self._folder / f"hidden_{layer}.npz"
+        return self._folder / f"hidden_{layer}"
 
     def _keep(self, layer: int, original: Floats, rounded: Floats) -> None:
         if not np.isfinite(rounded).all():
             raise ConvertError(f"layer {layer - 1}: the rounded model's hidden states are not finite")
-        partial = self._folder / "hidden.partial.npz"
-        np.savez(partial, original=original, rounded=rounded, names=list(self.errors), errors=list(self.errors.values()))
-        partial.replace(self._path(layer))
+        keep_arrays(self._path(layer), original, rounded, np.array(list(self.errors)), np.array(list(self.errors.values())))
         if layer >= 2:
             self._path(layer - 2).unlink(missing_ok=True)
         self._next, self._hidden = layer, (original, rounded)
@@ -312,22 +336,39 @@ class SequentialRounder:
     def _load(self, layer: int) -> tuple[Floats, Floats] | None:
         if not self._path(layer).exists():
             return None
-        with np.load(self._path(layer)) as states:
-            self.errors.update(zip(states["names"].tolist(), states["errors"].tolist(), strict=True))
-            return states["original"], states["rounded"]
+        original, rounded, names, errors = load_arrays(self._path(layer))
+        self.errors.update(zip(names.tolist(), errors.tolist(), strict=True))
+        return original, rounded
+
+
+def keep_arrays(path: Path, *arrays: NDArray[Any]) -> None:
+    """One file of arrays, complete or not there."""
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, "wb") as stream:
+        for array in arrays:
+            np.save(stream, array)
+    partial.replace(path)
+
+
+def load_arrays(path: Path) -> list[NDArray[Any]]:
+    """What keep_arrays wrote."""
+    size, arrays = path.stat().st_size, []
+    with open(path, "rb") as stream:
+        while stream.tell() < size:
+            arrays.append(np.load(stream))
+    return arrays
 
 
 def output_input(runner: Any, hidden: Floats) -> Floats:
     """What the output matrix sees of hidden states (n, n_embd); its product, the logits, is not computed."""
     seen: list[Floats] = []
 
-    def tap(site: str, x: Floats) -> None:
+    def tap(site: str, x: Floats) -> bool:
         seen.append(x.copy())
-        raise _Reached
+        return True
 
     for first in range(0, len(hidden), _HEAD_ROWS):
-        with contextlib.suppress(_Reached):
-            runner.head(hidden[first : first + _HEAD_ROWS], tap)
+        runner.head(hidden[first : first + _HEAD_ROWS], tap)
     return np.concatenate(seen)
 
 

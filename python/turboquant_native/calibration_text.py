@@ -145,6 +145,8 @@ def _sample_batch(model: Any, start: Tokens, seq_len: int, rng: np.random.Genera
 
 def _draw(logits: NDArray[np.float32], rng: np.random.Generator) -> Tokens:
     """One token a row, from softmax(logits): the inverse of the cumulative distribution."""
+    if not np.isfinite(logits).all():
+        raise ConvertError("the model's logits are not finite: it cannot be sampled from")
     weights = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float32).cumsum(axis=1, dtype=np.float64)
     points = rng.random(len(weights)) * weights[:, -1]
     return np.array([np.searchsorted(row, point, side="right") for row, point in zip(weights, points, strict=True)], np.int32)

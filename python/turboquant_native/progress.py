@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import IO
 
@@ -16,6 +17,25 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Stopwatch:
+    """Where time goes: `seconds` by kind of work; work inside other work counts for itself alone."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._inner = 0.0  # seconds of the work measured inside the current one
+
+    @contextmanager
+    def __call__(self, work: str) -> Iterator[None]:
+        start, outer = time.monotonic(), self._inner
+        self._inner = 0.0
+        try:
+            yield
+        finally:
+            elapsed = time.monotonic() - start
+            self.seconds[work] = self.seconds.get(work, 0.0) + elapsed - self._inner
+            self._inner = outer + elapsed
 
 
 class Progress:

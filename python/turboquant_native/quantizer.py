@@ -105,18 +105,33 @@ class Report:
 
     settings: dict[str, Any]
     seconds: dict[str, float] = field(default_factory=dict)
+    rounding_seconds: dict[str, float] = field(default_factory=dict)  # of one run; what an interrupted one did before is not in it
     tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
     layer_kld: dict[str, float] = field(default_factory=dict)
     predicted_kld: float | None = None
+    outlier_gains: dict[str, float] = field(default_factory=dict)  # predicted: what the KL divergence would be higher without them
     measured_kld: float | None = None
+    outliers: dict[str, float] = field(default_factory=dict)  # of the whole file
     candidates: dict[str, float] = field(default_factory=dict)  # plan -> measured KL divergence
     summary: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
         """The stages' times and the file's loss, for people."""
         times = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self.seconds.items())
+        parts = ", ".join(f"{work} {duration(seconds)}" for work, seconds in self.rounding_seconds.items())
+        outliers = f"{self.outliers['fraction']:.3%} of the weights, {self.outliers['bits_per_weight']:.4f} bits per weight of the file"
         predicted = "" if self.predicted_kld is None else f" (predicted {self.predicted_kld:.4f})"
-        return f"{times}\nKL divergence on held-out sampled text: {self.measured_kld:.4f} nats a token{predicted}"
+        loss = f"KL divergence on held-out sampled text: {self.measured_kld:.4f} nats a token{predicted}"
+        return f"{times}\nof the rounding: {parts}\noutliers: {outliers}\n{loss}"
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A complete file: its summary, the matrices' relative errors, and where the time of the rounding went."""
+
+    summary: Summary
+    errors: dict[str, float]
+    seconds: dict[str, float]
 
 
 class Quantizer:
@@ -125,9 +140,9 @@ class Quantizer:
     def __init__(self, source: Source, target: Path, options: Options, request: Request, *, threads: int = 0, quiet: bool = True) -> None:
         self._source, self._target, self._options, self._request = source, target, options, request
         self._threads, self._quiet = threads, quiet
-        self._work = target.with_name(f".{target.name}.work")
-        self._shared = self._work if request.cache is None else request.cache
+        self._work = self._shared = target.with_name(f".{target.name}.work")
         self._effort = EFFORTS[request.effort]
+        self._built: dict[str, _Built] = {}
         context = int(source.hyperparameters.get("context_length", request.seq_len))
         settings = Settings(windows=self._effort.windows, seq_len=min(request.seq_len, context), seed=options.seed)
         self._settings = replace(settings, **request.tuning)  # type: ignore[arg-type]
@@ -144,24 +159,32 @@ class Quantizer:
         plans = {"allocated": _in_order(self._plan(sensitivity))}
         if self._effort.verify and self._chooses:
             plans["ends higher"] = _in_order(self._ends_higher())
-        plan, summary = self._build_best(plans, model, tokens, probes, sensitivity, overwrite)
-        self._finish(plan, sensitivity, summary)
+        best = self._build_best(plans, model, tokens, probes, sensitivity)
         model.close()
+        self._report(plans[best], sensitivity, self._built[best])
+        self._file_of(plans[best]).replace(self._target)
         shutil.rmtree(self._work)
-        return summary
+        return self._built[best].summary
 
     # --- the work folder
 
     def _open_work(self) -> None:
         """Keeps an earlier run's results only when they came from the same model, text and settings."""
-        text = _stamps(self._request.calib)
-        key = fingerprint(self._source, text, asdict(self._settings), asdict(self._effort), _core.FORMAT_VERSION)
-        for folder in dict.fromkeys((self._shared, self._work)):
-            stored = folder / "key"
-            if not stored.exists() or stored.read_text() != key:
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-                _write_whole(stored, key.encode())
+        s = self._settings
+        shared = fingerprint(self._source, _stamps(self._request.calib), s.windows, s.seq_len, s.seed, asdict(self._effort))
+        key = fingerprint(self._source, shared, asdict(s), _core.FORMAT_VERSION)
+        stored = self._work / "key"
+        if not stored.exists() or stored.read_text() != key:
+            shutil.rmtree(self._work, ignore_errors=True)
+            self._work.mkdir()
+            _write_whole(stored, key.encode())
+        if self._request.cache is not None:
+            self._shared = self._request.cache / shared[:16]
+            self._shared.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def _reference_path(self) -> Path:
+        return (self._request.cache or self._work) / f"reference-{fingerprint(self._source)[:16]}.gguf"
 
     def _cached(self, name: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         path = self._shared / f"{name}.npy"
@@ -182,7 +205,7 @@ class Quantizer:
 
     def _reference(self) -> Any:
         """The model unquantized, in a file of our own that the engine runs."""
-        path = self._shared / "reference.gguf"
+        path = self._reference_path
         if not path.exists():
             outtype = "f32" if self._source.parameters < _F32_PARAMETERS else "bf16"
             plan = make_plan(self._source, Options(outtype=outtype))
@@ -197,19 +220,21 @@ class Quantizer:
             return default_windows(model, windows, seq_len, self._settings.seed, progress.advance_to)
 
     def _sensitivity(self, model: Any, tokens: NDArray[np.int32], probes: NDArray[np.int32]) -> Sensitivity:
-        """Of all matrices where widths are to be chosen, else only what the output matrix sees."""
+        """Of all matrices where widths are to be chosen, else only what the output matrix sees, where that is rounded."""
         names = [tensor.name for tensor in self._allocatable()] if self._chooses else []
-        path = self._shared / f"sensitivity_{bool(names)}.json"
+        if not names and not any(tensor.is_embedding and tensor.spec for tensor in make_plan(self._source, self._options)):
+            return Sensitivity()
+        path, kept = (self._shared / f"sensitivity_{bool(names)}.{kind}" for kind in ("json", "partial"))
         if not path.exists():
             few = np.ascontiguousarray(tokens[:: max(1, len(tokens) // self._effort.sensitivity_windows)])
             meter = SensitivityMeter(self._source, model, few, probes, self._options.seed)
             with Progress(int(model.config["n_layers"]), "sensitivities", self._quiet, unit="layers") as progress:
-                found = meter.measure(names, progress.advance_to)
-            (self._shared / "output_hessian.npy").unlink(missing_ok=True)
+                found = meter.measure(names, kept, progress.advance_to)
             assert found.output_hessian is not None
             hessian = found.output_hessian
             self._cached("output_hessian", lambda: hessian)
             _write_whole(path, json.dumps({"matrices": found.matrices, "layers": found.layers}).encode())
+            kept.unlink(missing_ok=True)
         stored = json.loads(path.read_text())
         layers = {int(layer): cost for layer, cost in stored["layers"].items()}
         return Sensitivity(stored["matrices"], layers, np.load(self._shared / "output_hessian.npy"))
@@ -234,6 +259,8 @@ class Quantizer:
         others = sum(tensor.bytes for tensor in plan if tensor.name not in items)
         chosen = allocate(items, self._budget(plan) - others)
         self.report.predicted_kld = sum(choice.loss for choice in chosen.values())
+        if self._request.auto_outliers:
+            self.report.outlier_gains = {name: _gain(choice, items[name]) for name, choice in chosen.items() if choice.outliers}
         if self._request.plan is not None:
             decision = {name: {"bits": choice.bits, "outliers": choice.outliers} for name, choice in chosen.items()}
             _write_whole(self._request.plan, json.dumps(decision, indent=1).encode())
@@ -262,7 +289,7 @@ class Quantizer:
         if self._request.bpw is not None:
             return int(self._request.bpw * self._source.parameters / 8)
         assert self._request.size is not None
-        header = _core.GgufFile(str(self._shared / "reference.gguf")).data_offset
+        header = _core.GgufFile(str(self._reference_path)).data_offset
         return self._request.size - header - sum(_PLANE_OVERHEAD * (_PLANES if tensor.spec else 1) for tensor in plan)
 
     def _ends_higher(self) -> list[TensorPlan]:
@@ -288,47 +315,34 @@ class Quantizer:
         tokens: NDArray[np.int32],
         probes: NDArray[np.int32],
         sensitivity: Sensitivity,
-        overwrite: bool,
-    ) -> tuple[list[TensorPlan], Summary]:
-        """Makes the file of every plan; the one that diverges least becomes the target."""
-        built: dict[str, Summary] = {}
+    ) -> str:
+        """Makes the file of every plan in the work folder; the name of the one that diverges least."""
         for label, plan in plans.items():
-            path = self._target if len(plans) == 1 else self._work / f"{label}.gguf"
-            done = path.with_name(f"{path.name}.done")
-            if done.exists():
-                built[label] = Summary(**json.loads(done.read_text()))
-            else:
-                write = partial(self._write, path, model, tokens, plan, sensitivity, overwrite)
-                built[label] = self._stage(f"rounding, {label}", write)
-                if path != self._target:
-                    _write_whole(done, json.dumps(built[label].to_dict()).encode())
+            path = self._file_of(plan)
+            done = path.with_suffix(".done")
+            if not done.exists():
+                built = self._stage(f"rounding, {label}", partial(self._write, path, model, tokens, plan, sensitivity))
+                _write_whole(done, json.dumps(asdict(built)).encode())
+            stored = json.loads(done.read_text())
+            self._built[label] = _Built(**{**stored, "summary": Summary(**{**stored["summary"], "path": str(self._target)})})
             self.report.candidates[label] = self._stage("measuring", partial(self._measure, path, model, probes))
         best = min(plans, key=self.report.candidates.__getitem__)
-        if len(plans) > 1:
-            (self._work / f"{best}.gguf").replace(self._target)
         self.report.measured_kld = self.report.candidates[best]
-        return plans[best], replace(built[best], path=str(self._target))
+        return best
 
-    def _write(
-        self,
-        path: Path,
-        model: Any,
-        tokens: NDArray[np.int32],
-        plan: list[TensorPlan],
-        sensitivity: Sensitivity,
-        overwrite: bool,
-    ) -> Summary:
+    def _file_of(self, plan: list[TensorPlan]) -> Path:
+        """In the work folder, where an interrupted run may have made files of other plans."""
+        return self._work / f"{fingerprint(self._source, repr(plan))[:16]}.gguf"
+
+    def _write(self, path: Path, model: Any, tokens: NDArray[np.int32], plan: list[TensorPlan], sensitivity: Sensitivity) -> _Built:
         specs = {tensor.name: tensor.spec for tensor in plan if tensor.spec is not None}
         settings = json.dumps([asdict(self._settings), (self._work / "key").read_text()])
-        states = self._work / f"states-{fingerprint(self._source, repr(specs))[:16]}"
+        states = path.with_suffix(".states")
         states.mkdir(exist_ok=True)
         rounder = SequentialRounder(self._source, model, tokens, self._settings, specs, states, sensitivity.output_hessian, self._threads)
-        summary = write_model(
-            self._source, plan, path, rounder=rounder, overwrite=overwrite, resume=True, quiet=self._quiet, settings=settings
-        )
-        self._errors = rounder.errors
+        summary = write_model(self._source, plan, path, rounder=rounder, overwrite=True, resume=True, quiet=self._quiet, settings=settings)
         shutil.rmtree(states)
-        return summary
+        return _Built(summary, rounder.errors, rounder.watch.seconds)
 
     def _measure(self, path: Path, model: Any, probes: NDArray[np.int32]) -> float:
         """KL divergence of a file from the reference on sampled text that calibration has not seen."""
@@ -338,16 +352,24 @@ class Quantizer:
         finally:
             rounded.close()
 
-    def _finish(self, plan: Sequence[TensorPlan], sensitivity: Sensitivity, summary: Summary) -> None:
+    def _report(self, plan: Sequence[TensorPlan], sensitivity: Sensitivity, built: _Built) -> None:
         for tensor in plan:
             entry: dict[str, Any] = {"type": tensor.label, "bytes": tensor.bytes, "weights": tensor.weights}
             if tensor.spec is not None:
-                entry |= {"bits": tensor.spec.bits, "outliers": tensor.spec.outliers, "relative_error": self._errors.get(tensor.name)}
+                entry |= {"bits": tensor.spec.bits, "outliers": tensor.spec.outliers, "relative_error": built.errors.get(tensor.name)}
+                entry["outlier_bits"] = 8 * (tensor.bytes - _at_width(tensor, tensor.spec.bits).bytes) / tensor.weights
             if tensor.name in sensitivity.matrices:
                 entry[f"kld_at_{NOISE_BITS}_bits"] = sensitivity.matrices[tensor.name]
             self.report.tensors[tensor.name] = entry
+        packed = [entry for entry in self.report.tensors.values() if "bits" in entry]
+        total = sum(entry["weights"] for entry in self.report.tensors.values())
+        self.report.outliers = {
+            "fraction": sum(entry["outliers"] * entry["weights"] for entry in packed) / total,
+            "bits_per_weight": sum(entry["outlier_bits"] * entry["weights"] for entry in packed) / total,
+        }
         self.report.layer_kld = {str(layer): cost for layer, cost in sensitivity.layers.items()}
-        self.report.summary = summary.to_dict()
+        self.report.rounding_seconds = built.seconds
+        self.report.summary = built.summary.to_dict()
         path = self._target.with_name(f"{self._target.name}.quant.json")
         _write_whole(path, json.dumps(asdict(self.report), indent=1, default=str).encode())
 
@@ -385,6 +407,11 @@ def _in_order(plan: Sequence[TensorPlan]) -> list[TensorPlan]:
         return (0, 0) if tensor.name == "token_embd.weight" else (2, 0)
 
     return sorted(plan, key=place)
+
+
+def _gain(chosen: Choice, choices: Sequence[Choice]) -> float:
+    """Of a choice's outliers: against the same width without."""
+    return min(choice.loss for choice in choices if choice.bits == chosen.bits and not choice.outliers) - chosen.loss
 
 
 def _at_width(tensor: TensorPlan, bits: int, outliers: float = 0.0) -> TensorPlan:

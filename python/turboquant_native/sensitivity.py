@@ -8,23 +8,27 @@ the logits this estimate has a log correlation of .97 (docs/quality.md), for a t
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .calibrate import Floats, SiteStatistics, layer_of, output_input
+from .calibrate import Floats, SiteStatistics, keep_arrays, layer_of, load_arrays, output_input
 from .evaluate import divergence, normalize
 from .quantize import input_site, rotate_hessian, rotation_seed
 from .sources import Source
 
 # Mean squared error of a width on N(0, 1) (docs/format.md); 8 bits: a uniform step of max / 127, max being 3.2 deviations.
-DISTORTION = {1: 0.27647, 2: 0.07024, 3: 0.01841, 4: 0.00543, 6: 0.0010, 8: 5.3e-5}
+DISTORTION = {1: 0.27647, 2: 0.07024, 3: 0.01841, 4: 0.00543, 6: 0.00068, 8: 5.7e-5}
 NOISE_BITS = 2  # the width whose error is imitated
 _DAMPING = 0.03
+_BLOCK_ROWS = 64  # of logits at a time
 
 
 @dataclass
@@ -56,20 +60,25 @@ class SensitivityMeter:
         self._runner = _core.LayerRunner(model, tokens.shape[1])
         self._probe = _core.LayerRunner(model, probes.shape[1])
         self._n_layers = int(model.config["n_layers"])
-        self._rng = np.random.default_rng(seed)
 
-    def measure(self, names: list[str], progress: Callable[[int], None] = lambda layers: None) -> Sensitivity:
-        """Of the matrices named."""
-        found = Sensitivity()
-        reference = self._logprobs(self._probe.embed(self._probes), 0)
+    def measure(self, names: list[str], kept: Path, progress: Callable[[int], None] = lambda layers: None) -> Sensitivity:
+        """Of the matrices named. After each layer everything found so far is kept in the file `kept`: a killed run goes on from there."""
+        found, first = Sensitivity(), 0
         hidden, probe = self._runner.embed(self._tokens), self._probe.embed(self._probes)
-        for layer in range(self._n_layers):
+        reference = self._logprobs(probe, 0)
+        if kept.exists():
+            hidden, probe, state = load_arrays(kept)
+            first, layers, found.matrices = json.loads(bytes(state))
+            found.layers = {int(layer): cost for layer, cost in layers.items()}
+        for layer in range(first, self._n_layers):
             mine = [name for name in names if layer_of(name) == layer]
             if mine:
                 hidden, hessians = self._hessians(layer, hidden)
                 probe = self._measure_layer(layer, mine, hessians, probe, reference, found)
             else:
                 hidden, probe = self._runner.layer(layer, hidden), self._probe.layer(layer, probe)
+            state = json.dumps([layer + 1, found.layers, found.matrices]).encode()
+            keep_arrays(kept, hidden, probe, np.frombuffer(state, np.uint8))
             progress(layer + 1)
         self._measure_ends(names, hidden, probe, reference, found)
         return found
@@ -79,7 +88,7 @@ class SensitivityMeter:
 
         def tap(site: str, x: Floats) -> None:
             if not site.endswith("/residual"):
-                sites.setdefault(site, SiteStatistics()).add(x)
+                sites.setdefault(site, SiteStatistics()).add(x.copy())
 
         after = self._runner.layer(layer, hidden, tap)
         for site, statistics in sites.items():
@@ -99,7 +108,7 @@ class SensitivityMeter:
         after = self._probe.layer(layer, probe)
         noisy = {name: self._noisy(name, hessians.get(input_site(name), SiteStatistics()).hessian) for name in names}
         shares = {name: _relative_change(after, self._changed(layer, {name: w}, probe)) for name, w in noisy.items()}
-        cost = self._divergence(reference, self._logprobs(self._changed(layer, noisy, probe), layer + 1))
+        cost = self._divergence(reference, self._changed(layer, noisy, probe), layer + 1)
         total = sum(shares.values()) or 1.0
         found.layers[layer] = cost
         found.matrices |= {name: cost * share / total for name, share in shares.items()}
@@ -126,15 +135,16 @@ class SensitivityMeter:
                 continue
             read_last = name == "output.weight"
             self._probe.set_matrix(name, self._noisy(name, found.output_hessian if read_last or self._source.tied else None))
-            changed = self._logprobs(probe, self._n_layers) if read_last else self._logprobs(self._probe.embed(self._probes), 0)
+            changed, layer = (probe, self._n_layers) if read_last else (self._probe.embed(self._probes), 0)
+            found.matrices[name] = self._divergence(reference, changed, layer)
             self._probe.set_matrix(name, None)
-            found.matrices[name] = self._divergence(reference, changed)
 
     def _noisy(self, name: str, hessian: Floats | None) -> Floats:
         """The matrix with an error such as rounding to NOISE_BITS with error feedback leaves."""
         w = self._source.read(name)
         deviation = np.sqrt(DISTORTION[NOISE_BITS] * np.mean(np.square(w), axis=1, keepdims=True, dtype=np.float64))
-        noise = (self._rng.standard_normal(w.shape, dtype=np.float32) * deviation).astype(np.float32)
+        rng = np.random.default_rng([self._seed, zlib.crc32(name.encode())])
+        noise = (rng.standard_normal(w.shape, dtype=np.float32) * deviation).astype(np.float32)
         if hessian is None:
             return w + noise
         seed = rotation_seed(name, self._seed)
@@ -143,16 +153,21 @@ class SensitivityMeter:
         noise = np.ascontiguousarray(np.linalg.solve(u.T, noise.T).T, dtype=np.float32)
         return w + _core.rotate_rows(noise, seed, inverse=True)
 
-    def _logprobs(self, hidden: Floats, layer: int) -> Floats:
-        """(rows, n_vocab) behind the layers from `layer` on, of the last three quarters of each window."""
+    def _scored(self, hidden: Floats, layer: int) -> Floats:
+        """(rows, n_embd) behind the layers from `layer` on, of the last three quarters of each window."""
         for index in range(layer, self._n_layers):
             hidden = self._probe.layer(index, hidden)
-        scored = hidden[:, hidden.shape[1] // 4 :]
-        return normalize(self._probe.head(np.ascontiguousarray(scored.reshape(-1, hidden.shape[-1]))))
+        return np.ascontiguousarray(hidden[:, hidden.shape[1] // 4 :].reshape(-1, hidden.shape[-1]))
 
-    @staticmethod
-    def _divergence(reference: Floats, changed: Floats) -> float:
-        return float(divergence(reference, changed).mean())
+    def _logprobs(self, hidden: Floats, layer: int) -> Floats:
+        """(rows, n_vocab) of the scored rows."""
+        return normalize(self._probe.head(self._scored(hidden, layer)))
+
+    def _divergence(self, reference: Floats, hidden: Floats, layer: int) -> float:
+        """From the reference's log-probabilities, of changed states before `layer`."""
+        rows = self._scored(hidden, layer)
+        blocks = [slice(first, first + _BLOCK_ROWS) for first in range(0, len(rows), _BLOCK_ROWS)]
+        return float(np.concatenate([divergence(reference[block], normalize(self._probe.head(rows[block]))) for block in blocks]).mean())
 
 
 def _relative_change(states: Floats, changed: Floats) -> float:

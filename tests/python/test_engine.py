@@ -540,6 +540,43 @@ def test_taps_see_the_inputs_of_linear_layers(f32_path: Path) -> None:
         runner.layer(0, hidden, lambda site, x: 1 / 0)
 
 
+@pytest.mark.parametrize("seq_len", [16, 512])  # many windows in a pass, and one
+def test_a_pass_goes_on_where_a_tap_stopped_it(f32_path: Path, seq_len: int) -> None:
+    model = Model(str(f32_path), precision="f32")
+    runner = LayerRunner(model, seq_len)
+    hidden = runner.embed(random_tokens(96 * 16).reshape(-1, seq_len))
+    zero = np.zeros((48, 80), np.float32)
+    seen: list[str] = []
+
+    def stop_at(wanted: str):
+        def tap(site: str, x: Any) -> bool:
+            seen.append(site)
+            return site == wanted
+
+        return tap
+
+    whole = runner.layer(1, hidden)
+    halfway = runner.enter(1, hidden)
+    for site in ("blk.1.attn_q", "blk.1.attn_output", "blk.1.ffn_gate", "blk.1.ffn_down"):
+        halfway.run(stop_at(site))
+    assert set(seen[-3:]) == {"blk.1.ffn_gate/residual", "blk.1.ffn_gate", "blk.1.ffn_down"}
+    before = halfway.hidden
+    runner.set_matrix("blk.1.ffn_down.weight", zero)
+    halfway.run()
+    np.testing.assert_array_equal(halfway.hidden, before)  # the new matrix adds nothing to the residual stream
+    runner.set_matrix("blk.1.ffn_down.weight", None)
+    halfway.run()
+    np.testing.assert_array_equal(halfway.hidden, before)  # at its end a pass stays where it is
+
+    again = runner.enter(1, hidden)
+    for site in ("blk.1.attn_output", "blk.1.ffn_down"):
+        again.run(stop_at(site))
+    again.run()
+    np.testing.assert_allclose(again.hidden, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
+    with pytest.raises(ValueError, match="layer 9"):
+        runner.enter(9, hidden)
+
+
 def test_matrices_can_be_replaced_and_put_back(model: Model) -> None:
     runner = LayerRunner(model, 8)
     hidden = runner.embed(random_tokens(8)[None])

@@ -1,6 +1,10 @@
 """Calibrated conversion on a tiny model: statistics, targets, budgets, resuming, hard inputs."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +17,10 @@ from turboquant_native.calibrate import SequentialRounder, Settings, SiteStatist
 from turboquant_native.calibration_text import cut_windows, default_windows, file_windows
 from turboquant_native.conversion import Options
 from turboquant_native.errors import ConvertError
+from turboquant_native.progress import Stopwatch
 from turboquant_native.quantize import MatrixSpec, quantize_matrix
 from turboquant_native.quantizer import Effort, Quantizer, Request
+from turboquant_native.sensitivity import SensitivityMeter
 from turboquant_native.sources import open_source
 
 
@@ -88,6 +94,34 @@ def test_one_row_matrix() -> None:
     assert quantize_matrix(w, MatrixSpec(4, 1), np.eye(32, dtype=np.float32)).dequantize().shape == (1, 32)
 
 
+@pytest.mark.parametrize("own_text", [True, False])
+def test_a_model_whose_activations_overflow_is_refused(tmp_path: Path, own_text: bool) -> None:
+    tensors = llama_tensors()
+    tensors["model.layers.1.post_attention_layernorm.weight"][:] = 1e38
+    model = save_llama(tmp_path / "model", tensors=tensors)
+    (tmp_path / "text.txt").write_text("the quick brown fox " * 200)
+    request = Request(bpw=4, effort="fast", seq_len=32, calib=tmp_path / "text.txt" if own_text else None)
+    with pytest.raises(ConvertError, match="not finite"):
+        convert(model, tmp_path / "m.gguf", request)
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_outliers_are_accounted_for_exactly(folder: Path, tmp_path: Path) -> None:
+    run = convert(folder, tmp_path / "m.gguf", options=Options(bits=3, embed_bits=4, outliers=0.01))
+    file = _core.GgufFile(tmp_path / "m.gguf")
+    sizes = {name: size for name, _, size in file.places()}
+    bits = weights = 0
+    for name, entry in file.quantized().items():
+        table = sum(sizes[f"{name}.tqn_out_{part}"] for part in ("ptr", "col", "val"))
+        stored = run.report.tensors[name]
+        assert entry["outliers"] == round(0.01 * stored["weights"])
+        assert stored["outlier_bits"] * stored["weights"] == pytest.approx(8 * table)
+        bits, weights = bits + 8 * table, weights + stored["weights"]
+    everything = sum(tensor["weights"] for tensor in run.report.tensors.values())
+    assert run.report.outliers["bits_per_weight"] == pytest.approx(bits / everything)
+    assert run.report.outliers["fraction"] == pytest.approx(0.01 * weights / everything)
+
+
 def test_nan_in_activations_is_refused() -> None:
     statistics = SiteStatistics()
     statistics.add(np.full((2, 4), np.nan, np.float32))
@@ -142,6 +176,18 @@ def _then_fail(method, after: int):
     return wrapped
 
 
+def test_stopwatch_counts_inner_work_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 3.0, 6.0, 10.0, 20.0])
+    monkeypatch.setattr("turboquant_native.progress.time.monotonic", lambda: next(clock))
+    watch = Stopwatch()
+    with watch("passes"):  # from 0 to 6
+        with watch("products"):  # from 1 to 3
+            pass
+    with watch("passes"):  # from 10 to 20
+        pass
+    assert watch.seconds == {"products": 2.0, "passes": 14.0}
+
+
 def test_size_is_never_exceeded(folder: Path, tmp_path: Path) -> None:
     convert(folder, tmp_path / "m.gguf", Request(size=90_000, effort="fast", seq_len=32))
     assert 60_000 < (tmp_path / "m.gguf").stat().st_size <= 90_000
@@ -188,6 +234,78 @@ def test_killed_runs_go_on_to_the_identical_file(tmp_path: Path, monkeypatch: py
     assert calls > 10
     assert (tmp_path / "parts.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
     assert all(tensor["relative_error"] is not None for tensor in run.report.tensors.values() if "bits" in tensor and tied)
+
+
+# Converts argv[1] to argv[2], and kills its own process before the argv[3]-th step that leaves something on the disk or encodes a matrix.
+SUICIDE = """
+import os, pathlib, signal, sys
+from turboquant_native import calibrate, container, convert_hf_to_tq
+
+left = int(sys.argv[3])
+
+def deadly(step):
+    def wrapped(*args, **kwargs):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(*args, **kwargs)
+    return wrapped
+
+pathlib.Path.replace = deadly(pathlib.Path.replace)
+os.replace = deadly(os.replace)
+container._Spool._write = deadly(container._Spool._write)
+calibrate.quantize_matrix = deadly(calibrate.quantize_matrix)
+sys.exit(convert_hf_to_tq.main([*sys.argv[1:3], "--bpw", "4.5", "--effort", "fast", "--threads", "1", "--quiet"]))
+"""
+
+
+def test_kill_9_at_many_moments_leaves_a_run_that_ends_with_the_identical_file(folder: Path, tmp_path: Path) -> None:
+    def run(out: Path, steps: int) -> int:
+        command = [sys.executable, "-c", SUICIDE, str(folder), str(out), str(steps)]
+        return subprocess.run(command, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}).returncode
+
+    assert run(tmp_path / "whole.gguf", -1) == 0
+    parts, kills = tmp_path / "parts.gguf", 0
+    while (code := run(parts, 1 + 4 * kills)) != 0:
+        assert code == -signal.SIGKILL and not parts.exists()
+        kills += 1
+    assert kills >= 5
+    assert parts.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.gguf{end}" for name in ("whole", "parts") for end in ("", ".quant.json")}
+
+
+def test_sensitivities_go_on_at_the_layer_they_were_in(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Request(bpw=4, effort="fast", seq_len=32)
+    whole = convert(folder, tmp_path / "whole.gguf", request)
+    measure, measured = SensitivityMeter._measure_layer, []
+
+    def fails_in_the_second(self, layer: int, *args):
+        measured.append(layer)
+        if len(measured) == 2:
+            raise ZeroDivisionError
+        return measure(self, layer, *args)
+
+    monkeypatch.setattr(SensitivityMeter, "_measure_layer", fails_in_the_second)
+    with pytest.raises(ZeroDivisionError):
+        convert(folder, tmp_path / "m.gguf", request)
+    run = convert(folder, tmp_path / "m.gguf", request)
+    assert measured == [0, 1, 1]
+    assert run.report.layer_kld == whole.report.layer_kld and len(run.report.layer_kld) == 2
+    assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def test_a_cache_serves_other_files_and_leaves_alone_what_else_is_in_its_folder(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "letter.txt").write_text("not ours")
+    first = convert(folder, tmp_path / "a.gguf", Request(bpw=5, effort="fast", seq_len=32, cache=cache))
+    kept = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
+    second = convert(folder, tmp_path / "b.gguf", Request(bpw=4, effort="fast", seq_len=32, cache=cache))
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == kept
+    assert second.report.layer_kld == first.report.layer_kld
+    convert(folder, tmp_path / "b.gguf", Request(bpw=4, effort="fast", seq_len=32, cache=cache), Options(seed=1))
+    assert (cache / "letter.txt").read_text() == "not ours" and set(kept) < set(cache.rglob("*"))
 
 
 def test_same_seed_same_file_other_seed_other_file(folder: Path, tmp_path: Path) -> None:
