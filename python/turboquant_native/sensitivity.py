@@ -77,8 +77,8 @@ class SensitivityMeter:
                 probe = self._measure_layer(layer, mine, hessians, probe, reference, found)
             else:
                 hidden, probe = self._runner.layer(layer, hidden), self._probe.layer(layer, probe)
-            state = json.dumps([layer + 1, found.layers, found.matrices]).encode()
-            keep_arrays(kept, hidden, probe, np.frombuffer(state, np.uint8))
+            now = json.dumps([layer + 1, found.layers, found.matrices]).encode()
+            keep_arrays(kept, hidden, probe, np.frombuffer(now, np.uint8))
             progress(layer + 1)
         self._measure_ends(names, hidden, probe, reference, found)
         return found
