@@ -1,5 +1,6 @@
 // The Metal backend is a stub so far: it answers with the reason.
 #include "backend/backend.h"
+
 #include "common/error.h"
 
 namespace tq {
