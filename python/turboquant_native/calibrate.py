@@ -59,25 +59,30 @@ class SiteStatistics:
 
     def __init__(self) -> None:
         self.rows = 0
+        self._waiting = 0  # rows whose products are not in the sums yet
+        self._rows: dict[str, Floats] = {}
         self._sums: dict[str, Floats] = {}
-        self._waiting: dict[str, list[Floats]] = {}
 
     def add(self, x: Floats, reference: Floats | None = None, lacking: Floats | None = None) -> None:
-        """Rows x (n, width), the original's rows, and what the matrix is asked to add to its outputs (n, n_out); all are kept a while."""
+        """Rows x (n, width), the original's rows, and what the matrix is asked to add to its outputs (n, n_out). All are copied."""
+        for first in range(0, len(x), _BATCH_ROWS):
+            part = slice(first, first + _BATCH_ROWS)
+            if self._waiting + len(x[part]) > _BATCH_ROWS:
+                self._multiply()
+            for name, rows in (("h", x), ("c", reference), ("b", lacking)):
+                if rows is not None:
+                    waiting = self._rows.setdefault(name, np.empty((_BATCH_ROWS, rows.shape[1]), np.float32))
+                    waiting[self._waiting : self._waiting + len(x[part])] = rows[part]
+            self._waiting += len(x[part])
         self.rows += len(x)
-        for name, rows in (("h", x), ("c", reference), ("b", lacking)):
-            if rows is not None:
-                self._waiting.setdefault(name, []).append(rows)
-        if sum(map(len, self._waiting["h"])) >= _BATCH_ROWS:
-            self._multiply()
 
     def _multiply(self) -> None:
         """Adds the products of the rows that wait: few large ones, for the sake of speed."""
-        waiting = {name: np.concatenate(rows) for name, rows in self._waiting.items()}
-        self._waiting = {}
-        for name, left in waiting.items():
-            product = left.T @ waiting["h"]
+        x = self._rows["h"][: self._waiting] if self._waiting else None
+        for name, left in self._rows.items() if x is not None else ():
+            product = left[: self._waiting].T @ x
             self._sums[name] = np.add(self._sums[name], product, out=product) if name in self._sums else product
+        self._waiting = 0
 
     def check(self, site: str) -> None:
         """ConvertError where an activation was NaN or infinite."""
@@ -134,24 +139,31 @@ def _stream_site(kind: str) -> str:
 
 
 class _ReferenceLayer:
-    """One layer of the original: its output and what its sites saw."""
+    """One layer of the original: its output and what its sites saw, kept in `room`, which the next layer uses again."""
 
-    def __init__(self, runner: Any, index: int, hidden: Floats) -> None:
+    def __init__(self, runner: Any, index: int, hidden: Floats, room: dict[str, Floats]) -> None:
         self.order: list[str] = []
-        self._seen: dict[str, list[Floats]] = {}
+        self._tokens, self._room = hidden.shape[0] * hidden.shape[1], room
+        self._seen: dict[str, int] = {}  # rows
         self.output: Floats = runner.layer(index, hidden, self._tap)
-        self._sites = {site: np.concatenate(rows) for site, rows in self._seen.items()}
-        self._seen.clear()
 
     def _tap(self, site: str, x: Floats) -> None:
         if site not in self.order and not site.endswith("/residual"):
             self.order.append(site)
         if site == _kind(site):  # experts see other rows behind rounded layers, so theirs are of no use
-            self._seen.setdefault(site, []).append(x.copy())
+            first = self._seen.get(site, 0)
+            self._place(site, x.shape[1])[first : first + len(x)] = x
+            self._seen[site] = first + len(x)
+
+    def _place(self, site: str, width: int) -> Floats:
+        name = re.sub(r"^blk\.\d+\.", "", site)
+        if name not in self._room or self._room[name].shape[1] != width:
+            self._room[name] = np.empty((self._tokens, width), np.float32)
+        return self._room[name]
 
     def rows(self, site: str, rows: slice) -> Floats | None:
         """What a site saw of these tokens, all windows one after the other."""
-        return self._sites[site][rows] if site in self._sites else None
+        return self._room[re.sub(r"^blk\.\d+\.", "", site)][rows] if site in self._seen else None
 
 
 class SequentialRounder:
@@ -190,6 +202,7 @@ class SequentialRounder:
         self._n_layers = int(model.config["n_layers"])
         self._next = 0  # the layer that the hidden states stand before
         self._hidden: tuple[Floats, Floats] | None = None  # original, rounded
+        self._room: dict[str, Floats] = {}  # for what the original's sites see
         self._results: dict[str, QuantizedMatrix] = {}
         self.watch = Stopwatch()
         self.errors: dict[str, float] = {}  # name -> E|| (W - W') x ||^2 / E|| W x ||^2
@@ -248,7 +261,7 @@ class SequentialRounder:
         assert self._hidden is not None
         original, rounded = self._hidden
         with self.watch("original's passes"):
-            reference = _ReferenceLayer(self._original, layer, original)
+            reference = _ReferenceLayer(self._original, layer, original, self._room)
         windows = self._rounded.enter(layer, rounded)
         names = [name for name in self._specs if layer_of(name) == layer]
         results: dict[str, QuantizedMatrix] = {}
@@ -288,11 +301,11 @@ class SequentialRounder:
             wanted = reference.rows(site, rows)
             with self.watch("products"):
                 if writes is None or wanted is None:
-                    found.add(x.copy(), wanted)
+                    found.add(x, wanted)
                 else:
                     before = reference.rows(stream_site, rows)
                     error = None if before is None or stream is None else before - stream
-                    found.add(x.copy(), None, self._lacking(writes, wanted - x, error))
+                    found.add(x, None, self._lacking(writes, wanted - x, error))
             return True
 
         with self.watch("passes"):

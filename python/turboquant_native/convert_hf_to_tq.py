@@ -1,12 +1,12 @@
 """`convert_hf_to_tq.py MODEL OUT`: a Hugging Face model, hub id or GGUF file becomes a TQN file."""
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .architectures import supported
 from .errors import ConvertError
 
 if TYPE_CHECKING:
@@ -158,7 +158,11 @@ def _print_summary(args: argparse.Namespace, figures: dict[str, Any], text: str)
 
 def run(args: argparse.Namespace) -> int:
     """Carry out parsed arguments; 0, or 1 after one line on standard error (130 when interrupted)."""
+    # Read when NumPy is loaded: its BLAS's threads, waiting for work, would spin on cores that the engine's threads need.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "8")
     if args.list_supported:
+        from .architectures import supported
+
         print("\n".join(supported()))
         return 0
     try:

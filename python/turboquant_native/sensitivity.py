@@ -88,7 +88,7 @@ class SensitivityMeter:
 
         def tap(site: str, x: Floats) -> None:
             if not site.endswith("/residual"):
-                sites.setdefault(site, SiteStatistics()).add(x.copy())
+                sites.setdefault(site, SiteStatistics()).add(x)
 
         after = self._runner.layer(layer, hidden, tap)
         for site, statistics in sites.items():
