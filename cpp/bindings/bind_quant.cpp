@@ -41,8 +41,8 @@ quant::BatchEncoder batch_encoder(const std::string& device) {
 }
 
 Packed encode(const Array<float>& w, int bits, const std::optional<Array<int8_t>>& codebook, const std::optional<Array<float>>& unit_scale,
-              const std::optional<Array<float>>& feedback, int threads, const std::optional<py::function>& progress,
-              const std::string& device) {
+              const std::optional<Array<float>>& feedback, const std::optional<Array<int32_t>>& order, int threads,
+              const std::optional<py::function>& progress, const std::string& device) {
   require_matrix("w", w);
   if (feedback) require_matrix("feedback", *feedback);
   quant::EncodeOptions options;
@@ -50,6 +50,7 @@ Packed encode(const Array<float>& w, int bits, const std::optional<Array<int8_t>
   options.codebook = span_of(codebook);
   options.unit_scale = span_of(unit_scale);
   options.feedback = span_of(feedback);
+  options.order = span_of(order);
   options.threads = threads;
   options.progress = watcher(progress);
   options.batch_encoder = batch_encoder(device);
@@ -122,8 +123,8 @@ void bind_quant(py::module_& m) {
   bind_packed(m);
   const auto none = py::none();
   m.def("encode", &encode, py::arg("w").noconvert(), py::arg("bits"), py::kw_only(), py::arg("codebook").noconvert() = none,
-        py::arg("unit_scale").noconvert() = none, py::arg("feedback").noconvert() = none, py::arg("threads") = 0,
-        py::arg("progress") = none, py::arg("device") = "cpu");
+        py::arg("unit_scale").noconvert() = none, py::arg("feedback").noconvert() = none, py::arg("order").noconvert() = none,
+        py::arg("threads") = 0, py::arg("progress") = none, py::arg("device") = "cpu");
   m.def("decode", &decode, py::arg("packed"), py::arg("threads") = 0);
   m.def("feedback", &feedback<float>, py::arg("hessian").noconvert(), py::arg("damp"), py::arg("threads") = 0);
   m.def("feedback", &feedback<double>, py::arg("hessian").noconvert(), py::arg("damp"), py::arg("threads") = 0);

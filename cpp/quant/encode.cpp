@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "common/error.h"
 #include "common/parallel.h"
@@ -234,11 +235,45 @@ void encode_batches(Packed& packed, const EncodeOptions& options, Progress& prog
   }
 }
 
+void check_order(std::span<const int32_t> order, int64_t n_in) {
+  require_size("order", order.size(), uint64_t(n_in) / kTileCols);
+  std::vector<bool> there(order.size());
+  for (const int32_t block : order) {
+    if (block < 0 || size_t(block) >= order.size() || there[size_t(block)])
+      refuse("order has no place, or two, for block " + std::to_string(block));
+    there[size_t(block)] = true;
+  }
+}
+
+// Moves pieces of a row: the i-th of `to` is order[i] of `from`, or, back, the other way round.
+template <class T>
+void reorder(std::span<const int32_t> order, int64_t piece, bool back, const T* from, T* to) {
+  for (size_t i = 0; i < order.size(); i++) {
+    const int64_t here = int64_t(i) * piece, there = order[i] * piece;
+    std::copy_n(from + (back ? here : there), piece, to + (back ? there : here));
+  }
+}
+
+// The columns change places before the encoder sees them, the tiles change back.
+Packed encode_in_order(std::span<const float> w, int64_t n_out, int64_t n_in, EncodeOptions options) {
+  const auto order = std::exchange(options.order, {});
+  check_order(order, n_in);
+  std::vector<float> moved(w.size());
+  for (int64_t r = 0; r < n_out; r++) reorder(order, kTileCols, false, &w[size_t(r * n_in)], &moved[size_t(r * n_in)]);
+  Packed packed = encode(moved, n_out, n_in, options);
+  const auto codes = packed.codes;
+  const size_t strip = size_t(tqn::strip_bytes(uint64_t(n_in), packed.k));
+  for (size_t at = 0; at < codes.size(); at += strip)
+    reorder(order, int64_t(tqn::tile_bytes(packed.k)), true, &codes[at], &packed.codes[at]);
+  return packed;
+}
+
 }  // namespace
 
 Packed encode(std::span<const float> w, int64_t n_out, int64_t n_in, const EncodeOptions& options) {
   tqn::PlaneBytes bytes;
   check(w, n_out, n_in, options, &bytes);
+  if (!options.order.empty()) return encode_in_order(w, n_out, n_in, options);
   Packed packed;
   packed.k = options.k, packed.n_out = n_out, packed.n_in = n_in;
   const auto codebook = options.codebook.empty() ? reference::default_codebook(options.k) : options.codebook;

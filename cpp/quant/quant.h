@@ -36,10 +36,12 @@ struct EncodeOptions {
   std::span<const int8_t> codebook;  // empty: the default of k
   std::span<const float>
       unit_scale;  // (n_out) weight that one codebook integer stands for, per row; empty: rms(row) * unit, k = 8: max|row| / 127
-  std::span<const float> feedback;        // (n_in, n_in) strictly block upper U in blocks of 4 columns (see ldlq.h); empty: plain rounding
-  int threads = 0;                        // 0: all cores
-  std::function<void(int64_t)> progress;  // called from the calling thread with weights done so far
-  BatchEncoder batch_encoder;             // searches the trellis formats in place of this machine's cores, where there is no feedback
+  std::span<const float> feedback;  // (n_in, n_in) strictly block upper U in blocks of 4 columns (see ldlq.h); empty: plain rounding
+  std::span<const int32_t> order;   // (n_in / 4) the blocks of 4 columns as they are rounded, one after the other, and as they stand in
+                                    // `feedback`; empty: from the left to the right
+  int threads = 0;                  // 0: all cores
+  std::function<void(int64_t)> progress;      // called from the calling thread with weights done so far
+  BatchEncoder batch_encoder;                 // searches the trellis formats in place of this machine's cores, where there is no feedback
   const std::atomic<bool>* cancel = nullptr;  // set: throw Error(closed) soon
 };
 

@@ -54,12 +54,15 @@ def encode(
     codebook: NDArray[np.int8] | None = None,
     unit_scale: NDArray[np.float32] | None = None,
     feedback: NDArray[np.float32] | None = None,
+    order: NDArray[np.int32] | None = None,
     threads: int = 0,
     progress: Callable[[int], None] | None = None,
     device: str = "cpu",
 ) -> Packed:
     """Round rotated weights w (n_out, n_in) onto codes. feedback: (n_in, n_in) strictly block upper, LDLQ; None: plain rounding.
 
+    order: (n_in / 4,) the blocks of 4 columns as they are rounded, one after the other, and as they stand in `feedback`; None: from the
+    left to the right.
     device: "cpu" or "cuda", which searches the codes of 1 to 4 bits where there is no feedback, all rows of a tile weighing the same.
     `progress` is called with the number of weights done; an exception it raises (KeyboardInterrupt) stops the work.
     """

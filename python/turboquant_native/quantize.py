@@ -113,6 +113,14 @@ def rotate_hessian(hessian: NDArray[np.float32], seed: int, threads: int = 0) ->
     return _core.rotate_rows(np.ascontiguousarray(half.T), seed, threads=threads)
 
 
+def _rounding_order(hessian: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Blocks of columns and columns, those with the strongest inputs first: the others can make up for their errors."""
+    strength = np.diag(hessian).reshape(-1, _core.TILE_COLS).sum(axis=1)
+    blocks = np.argsort(-strength, kind="stable")
+    columns = (blocks[:, None] * _core.TILE_COLS + np.arange(_core.TILE_COLS)).ravel()
+    return blocks.astype(np.int32), columns
+
+
 def quantize_matrix(
     w: NDArray[np.float32],
     spec: MatrixSpec,
@@ -135,11 +143,11 @@ def quantize_matrix(
     """
     rest, outliers = take_outliers(w, spec.outliers, None if hessian is None else np.diag(hessian))
     rotated = rest if spec.seed is None else _core.rotate_rows(rest, spec.seed, threads=threads)
-    feedback = None
+    options: dict[str, Any] = {"codebook": spec.codebook, "threads": threads, "progress": progress, "device": device}
     if hessian is not None:
         rotated_hessian = hessian if spec.seed is None else rotate_hessian(hessian, spec.seed, threads)
-        feedback = _core.feedback(rotated_hessian, spec.damping, threads)
-    options: dict[str, Any] = {"codebook": spec.codebook, "feedback": feedback, "threads": threads, "progress": progress, "device": device}
+        options["order"], columns = _rounding_order(rotated_hessian)
+        options["feedback"] = _core.feedback(np.ascontiguousarray(rotated_hessian[np.ix_(columns, columns)]), spec.damping, threads)
     packed = _core.encode(rotated, spec.bits, **options)
     error = packed.squared_error + _outlier_error(w, outliers)
     return QuantizedMatrix(packed, spec.seed, outliers, error)

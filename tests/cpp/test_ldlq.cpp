@@ -146,6 +146,35 @@ TEST("error feedback: the codes of a brute-force LDLQ, to the bit") {
   }
 }
 
+TEST("an order of rounding: the tiles of the reordered matrix, each in its column's place") {
+  const int64_t n_out = 70, n = 24;
+  const auto w = gaussian(n_out * n, 1, 3);
+  auto u = gaussian(n * n, .2f, 4);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t j = 0; j < n; j++) u[size_t(i * n + j)] *= i / 4 < j / 4;
+  const std::vector<int32_t> order = {3, 0, 5, 1, 4, 2};
+  std::vector<float> moved(w.size());
+  for (int64_t r = 0; r < n_out; r++)
+    for (int64_t c = 0; c < n; c++) moved[size_t(r * n + c)] = w[size_t(r * n + order[size_t(c / 4)] * 4 + c % 4)];
+  quant::EncodeOptions options;
+  options.k = 3, options.feedback = u;
+  const auto plain = quant::encode(moved, n_out, n, options);
+  options.order = order;
+  const auto packed = quant::encode(w, n_out, n, options);
+  CHECK(packed.row_scale == plain.row_scale);
+  CHECK_EQ(packed.squared_error, plain.squared_error);
+  std::vector<float> values(w.size()), in_order(w.size());
+  quant::decode(packed, values), quant::decode(plain, in_order);
+  for (int64_t r = 0; r < n_out; r++)
+    for (int64_t c = 0; c < n; c++) CHECK_EQ(values[size_t(r * n + order[size_t(c / 4)] * 4 + c % 4)], in_order[size_t(r * n + c)]);
+  for (const std::vector<int32_t>& bad : {std::vector<int32_t>{3, 0, 5, 1, 4, 3}, {3, 0, 5, 1, 4, 6}, {3, 0, 5, 1, 4, -2}}) {
+    options.order = bad;
+    CHECK_THROWS(quant::encode(w, n_out, n, options), Cause::invalid_argument, "order has no place, or two, for block");
+  }
+  options.order = std::span(order).first(5);
+  CHECK_THROWS(quant::encode(w, n_out, n, options), Cause::invalid_argument, "order has 5 elements, must have 6");
+}
+
 static double proxy_loss(const std::vector<float>& w, const quant::Packed& p, const Dense& h) {
   std::vector<float> q(w.size());
   quant::decode(p, q);
