@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tiny_models import LLAMA, save_llama
-from turboquant_native import _core, convert_hf_to_tq
+from turboquant_native import _core, convert_hf_to_tq, quantize
 from turboquant_native.conversion import Options, make_plan, write_model
 from turboquant_native.quantize import MatrixSpec, input_site, quantize_matrix, rotation_seed, take_outliers
 from turboquant_native.sources import open_source
@@ -80,6 +80,19 @@ def test_error_feedback_lowers_the_loss() -> None:
     plain = quantize_matrix(w, MatrixSpec(3, seed=5)).dequantize()
     feedback = quantize_matrix(w, MatrixSpec(3, seed=5), h).dequantize()
     assert loss(feedback) < 0.5 * loss(plain)
+
+
+def test_columns_with_strong_inputs_are_rounded_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    x = (rng.standard_normal((400, 64)) @ rng.standard_normal((64, 64)) * np.geomspace(0.1, 10, 64)).astype(np.float32)
+    h, w = x.T @ x / 400, random_matrix(128, 64, seed=2)
+
+    def loss() -> float:
+        return float(np.sum(((quantize_matrix(w, MatrixSpec(2, seed=None), h).dequantize() - w) @ x.T) ** 2))
+
+    strongest_first = loss()
+    monkeypatch.setattr(quantize, "_rounding_order", lambda hessian: (np.arange(16, dtype=np.int32), np.arange(64)))
+    assert strongest_first < 0.8 * loss()
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
