@@ -149,7 +149,7 @@ class Bench:
 
         def mean(name: str, digits: int, precision: str = "f32") -> str:
             values = [result[name] for result in found[precision]]
-            spread = f" +- {np.std(values):.{digits}f}" if name == "kld_mean" and len(values) > 1 else ""
+            spread = f" +- {np.std(values, ddof=1):.{digits}f}" if name == "kld_mean" and len(values) > 1 else ""
             return f"{np.mean(values):.{digits}f}{spread}"
 
         kld = [mean("kld_mean", 4, precision) if found[precision] else "" for precision in PRECISIONS]
