@@ -1,10 +1,13 @@
 """Models from the Hugging Face hub: a ready file, or safetensors that are converted once."""
 
 import fnmatch
+import logging
 from pathlib import Path
 from typing import Any
 
 from .errors import listing
+
+logger = logging.getLogger(__name__)
 
 
 def find_file(repo_id: str, pattern: str, **options: Any) -> str:
@@ -25,17 +28,24 @@ def find_file(repo_id: str, pattern: str, **options: Any) -> str:
 
 
 def converted(repo_id: str, bits: int, cache_dir: str | None = None, revision: str | None = None) -> str:
-    """The TQN file of a safetensors repository, made on first use and kept in the cache."""
+    """The TQN file of a safetensors repository or folder, made on first use and kept in the cache."""
     from huggingface_hub.constants import HF_HOME
 
     from .conversion import Options, make_plan, plain_rounding, write_model
     from .sources import open_source
 
     folder = Path(cache_dir or HF_HOME) / "turboquant_native"
-    name = "--".join([*repo_id.split("/"), *([revision] if revision else []), f"{bits}bit.gguf"])
-    target = folder / name
-    if not target.exists():
+    local = Path(repo_id).resolve() if Path(repo_id).is_dir() else None
+    parts = local.parts[1:] if local else repo_id.split("/")
+    target = folder / "--".join([*parts, *([revision] if revision else []), f"{bits}bit.gguf"])
+    if not target.exists() or (local and _is_newer(local, target)):
         folder.mkdir(parents=True, exist_ok=True)
         source = open_source(repo_id, cache_dir, revision)
-        write_model(source, make_plan(source, Options(bits=bits)), target, rounder=plain_rounding(), resume=True, quiet=True)
+        logger.warning("converting %s to %d bits, once: %s", repo_id, bits, target)
+        plan = make_plan(source, Options(bits=bits))
+        write_model(source, plan, target, rounder=plain_rounding(), overwrite=True, resume=True, quiet=True)
     return str(target)
+
+
+def _is_newer(folder: Path, file: Path) -> bool:
+    return any(path.stat().st_mtime > file.stat().st_mtime for path in folder.iterdir())

@@ -1,13 +1,16 @@
 """`Llama.from_pretrained` against a hub on this machine."""
 
+import os
 import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 import local_hub
+from turboquant_native import hub
 
 
 def run(endpoint, home, code):
@@ -32,6 +35,21 @@ def test_safetensors_are_converted_once(repository, tmp_path):
     again = run("http://127.0.0.1:9", tmp_path / "hf", code)  # nobody answers: the file is there already
     assert again.returncode == 0, again.stderr
     assert again.stdout == first.stdout and "tiny--model--6bit.gguf True" in first.stdout
+
+
+def test_a_folder_is_converted_again_when_it_changed(tiny_llama_dir, tmp_path, monkeypatch):
+    paths = []
+    for name in ("a", "b"):  # two folders of one relative name
+        shutil.copytree(tiny_llama_dir, tmp_path / name / "model")
+        monkeypatch.chdir(tmp_path / name)
+        paths.append(Path(hub.converted("./model", 2, str(tmp_path / "cache"))))
+    assert paths[0] != paths[1]
+    made = paths[1].stat().st_mtime_ns
+    assert hub.converted("model", 2, str(tmp_path / "cache")) == str(paths[1]) and paths[1].stat().st_mtime_ns == made
+    later = paths[1].stat().st_mtime + 10
+    os.utime("model/config.json", (later, later))
+    hub.converted("model", 2, str(tmp_path / "cache"))
+    assert paths[1].stat().st_mtime_ns > made
 
 
 def test_a_file_is_found_by_glob(repository, tiny_tqn, tmp_path):
