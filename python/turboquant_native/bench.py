@@ -200,13 +200,13 @@ def _median_seconds(work: Callable[[], None], repeats: int) -> float:
 
 def _header(args: argparse.Namespace) -> str:
     rates = [f"{f'pp{args.prompt} t/s':>11}", f"{f'tg{args.generate} t/s':>11}"]
-    return " ".join([f"{'model':28}", f"{'backend':14}", "threads", *rates, "  GB/s", " ttft s", " load s", " peak MB"]) + "\n"
+    return " ".join([f"{'model':28}", f"{'backend':18}", "threads", *rates, "  GB/s", " ttft s", " load s", " peak MB"]) + "\n"
 
 
 def _line(row: Speed) -> str:
     name = os.path.basename(row.model)
     return (
-        f"{name[:28]:28} {row.backend[:14]:14} {row.threads:>7} {row.pp:>11.1f} {row.tg:>11.1f} {row.gigabytes_per_second:>6.1f} "
+        f"{name[:28]:28} {row.backend[:18]:18} {row.threads:>7} {row.pp:>11.1f} {row.tg:>11.1f} {row.gigabytes_per_second:>6.1f} "
         f"{row.ttft:>7.3f} {row.load:>7.3f} {row.peak_memory / 1e6:>8.0f}"
     )
 

@@ -2,12 +2,13 @@
 
 import argparse
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from . import evaluate, kld_base, multiple_choice
 from .arguments import device
+from .progress import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,9 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command; errors are exceptions."""
     if sum(value is not None for value in (args.text, args.multiple_choice, args.kl_divergence_base)) != 1:
         raise ValueError("give one of --text, --multiple-choice and --kl-divergence-base")
+    for option in ("windows", "limit"):
+        if (value := getattr(args, option)) is not None and value < 1:
+            raise ValueError(f"--{option} {value}: give 1 or more")
     model = _open(args.file, args)
     try:
         if args.multiple_choice:
@@ -59,6 +63,8 @@ def _windows(model: Any, args: argparse.Namespace) -> Any:
     scorer = evaluate.Scorer(model, args.ctx)
     try:
         return evaluate.text_windows(scorer.vocabulary, Path(args.text).read_bytes().decode(), args.ctx, args.windows)
+    except ValueError as error:
+        raise ValueError(f"{args.text}: {error}") from None
     finally:
         scorer.close()
 
@@ -66,13 +72,15 @@ def _windows(model: Any, args: argparse.Namespace) -> Any:
 def _run_text(model: Any, args: argparse.Namespace) -> evaluate.Evaluation:
     windows = _windows(model, args)
     if not args.reference:
-        return evaluate.evaluate(model, windows, progress=_progress(len(windows), args))
+        with _progress(len(windows), args) as progress:
+            return evaluate.evaluate(model, windows, progress=_show(progress))
     reference_model = _open(args.reference, args)
     scorer = evaluate.Scorer(reference_model, args.ctx)
     try:
         if (_windows(reference_model, args) != windows).any():
             raise ValueError(f"{args.file} and {args.reference} have different tokenizers")
-        return evaluate.evaluate(model, windows, evaluate.LiveReference(scorer, windows), _progress(len(windows), args))
+        with _progress(len(windows), args) as progress:
+            return evaluate.evaluate(model, windows, evaluate.LiveReference(scorer, windows), _show(progress))
     finally:
         scorer.close()
         reference_model.close()
@@ -81,7 +89,8 @@ def _run_text(model: Any, args: argparse.Namespace) -> evaluate.Evaluation:
 def _run_base(model: Any, args: argparse.Namespace) -> evaluate.Evaluation:
     base = kld_base.KldBaseFile(args.kl_divergence_base)
     base.limit(args.windows)
-    return evaluate.evaluate(model, base.windows, base, _progress(len(base.windows), args))
+    with _progress(len(base.windows), args) as progress:
+        return evaluate.evaluate(model, base.windows, base, _show(progress))
 
 
 def _write_base(model: Any, args: argparse.Namespace) -> int:
@@ -89,15 +98,19 @@ def _write_base(model: Any, args: argparse.Namespace) -> int:
         raise ValueError("--write-kl-divergence-base needs --text")
     scorer = evaluate.Scorer(model, args.ctx)
     try:
-        kld_base.write(args.write_kl_divergence_base, evaluate.LiveReference(scorer, _windows(model, args)))
+        windows = _windows(model, args)
+        with _progress(len(windows), args) as progress:
+            kld_base.write(args.write_kl_divergence_base, evaluate.LiveReference(scorer, windows), progress.advance_to)
     finally:
         scorer.close()
+    print(json.dumps({"file": args.write_kl_divergence_base}) if args.json else f"{args.write_kl_divergence_base}: {len(windows)} windows")
     return 0
 
 
 def _run_multiple_choice(model: Any, args: argparse.Namespace) -> int:
     questions = multiple_choice.read(args.multiple_choice, args.limit)
-    result = multiple_choice.evaluate(model, questions)
+    with _progress(len(questions), args, "questions") as progress:
+        result = multiple_choice.evaluate(model, questions, progress=progress.advance_to)
     if args.json:
         print(json.dumps({"file": args.file, **result.as_dict()}))
     else:
@@ -107,16 +120,18 @@ def _run_multiple_choice(model: Any, args: argparse.Namespace) -> int:
     return 0
 
 
-def _progress(count: int, args: argparse.Namespace) -> Any:
-    """A line on stderr that shows how far it is, for people only."""
-    if args.json or not sys.stderr.isatty():
-        return None
+def _progress(count: int, args: argparse.Namespace, unit: str = "windows") -> Progress:
+    """For people, on standard error."""
+    return Progress(count, "evaluating", quiet=args.json, unit=unit)
+
+
+def _show(progress: Progress) -> Callable[[int, evaluate.TokenScores], None]:
+    """What `evaluate` calls after each window."""
 
     def show(index: int, scores: evaluate.TokenScores) -> None:
-        kld = "" if scores.kld is None else f"  KLD {scores.kld.mean():.5f}"
-        print(f"\rwindow {index + 1}/{count}  nll {scores.nll.mean():.4f}{kld}   ", end="", file=sys.stderr, flush=True)
-        if index + 1 == count:
-            print(file=sys.stderr)
+        kld = "" if scores.kld is None else f", KLD {scores.kld.mean():.5f}"
+        progress.at(f"nll {scores.nll.mean():.4f}{kld}")
+        progress.advance_to(index + 1)
 
     return show
 

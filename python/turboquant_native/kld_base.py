@@ -6,6 +6,7 @@ float32 smallest log-probability, n_vocab uint16 levels, padded to an even count
 """
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -79,11 +80,13 @@ class KldBaseFile:
         return restore_rows(packed.reshape(self._rows, -1), self.n_vocab)
 
 
-def write(path: str | Path, reference: Reference) -> None:
-    """Evaluates a reference into such a file."""
+def write(path: str | Path, reference: Reference, progress: Callable[[int], None] | None = None) -> None:
+    """Evaluates a reference into such a file; `progress` is called with the number of windows written."""
     count, ctx = reference.windows.shape
     with open(path, "wb") as file:
         file.write(_HEADER.pack(_MAGIC, ctx, reference.n_vocab, count))
         file.write(reference.windows.astype("<i4").tobytes())
         for index in range(count):
             file.write(quantize_rows(reference.logprobs(index)).astype("<u2").tobytes())
+            if progress is not None:
+                progress(index + 1)

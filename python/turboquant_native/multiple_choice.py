@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,11 +82,19 @@ def _clean(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ").strip()
 
 
-def evaluate(model: Any, questions: Sequence[Question], n_ctx: int = 2048) -> MultipleChoice:
-    """Answers questions with a `_core.Model`; of questions longer than n_ctx tokens the beginning is dropped."""
+def evaluate(model: Any, questions: Sequence[Question], n_ctx: int = 2048, progress: Callable[[int], None] | None = None) -> MultipleChoice:
+    """Answers questions with a `_core.Model`; of questions longer than n_ctx tokens the beginning is dropped.
+
+    progress: called with the number of questions answered.
+    """
     likelihoods = Likelihoods(model, n_ctx)
     try:
-        right = np.array([_answer(likelihoods, question) for question in questions], float)
+        answers = []
+        for question in questions:
+            answers.append(_answer(likelihoods, question))
+            if progress is not None:
+                progress(len(answers))
+        right = np.array(answers, float)
     finally:
         likelihoods.close()
     accuracy, error = mean_and_error(right[:, 0])

@@ -25,12 +25,13 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps({**_call(llm, prompt, args, stream=False), "timings": speeds(llm.timings)}))
             return 0
+        parts = _call(llm, prompt, args, stream=True)  # wrong arguments raise here, before anything is shown
         if not args.chat and not args.no_echo:
             print(prompt, end="", flush=True)
-        for part in _call(llm, prompt, args, stream=True):
+        for part in parts:
             choice = part["choices"][0]
             print(choice.get("text") or choice.get("delta", {}).get("content") or "", end="", flush=True)
-        print()
+        print(flush=True)
         print(speed_line(llm.timings), file=sys.stderr)
     return 0
 

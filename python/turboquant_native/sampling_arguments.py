@@ -29,6 +29,8 @@ def open_model(args: argparse.Namespace) -> Any:
     """The `Llama` that the arguments describe."""
     from .llama import Llama
 
+    if args.threads is not None and args.threads < 0:
+        raise ValueError(f"--threads {args.threads}: give 0 (this process's cores) or more")
     return Llama(
         args.model,
         n_ctx=args.ctx,

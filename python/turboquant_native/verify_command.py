@@ -24,5 +24,6 @@ def run(args: argparse.Namespace) -> int:
         checked = f"{result.checksummed} checksums right" if result.checksummed else "it has no checksums: only its structure was checked"
         print(f"{args.file}: whole ({result.tensors} tensors, {checked})")
     for problem in () if args.json else result.problems:
-        print(f"{args.file}: {problem}", file=sys.stderr)
+        named = problem.startswith(f'"{args.file}"')  # errors of the core begin with the file's name
+        print(problem if named else f"{args.file}: {problem}", file=sys.stderr)
     return 0 if result.ok else 1

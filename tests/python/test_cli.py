@@ -85,6 +85,9 @@ def test_verify(tiny_tqn, tmp_path, capsys):
     damaged.write_bytes(data)
     code, out, err = call(capsys, "verify", damaged)
     assert code == 1 and out == "" and "damaged" in err
+    damaged.write_bytes(b"text")
+    assert call(capsys, "verify", damaged)[2].count("damaged.gguf") == 1
+    damaged.write_bytes(data)
     code, out, _ = call(capsys, "verify", damaged, "--json")
     assert code == 1 and json.loads(out)["ok"] is False and len(json.loads(out)["problems"]) == 1
 
@@ -133,6 +136,10 @@ def test_synthetic_shapes_have_the_known_sizes():
         (["info", "/nowhere.gguf"], "/nowhere.gguf"),
         (["verify", "/nowhere.gguf"], "/nowhere.gguf"),
         (["run", "{model}", "-p", "x", "--top-p", "3"], "top_p"),
+        (["run", "{model}", "-p", "x", "--threads", "-3"], "--threads -3"),
+        (["eval", "{model}", "--text", "{model}"], "{model}: 'utf-8'"),
+        (["eval", "{model}", "--text", "/dev/null"], "/dev/null: the text has 0 tokens"),
+        (["eval", "{model}", "--text", "{model}", "--windows", "0"], "--windows 0"),
         (["run", "{model}", "-p", "x", "--chat", "--chat-format", "alpaca"], "alpaca"),
         (["bench"], "--synthetic"),
         (["bench", "--synthetic", "gpt-5"], "gpt-5"),
@@ -140,8 +147,9 @@ def test_synthetic_shapes_have_the_known_sizes():
     ],
 )
 def test_errors_are_one_line(tiny_tqn, capsys, arguments, message):
-    code, _, err = call(capsys, *(argument.format(model=tiny_tqn) for argument in arguments))
-    assert code == 1 and message in err and err.count("\n") == 1
+    code, out, err = call(capsys, *(argument.format(model=tiny_tqn) for argument in arguments))
+    assert code == 1 and message.format(model=tiny_tqn) in err and err.count("\n") == 1
+    assert out == ""
 
 
 def test_wrong_usage(capsys):
