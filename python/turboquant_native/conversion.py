@@ -50,11 +50,12 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for bits in (self.bits, self.embed_bits, self.output_bits or 8, *(bits for _, bits in self.tensor_bits)):
-            if bits not in (*_core.FORMATS, 16, 32):
-                raise ConvertError(f"{bits} bits: choose among {', '.join(map(str, _core.FORMATS))} (16: F16, 32: F32)")
+        named = [(f"--tensor-bits {pattern}=", bits) for pattern, bits in self.tensor_bits]
+        for option, bits in (("--bits ", self.bits), ("--embed-bits ", self.embed_bits), ("--output-bits ", self.output_bits), *named):
+            if bits not in (None, *_core.FORMATS, 16, 32):
+                raise ConvertError(f"{option}{bits}: choose among {', '.join(map(str, _core.FORMATS))} (16: F16, 32: F32)")
         if not 0 <= self.outliers <= 0.5:
-            raise ConvertError(f"outliers {self.outliers}: give a fraction from 0 to 0.5")
+            raise ConvertError(f"--outliers {self.outliers}: give a fraction from 0 to 0.5")
 
 
 @dataclass(frozen=True)

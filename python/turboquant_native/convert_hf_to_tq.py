@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run = parser.add_argument_group("the run")
     run.add_argument("--dry-run", action="store_true", help="print the table of tensors and sizes, write nothing")
-    run.add_argument("--resume", action="store_true", help="go on where an interrupted run with the same settings stopped")
+    run.add_argument("--resume", action="store_true", help="keep finished tensors when interrupted, and go on from them")
     run.add_argument("--overwrite", action="store_true", help="replace an existing file")
     run.add_argument("--threads", type=int, default=0, metavar="N", help="threads (default: all cores)")
     run.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where plain rounding searches its codes (default: cpu)")
@@ -111,7 +111,7 @@ def _convert(args: argparse.Namespace) -> None:
     outliers = args.outliers if isinstance(args.outliers, float) else 0.0
     options = Options(args.bits, tuple(args.tensor_bits), args.embed_bits, args.output_bits, outliers, args.outtype, args.seed)
     source = open_source(args.model, args.cache_dir, args.revision)
-    if any(value is not None for value in (args.bpw, args.size, args.plan, args.calib, args.effort)):
+    if _is_calibrated(args):
         _calibrated(args, source, options)
         return
     plan = make_plan(source, options)
@@ -129,6 +129,10 @@ def _convert(args: argparse.Namespace) -> None:
         quiet=args.quiet,
     )
     _print_summary(args, summary.to_dict(), summary.text())
+
+
+def _is_calibrated(args: argparse.Namespace) -> bool:
+    return any(value is not None for value in (args.bpw, args.size, args.plan, args.calib, args.effort))
 
 
 def _calibrated(args: argparse.Namespace, source: "Source", options: "Options") -> None:
@@ -174,10 +178,15 @@ def run(args: argparse.Namespace) -> int:
         print("error: out of memory", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        kept = "; run again with --resume to go on" if args.resume else ""
-        print(f"interrupted{kept}", file=sys.stderr)
+        print(f"interrupted; {_what_is_kept(args)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _what_is_kept(args: argparse.Namespace) -> str:
+    if _is_calibrated(args):
+        return f"the same command goes on from the last finished stage (kept in {args.out.with_name(f'.{args.out.name}.work')})"
+    return "run again with --resume to go on" if args.resume else "nothing is kept (--resume keeps finished tensors)"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -502,8 +502,8 @@ def test_disk_fills_while_writing(model: Path, tmp_path: Path, capsys: pytest.Ca
     [
         (["--tensor-bits", "nothing=3"], "no tensor has such a name"),
         (["--tensor-bits", "(=3"], "not a regular expression"),
-        (["--tensor-bits", "ffn=5"], "5 bits"),
-        (["--embed-bits", "7"], "7 bits"),
+        (["--tensor-bits", "ffn=5"], "--tensor-bits ffn=5: choose"),
+        (["--embed-bits", "7"], "--embed-bits 7: choose"),
         (["--outliers", "0.9"], "outliers 0.9"),
         (["--threads", "-1"], "--threads -1"),
     ],

@@ -53,6 +53,23 @@ def test_a_killed_conversion_is_resumed(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(os.listdir(tmp_path)) == ["killed.gguf", "model", "whole.gguf"]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [((), "nothing is kept"), (("--resume",), "run again with --resume"), (("--bpw", "3"), "the same command goes on")],
+)
+def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, options: tuple[str, ...], message: str) -> None:
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversion, "quantize_matrix", interrupt)
+    monkeypatch.setattr("turboquant_native.quantizer.default_windows", interrupt)
+    target = tmp_path / "model.gguf"
+    assert convert(save_llama(tmp_path / "model"), target, *options) == 130
+    err = capsys.readouterr().err
+    assert err.startswith("interrupted; ") and message in err and not target.exists()
+    assert (tmp_path / ".model.gguf.work").exists() == ("--bpw" in options)
+
+
 def test_other_settings_start_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = save_llama(tmp_path / "model"), tmp_path / "killed.gguf"
     assert killed_at(9, monkeypatch, source, target) == -signal.SIGKILL
