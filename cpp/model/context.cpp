@@ -136,9 +136,9 @@ struct Context::Impl {
 static ContextOptions checked(const Model& model, ContextOptions o) {
   const Config& c = model.config();
   if (o.n_ctx == 0) o.n_ctx = c.n_ctx_train;
-  if (o.n_ctx < 1 || o.n_ctx > INT32_MAX) invalid("n_ctx: " + std::to_string(o.n_ctx));
+  if (o.n_ctx < 1 || o.n_ctx > INT32_MAX) invalid("n_ctx: " + std::to_string(o.n_ctx) + ", expected 0 (the model's) or more");
   if (o.n_slots < 1 || o.n_slots > INT32_MAX) invalid("n_slots: " + std::to_string(o.n_slots));
-  if (o.n_batch < 1) invalid("n_batch: " + std::to_string(o.n_batch));
+  if (o.n_batch < 1) invalid("n_batch: " + std::to_string(o.n_batch) + ", expected 1 or more");
   o.n_batch = std::min(o.n_batch, o.n_ctx * o.n_slots);
   const double elements = double(o.n_slots) * c.n_kv_heads * double(o.n_ctx) * c.head_dim;
   if (elements > double(kMaxCacheElements))

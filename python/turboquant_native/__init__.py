@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .cache import LlamaRAMCache, LlamaState
     from .grammar import LlamaGrammar
     from .llama import Llama
-    from .sampling import LogitsProcessorList, StoppingCriteriaList
+    from .sampling import LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteriaList
     from .speculative import LlamaPromptLookupDecoding
 
 _EXPORTS = {
@@ -26,6 +26,7 @@ _EXPORTS = {
     "LlamaRAMCache": "cache",
     "LlamaState": "cache",
     "LogitsProcessorList": "sampling",
+    "MinTokensLogitsProcessor": "sampling",
     "StoppingCriteriaList": "sampling",
 }
 
@@ -36,6 +37,7 @@ __all__ = [
     "LlamaRAMCache",
     "LlamaState",
     "LogitsProcessorList",
+    "MinTokensLogitsProcessor",
     "StoppingCriteriaList",
     "__version__",
 ]

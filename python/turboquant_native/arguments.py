@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -13,6 +14,7 @@ _WITHOUT_EFFECT = {
     "n_parts", "f16_kv", "low_vram", "n_gqa", "rms_norm_eps", "mul_mat_q", "split_mode", "n_ubatch", "offload_kqv",
     "op_offload", "swa_full", "no_perf", "numa", "last_n_tokens_size", "spm_infill", "rpc_servers", "yarn_ext_factor",
     "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx", "attention_type", "lora_scale", "kv_unified",
+    "local_dir_use_symlinks",
 }
 # fmt: on
 # They would change results; only these values leave the model as it is.
@@ -21,6 +23,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "lora_base": (None, ""),
     "kv_overrides": (None, {}),
     "vocab_only": (None, False),
+    "tokenizer": (None,),  # the file's is used
     "rope_scaling_type": (None, -1),
     "rope_freq_base": (None, 0.0, 10000.0),  # LangChain always passes 10000 and 1, meaning "the model's"
     "rope_freq_scale": (None, 0.0, 1.0),
@@ -43,6 +46,13 @@ def check(arguments: dict[str, Any], strict: bool) -> None:
             if strict:
                 raise TypeError(f"Llama() got an unexpected argument {name!r}")
             warnings.warn(f"Llama() does not know the argument {name!r}; it has no effect", stacklevel=3)
+
+
+def check_numbers(**numbers: int) -> None:
+    """TypeError for a constructor argument that is no integer."""
+    for name, value in numbers.items():
+        if not isinstance(value, Integral):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
 
 
 def check_cache_type(type_k: int | None, type_v: int | None) -> None:

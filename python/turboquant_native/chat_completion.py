@@ -51,6 +51,8 @@ def _plain(index: int, message: Message) -> Message:
 
 def grammar_for(response_format: dict[str, Any] | None) -> LlamaGrammar | None:
     """The grammar of OpenAI's `response_format` (also with llama-cpp-python's "schema" key)."""
+    if response_format is not None and not isinstance(response_format, dict):
+        raise TypeError(f"response_format must be a dict such as {{'type': 'json_object'}}, got {response_format!r}")
     kind = (response_format or {"type": "text"}).get("type")
     if response_format is None or kind == "text":
         return None
@@ -64,8 +66,12 @@ def grammar_for(response_format: dict[str, Any] | None) -> LlamaGrammar | None:
 
 def forced_tool(tools: Sequence[dict[str, Any]] | None, tool_choice: Any) -> dict[str, Any] | None:
     """The function that `tool_choice` demands, None when the model may choose."""
-    if not isinstance(tool_choice, dict):
+    if tool_choice in (None, "none", "auto"):
         return None
+    if tool_choice == "required" and tools and len(tools) == 1:
+        return dict(tools[0]["function"])
+    if not isinstance(tool_choice, dict):
+        raise ValueError(f"tool_choice={tool_choice!r} with {len(tools or ())} tools is not supported; give none, auto, or a tool by name")
     name = tool_choice.get("function", {}).get("name")
     for tool in tools or ():
         if tool.get("function", {}).get("name") == name:

@@ -3,8 +3,9 @@
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,11 +37,25 @@ class CompletionRequest:
     grammar: "LlamaGrammar | None" = None
     logit_bias: dict[Any, float] | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.prompt, bytes) or not isinstance(self.prompt, (str, Sequence, np.ndarray)):
+            raise TypeError(f"prompt must be a text or a sequence of tokens, got {self.prompt!r}")
+        for name in ("max_tokens", "logprobs", "seed"):
+            if (value := getattr(self, name)) is not None and not isinstance(value, Integral):
+                raise TypeError(f"{name} must be an integer or None, got {value!r}")
+        if self.stop is not None and not isinstance(self.stop, Iterable):
+            raise TypeError(f"stop must be a text or several, got {self.stop!r}")
+        if self.grammar is not None and not hasattr(self.grammar, "processor"):
+            raise TypeError(f"grammar must be a LlamaGrammar (LlamaGrammar.from_string reads GBNF), got {self.grammar!r}")
+
 
 def request(prompt: str | Sequence[int], **options: Any) -> CompletionRequest:
     """A request from `create_completion`'s keyword arguments; TypeError for a name it does not have."""
     names = {entry.name for entry in fields(SamplingOptions)}
     sampling = SamplingOptions(**{name: options.pop(name) for name in list(options) if name in names})
+    unknown = options.keys() - {entry.name for entry in fields(CompletionRequest)}
+    if unknown:
+        raise TypeError(f"unexpected argument {min(unknown)!r}")
     return CompletionRequest(prompt, sampling=sampling, **options)
 
 

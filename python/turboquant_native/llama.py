@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import random
 import secrets
 import threading
@@ -88,6 +89,9 @@ class Llama:
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")} | kwargs
         arguments.check(kwargs, strict)
         arguments.check_cache_type(type_k, type_v)
+        arguments.check_numbers(n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads or 0, n_threads_batch=n_threads_batch or 0, seed=seed)
+        if not os.path.exists(model_path):
+            raise FileNotFoundError(f"model_path {str(model_path)!r}: no such file")
         self.model_path = str(model_path)
         self.verbose, self.draft_model, self.chat_handler, self.chat_format = verbose, draft_model, chat_handler, chat_format
         self.logits_all, self.pooling_type = logits_all, arguments.check_pooling(pooling_type)
@@ -115,8 +119,9 @@ class Llama:
         """Opens a model of the Hugging Face hub.
 
         Args:
-            repo_id: "organisation/name".
-            filename: name or glob of the GGUF file to load. None: convert the repository's safetensors to `bits`, once, into the cache.
+            repo_id: "organisation/name", or without `filename` also a folder.
+            filename: name or glob of the GGUF file to load. None: convert the repository's safetensors to `bits`, once, into the cache;
+                a folder's again when a file of it is newer.
             cache_dir, local_dir, revision: as huggingface_hub has them.
             **kwargs: the constructor's.
         """
@@ -466,7 +471,7 @@ class Llama:
             functions, function_call: OpenAI's old names, not supported: use tools.
             tools: given to the template.
             tool_choice: "none", "auto", or {"type": "function", "function": {"name": ...}}, which constrains the answer to that tool's
-                arguments and returns a tool call.
+                arguments and returns a tool call; "required" is the same for a single tool.
             response_format: {"type": "text" | "json_object" | "json_schema", ...}; constrains the answer.
             logprobs, top_logprobs: report log-probabilities, with so many alternatives a token.
             The rest is `create_completion`'s.
@@ -520,6 +525,8 @@ class Llama:
 
         Returns completions in the order of the prompts; with temperature 0 each is what it would be alone.
         """
+        if isinstance(prompts, str):
+            raise TypeError(f"prompts must be a list of prompts, got the text {prompts!r}")
         requests = [completion.request(prompt, **options) for prompt in prompts]
         return batch.generate(self, requests, n_slots)
 

@@ -17,14 +17,16 @@ def common_prefix(a: Tokens, b: Tokens) -> int:
 
 
 def check_tokens(tokens: Sequence[int] | Tokens, n_vocab: int) -> Tokens:
-    """Tokens as an int array; ValueError names the first one outside [0, n_vocab)."""
-    ids = np.ascontiguousarray(tokens, dtype=np.intc)
+    """Tokens as an int array; TypeError for what is no integer, ValueError names the first one outside [0, n_vocab)."""
+    ids = np.asarray(tokens)
     if ids.ndim != 1:
         raise ValueError(f"tokens must be one-dimensional, got shape {ids.shape}")
+    if ids.size and ids.dtype.kind not in "iu":
+        raise TypeError(f"tokens must be integers, got {ids.tolist()[0]!r} at position 0")
     outside = np.flatnonzero((ids < 0) | (ids >= n_vocab))
     if outside.size:
         raise ValueError(f"token {int(ids[outside[0]])} at position {int(outside[0])} is outside [0, {n_vocab})")
-    return ids
+    return np.ascontiguousarray(ids, dtype=np.intc)
 
 
 class PrefixCache:

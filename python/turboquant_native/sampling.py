@@ -5,6 +5,7 @@ The draw itself is C++ (`_core.Sampler`); what callers plug in runs here, on the
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,9 @@ class SamplingOptions:
     penalty_last_n: int = 64
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, Real):
+                raise TypeError(f"{name} must be a number, got {value!r}")
         for name, low, high in (
             ("top_p", 0, 1),
             ("min_p", 0, 1),
@@ -92,7 +96,10 @@ def refuse_unsupported(**options: Any) -> None:
 
 def check_logit_bias(bias: Mapping[Any, float] | None, n_vocab: int) -> dict[int, float]:
     """Token ids (also written as strings, as in JSON) with what is added to their logits."""
-    checked = {int(token): float(value) for token, value in (bias or {}).items()}
+    try:
+        checked = {int(token): float(value) for token, value in (bias or {}).items()}
+    except (TypeError, ValueError, AttributeError):
+        raise TypeError(f"logit_bias must map token ids to numbers, got {bias!r}") from None
     for token, value in checked.items():
         if not 0 <= token < n_vocab:
             raise ValueError(f"logit_bias names token {token}, outside [0, {n_vocab})")

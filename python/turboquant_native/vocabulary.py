@@ -125,6 +125,8 @@ class Vocabulary:
                 text = text.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(f"text is not UTF-8 at byte {error.start}") from error
+        else:
+            text.encode()  # a lone surrogate: UnicodeEncodeError (a ValueError) says where
         ids: list[int] = (self._special if special else self._plain).encode(text, add_special_tokens=False).ids
         if add_bos and self.add_bos and ids[:1] != [self.bos]:
             ids.insert(0, self.bos)

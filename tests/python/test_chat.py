@@ -148,6 +148,16 @@ def test_a_demanded_tool_is_called(chatml, stream):
     assert name == "weather" and json.loads(arguments) in ({"days": 1}, {"days": 2}) and reason == "tool_calls"
 
 
+def test_a_required_tool_is_the_only_one_or_named(chatml):
+    pytest.importorskip("llguidance")
+    answer = chatml.create_chat_completion(MESSAGES, tools=[WEATHER], tool_choice="required", seed=1, **DRAW)
+    assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "weather"
+    with pytest.raises(ValueError, match="'required' with 2 tools"):
+        chatml.create_chat_completion(MESSAGES, tools=[WEATHER, WEATHER], tool_choice="required")
+    with pytest.raises(ValueError, match="'any'"):
+        chatml.create_chat_completion(MESSAGES, tools=[WEATHER], tool_choice="any")
+
+
 def test_a_tool_that_is_not_there(chatml):
     with pytest.raises(ValueError, match="'rain'"):
         chatml.create_chat_completion(MESSAGES, tools=[WEATHER], tool_choice={"function": {"name": "rain"}})

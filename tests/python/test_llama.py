@@ -321,6 +321,37 @@ def test_bad_options_are_named(llm, options, message):
         llm(PROMPT, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": 3}, "prompt"),
+        ({"prompt": b"bytes"}, "prompt"),
+        ({"prompt": ["One", "Two"]}, "'One'"),
+        ({"prompt": [1.5]}, "1.5"),
+        ({"max_tokens": "9"}, "max_tokens.*'9'"),
+        ({"seed": 0.5}, "seed"),
+        ({"stop": 5}, "stop"),
+        ({"temperature": "hot"}, "temperature.*'hot'"),
+        ({"grammar": "root ::= x"}, "LlamaGrammar"),
+        ({"logit_bias": [5]}, "logit_bias"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_named(llm, options, message):
+    with pytest.raises(TypeError, match=message):
+        llm(**{"prompt": PROMPT, **options})
+
+
+def test_wrong_types_elsewhere(llm, tiny_tqn):
+    with pytest.raises(TypeError, match="n_ctx must be an integer, got 'x'"):
+        Llama(str(tiny_tqn), n_ctx="x")
+    with pytest.raises(TypeError, match="prompts must be a list"):
+        llm.generate_batch("One")
+    with pytest.raises(TypeError, match="'max_tokns'"):
+        llm.generate_batch(["One"], max_tokns=3)
+    with pytest.raises(ValueError, match="surrogate"):
+        llm("\ud83d")
+
+
 def test_unknown_options(llm, tiny_tqn):
     with pytest.raises(TypeError, match="max_token"):
         llm(PROMPT, max_token=3)
@@ -345,7 +376,7 @@ def test_bad_tokens_are_named(llm):
 
 
 def test_missing_and_broken_files(tmp_path):
-    with pytest.raises(OSError, match="nowhere"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         Llama(str(tmp_path / "nowhere.gguf"))
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ValueError, match="broken"):
