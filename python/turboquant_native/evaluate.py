@@ -272,6 +272,9 @@ def evaluate(
 
 
 if __name__ == "__main__":
-    from .harness import main
+    try:
+        from .harness import main
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"{error}: install the extra, pip install 'turboquant-native[eval]'") from None
 
     raise SystemExit(main())
