@@ -55,10 +55,12 @@ sanitize: $(BIN)/.tested-with
 	$(CMAKE) --build build/asan
 	$(BIN)/ctest --test-dir build/asan --output-on-failure
 
+THREADED := test_thread_pool test_parallel test_batch_encoder test_cpu_backend test_kernels
+space := $(subst ,, )
 sanitize-threads: $(BIN)/.tested-with
 	$(CONFIGURE) -B build/tsan -DTQ_SANITIZE=thread
-	$(CMAKE) --build build/tsan --target test_engine
-	$(BIN)/ctest --test-dir build/tsan --output-on-failure -R test_engine
+	$(CMAKE) --build build/tsan --target $(THREADED)
+	$(BIN)/ctest --test-dir build/tsan --output-on-failure -R '$(subst $(space),|,$(THREADED))'
 
 # The kernels on 64-bit Arm, compiled by Debian's cross compiler and run by qemu: correctness only.
 test-neon: $(BIN)/.tested-with
