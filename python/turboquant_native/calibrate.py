@@ -179,6 +179,7 @@ class SequentialRounder:
         specs: name -> spec of every matrix that will be rounded.
         folder: for the states.
         output_hessian: (n_embd, n_embd) of the output matrix's input in the original; needed where it is tied to the embedding.
+        frequency: (n_vocab,) mean probability of each token: how much the rows of the output matrix count.
         threads: 0: all cores.
     """
 
@@ -191,10 +192,11 @@ class SequentialRounder:
         specs: dict[str, MatrixSpec],
         folder: Path,
         output_hessian: Floats | None = None,
+        frequency: Floats | None = None,
         threads: int = 0,
     ) -> None:
         self._source, self._tokens, self._specs, self._folder = source, tokens, specs, folder
-        self._hessian, self._threads = output_hessian, threads
+        self._hessian, self._frequency, self._threads = output_hessian, frequency, threads
         direct = adds_branches_directly(source.metadata(), list(source.shapes))
         self._settings = settings if direct else replace(settings, residual=0.0)
         self._original = _core.LayerRunner(model, tokens.shape[1])
@@ -224,7 +226,9 @@ class SequentialRounder:
         """As an output matrix where the two are tied: there every error counts for each token, at the input only for its own."""
         hessian = self._hessian if self._source.tied else None
         with self.watch("encoding"):
-            result = quantize_matrix(w, replace(spec, damping=self._settings.damping), hessian, threads=self._threads, progress=progress)
+            frequency = None if hessian is None else self._frequency
+            spec = replace(spec, damping=self._settings.damping)
+            result = quantize_matrix(w, spec, hessian, row_weight=frequency, threads=self._threads, progress=progress)
         rounded = result.dequantize(self._threads)
         if hessian is not None:
             self.errors["token_embd.weight"] = relative_error(w, rounded, hessian)
@@ -326,7 +330,9 @@ class SequentialRounder:
             target = statistics.target(w, self._settings)
         with self.watch("encoding"):
             spec = replace(self._specs[name], damping=self._settings.damping)
-            result = quantize_matrix(target, spec, hessian, threads=self._threads, progress=lambda done: progress(0))
+            weight = self._frequency if name == "output.weight" else None
+            options: dict[str, Any] = {"row_weight": weight, "threads": self._threads, "progress": lambda done: progress(0)}
+            result = quantize_matrix(target, spec, hessian, **options)
         rounded = result.dequantize(self._threads)
         if hessian is not None:
             self.errors[name] = relative_error(target, rounded, hessian)

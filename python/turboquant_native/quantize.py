@@ -81,9 +81,13 @@ def rotation_seed(name: str, seed: int = 0) -> int:
 
 
 def take_outliers(
-    w: NDArray[np.float32], fraction: float, column_weight: NDArray[np.float32] | None = None
+    w: NDArray[np.float32],
+    fraction: float,
+    column_weight: NDArray[np.float32] | None = None,
+    row_weight: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float32], Outliers | None]:
-    """Split w (n_out, n_in) into what is rounded and the round(fraction * size) weights of largest w^2 * column_weight, kept in FP16.
+    """Split w (n_out, n_in) into what is rounded and the round(fraction * size) weights of largest w^2 * column_weight * row_weight, kept
+    in FP16.
 
     Weights beyond FP16's range stay where they are. Equal weights are taken in row order, so the choice is deterministic.
     """
@@ -91,6 +95,8 @@ def take_outliers(
     if count == 0:
         return w, None
     score = np.square(w) if column_weight is None else np.square(w) * column_weight
+    if row_weight is not None:
+        score *= row_weight[:, None]
     score[np.abs(w) > _FP16_MAX] = -1
     flat = score.ravel()
     threshold = np.partition(flat, w.size - count)[w.size - count]
@@ -126,6 +132,7 @@ def quantize_matrix(
     spec: MatrixSpec,
     hessian: NDArray[np.float32] | None = None,
     *,
+    row_weight: NDArray[np.float32] | None = None,
     threads: int = 0,
     progress: Callable[[int], None] | None = None,
     device: str = "cpu",
@@ -136,12 +143,13 @@ def quantize_matrix(
         w: (n_out, n_in), finite, original basis; not changed.
         spec: how.
         hessian: (n_in, n_in) E[x x^T] of the input site, original basis: chooses the outliers and feeds errors back. None: plain rounding.
+        row_weight: (n_out,) how much the outputs count when outliers are chosen; None: all the same.
         threads: 0: all cores.
         progress: called with the number of weights done; what it raises stops the work.
         device: "cpu" or "cuda": where codes are searched when there is no Hessian.
     Raises ValueError naming a bad shape or width.
     """
-    rest, outliers = take_outliers(w, spec.outliers, None if hessian is None else np.diag(hessian))
+    rest, outliers = take_outliers(w, spec.outliers, None if hessian is None else np.diag(hessian), row_weight)
     rotated = rest if spec.seed is None else _core.rotate_rows(rest, spec.seed, threads=threads)
     options: dict[str, Any] = {"codebook": spec.codebook, "threads": threads, "progress": progress, "device": device}
     if hessian is not None:

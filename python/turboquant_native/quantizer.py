@@ -33,10 +33,11 @@ from .sensitivity import NOISE_BITS, Sensitivity, SensitivityMeter
 from .sources import Source
 
 WIDTHS = (1, 2, 3, 4, 6, 8)
-OUTLIER_FRACTIONS = (0.001, 0.004)  # what "auto" chooses from, besides none
+OUTLIER_FRACTIONS = (0.001, 0.002, 0.004, 0.008)  # what "auto" chooses from, besides none
 # Of the loss that noise alone predicts, what is left where later layers correct for it; embedding and output have nothing behind them.
 CORRECTED = 0.68
 _PROBES, _PROBE_LEN = 8, 128
+_FREQUENCY_WINDOWS = 4  # of the calibration text, for the tokens' mean probabilities
 _F32_PARAMETERS = 1_000_000_000  # larger models keep their reference in BF16
 _PLANE_OVERHEAD = 400  # bytes of header, checksum and padding that one tensor of a file takes at most
 _PLANES = 3
@@ -156,6 +157,7 @@ class Quantizer:
         tokens = self._stage("text", lambda: self._cached("tokens", lambda: self._tokens(model)))
         probes = self._cached("probes", lambda: sample(model, _PROBES, min(_PROBE_LEN, self._settings.seq_len), self._settings.seed + 1))
         sensitivity = self._stage("sensitivity", lambda: self._sensitivity(model, tokens, probes))
+        self._frequency = self._cached("frequency", lambda: self._frequencies(model, tokens))
         plans = {"allocated": _in_order(self._plan(sensitivity))}
         if self._effort.verify and self._chooses:
             plans["ends higher"] = _in_order(self._ends_higher())
@@ -219,6 +221,12 @@ class Quantizer:
         with Progress(windows, "sampling text", self._quiet, unit="windows") as progress:
             return default_windows(model, windows, seq_len, self._settings.seed, progress.advance_to)
 
+    @staticmethod
+    def _frequencies(model: Any, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """(n_vocab,) mean probability of every token: an error of its logit costs KL divergence in proportion."""
+        few = tokens[:: max(1, len(tokens) // _FREQUENCY_WINDOWS)]
+        return np.mean([np.exp(_logprobs(model, window[None])).mean(axis=0) for window in few], axis=0, dtype=np.float32)
+
     def _sensitivity(self, model: Any, tokens: NDArray[np.int32], probes: NDArray[np.int32]) -> Sensitivity:
         """Of all matrices where widths are to be chosen, else only what the output matrix sees, where that is rounded."""
         names = [tensor.name for tensor in self._allocatable()] if self._chooses else []
@@ -276,10 +284,14 @@ class Quantizer:
         return choices
 
     def _outlier_gains(self, tensor: TensorPlan) -> list[tuple[float, float]]:
-        """(fraction, part of the squared error that is left): the error follows the energy of the rows that stay."""
+        """(fraction, part of the squared error that is left): the error follows the energy of the rows that stay, and in the output
+        matrix a row counts as often as its token."""
         if not self._request.auto_outliers:
             return [(self._options.outliers, 1.0)]
-        energy = np.sort(np.square(self._source.read(tensor.name)).ravel())[::-1]
+        energy = np.square(self._source.read(tensor.name))
+        if tensor.name == "output.weight" or (tensor.is_embedding and self._source.tied):
+            energy *= self._frequency[:, None]
+        energy = np.sort(energy.ravel())[::-1]
         total = float(energy.sum(dtype=np.float64)) or 1.0
         top = {f: float(energy[: round(f * energy.size)].sum(dtype=np.float64)) / total for f in OUTLIER_FRACTIONS}
         return [(0.0, 1.0), *((fraction, 1 - part) for fraction, part in top.items())]
@@ -339,7 +351,9 @@ class Quantizer:
         settings = json.dumps([asdict(self._settings), (self._work / "key").read_text()])
         states = path.with_suffix(".states")
         states.mkdir(exist_ok=True)
-        rounder = SequentialRounder(self._source, model, tokens, self._settings, specs, states, sensitivity.output_hessian, self._threads)
+        rounder = SequentialRounder(
+            self._source, model, tokens, self._settings, specs, states, sensitivity.output_hessian, self._frequency, self._threads
+        )
         summary = write_model(self._source, plan, path, rounder=rounder, overwrite=True, resume=True, quiet=self._quiet, settings=settings)
         shutil.rmtree(states)
         return _Built(summary, rounder.errors, rounder.watch.seconds)

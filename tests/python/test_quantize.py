@@ -48,6 +48,13 @@ def test_outliers_weighted_by_columns() -> None:
     assert outliers is not None and (outliers.col == 5).all()
 
 
+def test_outliers_weighted_by_rows() -> None:
+    w, weight = np.ones((8, 8), np.float32), np.ones(8, np.float32)
+    weight[5] = 9
+    _, outliers = take_outliers(w, 8 / w.size, row_weight=weight)
+    assert outliers is not None and np.diff(outliers.ptr).tolist() == [0, 0, 0, 0, 0, 8, 0, 0]
+
+
 @pytest.mark.parametrize("w", [np.zeros((64, 8), np.float32), np.full((64, 8), 1e6, np.float32)])
 def test_no_outliers_where_none_can_be_stored(w: np.ndarray) -> None:
     assert take_outliers(w, 0.1)[1] is None
