@@ -143,13 +143,15 @@ def quantize_matrix(
         w: (n_out, n_in), finite, original basis; not changed.
         spec: how.
         hessian: (n_in, n_in) E[x x^T] of the input site, original basis: chooses the outliers and feeds errors back. None: plain rounding.
-        row_weight: (n_out,) how much the outputs count when outliers are chosen; None: all the same.
+        row_weight: (n_out,) how much the outputs count when outliers are chosen: then by the energy of their rows, which sets the error
+            that error feedback leaves, and not by the Hessian; None: all the same.
         threads: 0: all cores.
         progress: called with the number of weights done; what it raises stops the work.
         device: "cpu" or "cuda": where codes are searched when there is no Hessian.
     Raises ValueError naming a bad shape or width.
     """
-    rest, outliers = take_outliers(w, spec.outliers, None if hessian is None else np.diag(hessian), row_weight)
+    column_weight = None if hessian is None or row_weight is not None else np.diag(hessian)
+    rest, outliers = take_outliers(w, spec.outliers, column_weight, row_weight)
     rotated = rest if spec.seed is None else _core.rotate_rows(rest, spec.seed, threads=threads)
     options: dict[str, Any] = {"codebook": spec.codebook, "threads": threads, "progress": progress, "device": device}
     if hessian is not None:

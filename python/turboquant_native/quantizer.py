@@ -36,6 +36,8 @@ WIDTHS = (1, 2, 3, 4, 6, 8)
 OUTLIER_FRACTIONS = (0.001, 0.002, 0.004, 0.008)  # what "auto" chooses from, besides none
 # Of the loss that noise alone predicts, what is left where later layers correct for it; embedding and output have nothing behind them.
 CORRECTED = 0.68
+# Of the output matrix's loss that leaves with its outliers by their tokens' frequency, what really does (docs/quality.md).
+_FREQUENCY_TRUST = 0.33
 _PROBES, _PROBE_LEN = 8, 128
 _FREQUENCY_WINDOWS = 4  # of the calibration text, for the tokens' mean probabilities
 _F32_PARAMETERS = 1_000_000_000  # larger models keep their reference in BF16
@@ -288,13 +290,14 @@ class Quantizer:
         matrix a row counts as often as its token."""
         if not self._request.auto_outliers:
             return [(self._options.outliers, 1.0)]
-        energy = np.square(self._source.read(tensor.name))
+        energy, trust = np.square(self._source.read(tensor.name)), 1.0
         if tensor.name == "output.weight" or (tensor.is_embedding and self._source.tied):
             energy *= self._frequency[:, None]
+            trust = _FREQUENCY_TRUST
         energy = np.sort(energy.ravel())[::-1]
         total = float(energy.sum(dtype=np.float64)) or 1.0
         top = {f: float(energy[: round(f * energy.size)].sum(dtype=np.float64)) / total for f in OUTLIER_FRACTIONS}
-        return [(0.0, 1.0), *((fraction, 1 - part) for fraction, part in top.items())]
+        return [(0.0, 1.0), *((fraction, 1 - trust * part) for fraction, part in top.items())]
 
     def _budget(self, plan: Sequence[TensorPlan]) -> int:
         """Bytes for all tensors."""
