@@ -95,7 +95,7 @@ class Request:
         if self.bpw is not None and self.size is not None:
             raise ConvertError("--bpw and --size: give one of them")
         if self.bpw is not None and not 0 < self.bpw <= 32:
-            raise ConvertError(f"--bpw {self.bpw}: give bits per weight, for example 2.5")
+            raise ConvertError(f"--bpw {self.bpw}: give bits per weight above 0 and at most 32, for example 2.5")
 
     @property
     def has_budget(self) -> bool:
@@ -154,6 +154,7 @@ class Quantizer:
     def run(self, overwrite: bool = False) -> Summary:
         """All stages; the file appears when it is complete. ConvertError, OSError."""
         check_target(self._source, self._target, overwrite)
+        self._check_request()
         self._open_work()
         model = self._stage("reference", self._reference)
         tokens = self._stage("text", lambda: self._cached("tokens", lambda: self._tokens(model)))
@@ -169,6 +170,21 @@ class Quantizer:
         self._file_of(plans[best]).replace(self._target)
         shutil.rmtree(self._work)
         return self._built[best].summary
+
+    def _check_request(self) -> None:
+        """Refuses at once what no calibration could fulfil: an unreadable plan, a budget below the smallest widths."""
+        plan = make_plan(self._source, self._options)
+        if self._request.plan is not None and self._request.plan.exists():
+            read_plan(self._request.plan, plan)
+        if not self._chooses:
+            return
+        free = {tensor.name: _at_width(tensor, WIDTHS[0]).bytes for tensor in self._allocatable()}
+        smallest = sum(free.get(tensor.name, tensor.bytes) for tensor in plan)
+        if self._request.bpw is not None and self._request.bpw * self._source.parameters < 8 * smallest:
+            needed = 8 * smallest / self._source.parameters
+            raise ConvertError(f"--bpw {self._request.bpw}: this model takes {needed:.2f} bits per weight at its smallest widths")
+        if self._request.size is not None and self._request.size < smallest:
+            raise ConvertError(f"--size {self._request.size} bytes: this model's tensors take {smallest} at their smallest widths")
 
     # --- the work folder
 

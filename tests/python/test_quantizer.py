@@ -129,6 +129,21 @@ def test_nan_in_activations_is_refused() -> None:
         statistics.check("blk.1.ffn_down")
 
 
+@pytest.mark.parametrize("budget", [{"bpw": 0.5}, {"size": 1000}])
+def test_budgets_below_the_smallest_widths_are_refused_at_once(folder: Path, tmp_path: Path, budget: dict[str, float]) -> None:
+    with pytest.raises(ConvertError, match=f"--{next(iter(budget))} .* smallest widths"):
+        convert(folder, tmp_path / "m.gguf", Request(effort="fast", **budget))  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_plan_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text("{")
+    with pytest.raises(ConvertError, match=r"plan\.json"):
+        convert(folder, tmp_path / "m.gguf", Request(bpw=4, effort="fast", plan=plan))
+    assert list(tmp_path.iterdir()) == [plan]
+
+
 @pytest.mark.parametrize("bpw", [3.2, 4.0, 6.5])
 def test_budget_is_met_and_used(folder: Path, tmp_path: Path, bpw: float) -> None:
     run = convert(folder, tmp_path / "m.gguf", Request(bpw=bpw, effort="fast", seq_len=32))
