@@ -1,6 +1,6 @@
 """Loss against size of calibrated files, and what each stage of the calibration gains.
 
-    python benchmarks/quality.py MODEL TEXT [TEXT ...] --work DIR [--calib FILE] [--seeds 0 1 2] [--ablation] [--only CASE]
+    python benchmarks/quality.py MODEL TEXT [TEXT ...] --work DIR [--calib FILE] [--seeds 0 1 2] [--ablation] [--only PART | --case NAME]
 
 Every case is converted once a seed and measured on the first 16 windows of 512 tokens of each TEXT, the second half of each window
 scored, against the model as it stands in its source, in float32. DIR keeps the files, what their conversions share, and each figure as
@@ -173,11 +173,18 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=WINDOWS)
     parser.add_argument("--effort", choices=tuple(quantizer.EFFORTS), default="normal")
     parser.add_argument("--ablation", action="store_true", help="the stages on and off, instead of the sizes")
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--only", default="", metavar="PART", help="cases whose name contains this")
+    parser.add_argument("--case", metavar="NAME", help="the case of exactly this name")
+    parser.add_argument("--list", action="store_true", help="print the cases' names")
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
+    cases = [case for case in (ablation() if args.ablation else REACH) if args.only in case.label and args.case in (None, case.label)]
+    if args.list:
+        print("\n".join(case.label for case in cases))
+        return
+    if not cases:
+        parser.error(f"no case is called {args.case or args.only} (--list names them)")
     bench = Bench(args)
-    cases = [case for case in (ablation() if args.ablation else REACH) if args.only in case.label]
     for seed in args.seeds:
         for case in cases:
             bench.run(case, seed)
