@@ -74,7 +74,7 @@ void decode_panel(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles,
     }
 }
 
-// acc (T operands) += panel * a: T operands of tokens by kPanelRegisters registers of rows at a time; a operand's tokens are side by side.
+// acc (T operands) += panel * a: T operands of tokens by kPanelRegisters registers of rows at a time; an operand's tokens are side by side.
 template <int T>
 void gemm_panel(const int8_t* panel, int64_t n_tiles, const int8_t* a, int64_t width, int32_t* acc) {
   for (int first = 0; first < kPanelSide * kRegisters; first += kPanelRegisters, acc += kPanelRegisters * kLanes) {
