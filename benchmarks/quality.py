@@ -5,7 +5,8 @@
 Every case is converted once a seed and measured on the first 16 windows of 512 tokens of each TEXT, the second half of each window
 scored, against the model as it stands in its source, in float32. DIR keeps the files, what their conversions share, and each figure as
 soon as it is measured (results.jsonl): a run that is repeated goes on where the last one stopped, and further texts cost no conversion.
-The tables, in Markdown, show means and standard deviations over the seeds in DIR.
+The tables, in Markdown, show means and standard deviations over the seeds in DIR. Several processes may share DIR, each with cases or
+seeds of its own.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import numpy as np
 from turboquant_native import _core, quantizer
 from turboquant_native.conversion import Options, make_plan, write_model
 from turboquant_native.evaluate import CachedReference, LiveReference, Scorer, evaluate, text_windows
+from turboquant_native.journal import one_maker
 from turboquant_native.quantizer import Quantizer, Request
 from turboquant_native.sensitivity import Sensitivity
 from turboquant_native.sources import open_source
@@ -68,6 +70,7 @@ def ablation() -> Iterator[Case]:
         yield Case(f"{bits} bits: no error feedback either (plain rounding)", linear(bits), maker=None)
         yield Case(f"{bits} bits: the whole of both corrections", linear(bits), tuning={"cross": 1.0, "residual": 1.0})
         yield Case(f"{bits} bits: damping 0.003", linear(bits), tuning={"damping": 0.003})
+        yield Case(f"{bits} bits: tokens weighted by the end loss's gradients", linear(bits), {"hessian": "end-loss"})
         yield Case(f"{bits} bits: outliers 0.005 of the weights", replace(linear(bits), outliers=0.005))
     for bpw in (2.67, 3.5):
         yield Case(f"{bpw} bpw: all stages", Options(), {"bpw": bpw})
@@ -85,8 +88,9 @@ class Bench:
         self.log = self.work / "results.jsonl"
         self.results = [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
         path = self.work / "reference.gguf"
-        if not path.exists():
-            write_model(self.source, make_plan(self.source, Options(outtype="f32")), path)
+        with one_maker(path):
+            if not path.exists():
+                write_model(self.source, make_plan(self.source, Options(outtype="f32")), path)
         self.model = _core.Model(str(path), precision="f32", threads=args.threads)
 
     def reference(self, text: Path) -> CachedReference:
@@ -94,7 +98,8 @@ class Bench:
         try:
             windows = text_windows(scorer.vocabulary, text.read_text(encoding="utf-8"), CTX, self.args.windows)
             path = self.work / f"reference-{text.name}-{len(windows)}.npy"
-            return CachedReference(path, windows) if path.exists() else CachedReference.store(path, LiveReference(scorer, windows))
+            with one_maker(path):
+                return CachedReference(path, windows) if path.exists() else CachedReference.store(path, LiveReference(scorer, windows))
         finally:
             scorer.close()
 

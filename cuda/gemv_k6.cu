@@ -1,8 +1,7 @@
-#include "experts.cuh"
+#include "gemv.cuh"
 
 namespace tq::cuda {
 
 template void launch_gemv_format<6>(const GemvLaunch& launch, cudaStream_t stream);
-template void launch_experts_format<6>(const ExpertProduct& product, cudaStream_t stream);
 
 }  // namespace tq::cuda

@@ -12,7 +12,7 @@ corrections is applied (docs/quality.md: the whole of them fits noise). The targ
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Settings:
         cross: part of the correction for changed inputs, 0 to 1.
         residual: part of the residual stream's error that attention and feed-forward outputs repair, 0 to 1.
         correction_damping: of both corrections.
+        gradient_power: of the squared gradients that weight tokens, where there are any.
         seed: of the sampled text.
     """
 
@@ -50,6 +51,7 @@ class Settings:
     cross: float = 0.5
     residual: float = 0.5
     correction_damping: float = 0.2
+    gradient_power: float = 0.5
     seed: int = 0
 
 
@@ -63,8 +65,10 @@ class SiteStatistics:
         self._rows: dict[str, Floats] = {}
         self._sums: dict[str, Floats] = {}
 
-    def add(self, x: Floats, reference: Floats | None = None, lacking: Floats | None = None) -> None:
-        """Rows x (n, width), the original's rows, and what the matrix is asked to add to its outputs (n, n_out). All are copied."""
+    def add(self, x: Floats, reference: Floats | None = None, lacking: Floats | None = None, weight: Floats | None = None) -> None:
+        """Rows x (n, width), the original's rows, and what the matrix is asked to add to its outputs (n, n_out); (n,) how much each row
+        counts, None: all the same. All are copied."""
+        root = None if weight is None else np.sqrt(weight)[:, None]
         for first in range(0, len(x), _BATCH_ROWS):
             part = slice(first, first + _BATCH_ROWS)
             if self._waiting + len(x[part]) > _BATCH_ROWS:
@@ -72,7 +76,7 @@ class SiteStatistics:
             for name, rows in (("h", x), ("c", reference), ("b", lacking)):
                 if rows is not None:
                     waiting = self._rows.setdefault(name, np.empty((_BATCH_ROWS, rows.shape[1]), np.float32))
-                    waiting[self._waiting : self._waiting + len(x[part])] = rows[part]
+                    waiting[self._waiting : self._waiting + len(x[part])] = rows[part] if root is None else root[part] * rows[part]
             self._waiting += len(x[part])
         self.rows += len(x)
 
@@ -181,6 +185,7 @@ class SequentialRounder:
         output_hessian: (n_embd, n_embd) of the output matrix's input in the original; needed where it is tied to the embedding.
         frequency: (n_vocab,) mean probability of each token: how much the rows of the output matrix count.
         threads: 0: all cores.
+        weights: site -> (windows * seq_len,) how much each token counts there; sites that are not named weight all alike.
     """
 
     def __init__(
@@ -194,8 +199,10 @@ class SequentialRounder:
         output_hessian: Floats | None = None,
         frequency: Floats | None = None,
         threads: int = 0,
+        weights: Mapping[str, Floats] | None = None,
     ) -> None:
         self._source, self._tokens, self._specs, self._folder = source, tokens, specs, folder
+        self._weights = weights or {}
         self._hessian, self._frequency, self._threads = output_hessian, frequency, threads
         direct = adds_branches_directly(source.metadata(), list(source.shapes))
         self._settings = settings if direct else replace(settings, residual=0.0)
@@ -303,13 +310,14 @@ class SequentialRounder:
             found = statistics.setdefault(site, SiteStatistics())
             rows = slice(found.rows, found.rows + len(x))
             wanted = reference.rows(site, rows)
+            weight = self._weights[site][rows] if site in self._weights else None
             with self.watch("products"):
                 if writes is None or wanted is None:
-                    found.add(x, wanted)
+                    found.add(x, wanted, weight=weight)
                 else:
                     before = reference.rows(stream_site, rows)
                     error = None if before is None or stream is None else before - stream
-                    found.add(x, None, self._lacking(writes, wanted - x, error))
+                    found.add(x, None, self._lacking(writes, wanted - x, error), weight)
             return True
 
         with self.watch("passes"):

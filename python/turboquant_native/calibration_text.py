@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .errors import ConvertError
+from .journal import Journal
 from .vocabulary import Vocabulary
 
 Tokens = NDArray[np.int32]
@@ -22,13 +23,16 @@ _TEXT_SUFFIXES = (".txt", ".md", ".rst", ".jsonl")
 _SLOTS = 32  # sequences sampled side by side
 
 
-def default_windows(model: Any, windows: int, seq_len: int, seed: int, progress: Callable[[int], None] = lambda done: None) -> Tokens:
-    """(windows, seq_len) tokens of the offline mix; the same for the same seed. `progress` is called with the windows done."""
+def default_windows(
+    model: Any, windows: int, seq_len: int, seed: int, progress: Callable[[int], None] = lambda done: None, kept: Path | None = None
+) -> Tokens:
+    """(windows, seq_len) tokens of the offline mix; the same for the same seed. `progress` is called with the windows done; `kept`: where
+    sampled ones are kept until all are there."""
     vocabulary = vocabulary_of(model)
     if vocabulary is None:
-        return sample(model, windows, seq_len, seed, progress)
+        return sample(model, windows, seq_len, seed, progress, kept)
     library = round(windows * (1 - SAMPLED_SHARE))
-    parts = [sample(model, windows - library, seq_len, seed, progress)]
+    parts = [sample(model, windows - library, seq_len, seed, progress, kept)]
     need = library * seq_len * 8  # characters: more than enough of them for a token
     for texts, count in ((_documentation(), library // 2), (_sources(need), library - library // 2)):
         if count:
@@ -111,19 +115,34 @@ def _sources(characters: int) -> str:
     return "\n\n".join(file.read_text(encoding="utf-8", errors="replace")[:each] for file in files)
 
 
-def sample(model: Any, windows: int, seq_len: int, seed: int, progress: Callable[[int], None] = lambda done: None) -> Tokens:
-    """(windows, seq_len) tokens drawn from the model at temperature 1, from BOS (or a random token where it has none)."""
+def sample(
+    model: Any,
+    windows: int,
+    seq_len: int,
+    seed: int,
+    progress: Callable[[int], None] = lambda done: None,
+    kept: Path | None = None,
+) -> Tokens:
+    """(windows, seq_len) tokens drawn from the model at temperature 1, from BOS (or a random token where it has none). With `kept`, each
+    batch of sequences is kept in that file, and those found there are not drawn again."""
     rng = np.random.default_rng(seed)
     vocabulary = vocabulary_of(model)
+    journal = None if kept is None else Journal(kept, (seq_len,), np.int32)
     out = np.empty((windows, seq_len), np.int32)
     for first in range(0, windows, _SLOTS):
         count = min(_SLOTS, windows - first)
         start = rng.integers(0, model.config["n_vocab"], count) if vocabulary is None or vocabulary.bos < 0 else [vocabulary.bos] * count
+        if journal is not None and len(journal) >= first + count:
+            out[first : first + count] = journal.read()[first : first + count]
+            rng.random((seq_len - 1, count))  # what drawing them took
+            continue
 
         def report(part: float, first: int = first, count: int = count) -> None:
             progress(first + int(part * count))
 
         out[first : first + count] = _sample_batch(model, np.array(start, np.int32), seq_len, rng, report)
+        if journal is not None:
+            journal.put(first, out[first : first + count])
     return out
 
 
@@ -136,14 +155,14 @@ def _sample_batch(model: Any, start: Tokens, seq_len: int, rng: np.random.Genera
     try:
         for position in range(seq_len - 1):
             logits = context.forward(out[:, position].copy(), np.full(count, position, np.int32), slots, slots)
-            out[:, position + 1] = _draw(logits, rng)
+            out[:, position + 1] = draw(logits, rng)
             progress((position + 1) / seq_len)
     finally:
         context.close()
     return out
 
 
-def _draw(logits: NDArray[np.float32], rng: np.random.Generator) -> Tokens:
+def draw(logits: NDArray[np.float32], rng: np.random.Generator) -> Tokens:
     """One token a row, from softmax(logits): the inverse of the cumulative distribution."""
     if not np.isfinite(logits).all():
         raise ConvertError("the model's logits are not finite: it cannot be sampled from")

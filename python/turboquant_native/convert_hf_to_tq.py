@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .sources import Source
 
 _WIDTHS = (1, 2, 3, 4, 6, 8)
+_CALIBRATING = "--bpw, --size, --plan, --calib, --hessian, --effort"
 _EPILOG = """examples:
   convert_hf_to_tq.py ./SmolLM2-135M-Instruct smollm2.gguf --bits 4
   convert_hf_to_tq.py HuggingFaceTB/SmolLM2-135M-Instruct smollm2.gguf --bits 3 --outliers 0.002
@@ -82,6 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     quality.add_argument(
         "--calib", type=Path, metavar="FILE|DIR", help="calibration text (txt, jsonl); default: sampled from the model, and Python's own"
     )
+    quality.add_argument(
+        "--hessian",
+        choices=("activations", "end-loss"),
+        help="how calibration tokens count: all alike, or by the gradient of the model's loss, which needs torch (default: activations)",
+    )
     quality.add_argument("--effort", choices=("fast", "normal", "max"), help="calibration tokens and measurements (default: normal)")
     quality.add_argument(
         "--calib-cache", type=Path, metavar="DIR", help="keep reference, text and sensitivities here for the next file of this model"
@@ -132,7 +138,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _is_calibrated(args: argparse.Namespace) -> bool:
-    return any(value is not None for value in (args.bpw, args.size, args.plan, args.calib, args.effort))
+    return any(value is not None for value in (args.bpw, args.size, args.plan, args.calib, args.hessian, args.effort))
 
 
 def _calibrated(args: argparse.Namespace, source: "Source", options: "Options") -> None:
@@ -141,11 +147,20 @@ def _calibrated(args: argparse.Namespace, source: "Source", options: "Options") 
     from .quantizer import Quantizer, Request
 
     if args.outtype is not None or args.dry_run:
-        raise ConvertError(f"{'--outtype' if args.outtype else '--dry-run'} does not go with --bpw, --size, --plan, --calib or --effort")
+        raise ConvertError(f"{'--outtype' if args.outtype else '--dry-run'} does not go with calibration ({_CALIBRATING})")
     if args.device != "cpu":
-        raise ConvertError(f"--device {args.device} is for plain rounding: not with --bpw, --size, --plan, --calib or --effort")
+        raise ConvertError(f"--device {args.device} is for plain rounding, without calibration ({_CALIBRATING})")
     automatic = args.outliers in (None, "auto")
-    request = Request(args.bpw, args.size, args.plan, args.calib, args.effort or "normal", automatic, cache=args.calib_cache)
+    request = Request(
+        args.bpw,
+        args.size,
+        args.plan,
+        args.calib,
+        args.effort or "normal",
+        automatic,
+        hessian=args.hessian or "activations",
+        cache=args.calib_cache,
+    )
     quantizer = Quantizer(source, args.out, options, request, threads=args.threads, quiet=args.quiet)
     summary = quantizer.run(args.overwrite)
     _print_summary(args, {**summary.to_dict(), **asdict(quantizer.report)}, f"{summary.text()}\n{quantizer.report.text()}")

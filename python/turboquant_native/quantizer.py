@@ -26,12 +26,15 @@ from .allocate import Choice, allocate
 from .calibrate import SequentialRounder, Settings, layer_of
 from .calibration_text import default_windows, file_windows, sample
 from .conversion import Options, Summary, TensorPlan, check_target, fingerprint, make_plan, write_model
+from .end_loss import GradientMeter, check_available, token_weights
 from .errors import ConvertError
 from .evaluate import divergence, normalize
+from .journal import one_maker
 from .progress import Progress, duration
 from .sensitivity import NOISE_BITS, Sensitivity, SensitivityMeter
 from .sources import Source
 
+HESSIANS = ("activations", "end-loss")  # all alike; by the gradient of the model's loss
 WIDTHS = (1, 2, 3, 4, 6, 8)
 OUTLIER_FRACTIONS = (0.001, 0.002, 0.004, 0.008)  # what "auto" chooses from, besides none
 # Of the loss that noise alone predicts, what is left where later layers correct for it; embedding and output have nothing behind them.
@@ -75,6 +78,7 @@ class Request:
         effort: a key of EFFORTS.
         auto_outliers: let the allocation keep outliers where they pay.
         seq_len: tokens of a calibration window.
+        hessian: a key of HESSIANS: what decides how much the calibration tokens count.
         cache: folder that keeps reference, text and sensitivities for the next file of the model; None: they go with the rest.
         tuning: fields of calibrate.Settings in place of the defaults, for experiments.
     """
@@ -86,12 +90,15 @@ class Request:
     effort: str = "normal"
     auto_outliers: bool = True
     seq_len: int = 512
+    hessian: str = "activations"
     cache: Path | None = None
     tuning: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
             raise ConvertError(f"--effort {self.effort}: choose among {', '.join(EFFORTS)}")
+        if self.hessian not in HESSIANS:
+            raise ConvertError(f"--hessian {self.hessian}: choose among {', '.join(HESSIANS)}")
         if self.bpw is not None and self.size is not None:
             raise ConvertError("--bpw and --size: give one of them")
         if self.bpw is not None and not 0 < self.bpw <= 32:
@@ -146,6 +153,7 @@ class Quantizer:
         self._work = self._shared = target.with_name(f".{target.name}.work")
         self._effort = EFFORTS[request.effort]
         self._built: dict[str, _Built] = {}
+        self._weights: dict[str, NDArray[np.float32]] = {}
         context = int(source.hyperparameters.get("context_length", request.seq_len))
         settings = Settings(windows=self._effort.windows, seq_len=min(request.seq_len, context), seed=options.seed)
         self._settings = replace(settings, **request.tuning)  # type: ignore[arg-type]
@@ -161,6 +169,8 @@ class Quantizer:
         probes = self._cached("probes", lambda: sample(model, _PROBES, min(_PROBE_LEN, self._settings.seq_len), self._settings.seed + 1))
         sensitivity = self._stage("sensitivity", lambda: self._sensitivity(model, tokens, probes))
         self._frequency = self._cached("frequency", lambda: self._frequencies(model, tokens))
+        if self._request.hessian == "end-loss":
+            self._weights = self._stage("gradients", lambda: self._token_weights(model, tokens))
         plans = {"allocated": _in_order(self._plan(sensitivity))}
         if self._effort.verify and self._chooses:
             plans["ends higher"] = _in_order(self._ends_higher())
@@ -173,6 +183,8 @@ class Quantizer:
 
     def _check_request(self) -> None:
         """Refuses at once what no calibration could fulfil: an unreadable plan, a budget below the smallest widths."""
+        if self._request.hessian == "end-loss":
+            check_available(self._source)
         plan = make_plan(self._source, self._options)
         if self._request.plan is not None and self._request.plan.exists():
             read_plan(self._request.plan, plan)
@@ -192,7 +204,7 @@ class Quantizer:
         """Keeps an earlier run's results only when they came from the same model, text and settings."""
         s = self._settings
         shared = fingerprint(self._source, _stamps(self._request.calib), s.windows, s.seq_len, s.seed, asdict(self._effort))
-        key = fingerprint(self._source, shared, asdict(s), _core.FORMAT_VERSION)
+        key = fingerprint(self._source, shared, asdict(s), _core.FORMAT_VERSION, self._request.hessian)
         stored = self._work / "key"
         if not stored.exists() or stored.read_text() != key:
             shutil.rmtree(self._work, ignore_errors=True)
@@ -208,10 +220,11 @@ class Quantizer:
 
     def _cached(self, name: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         path = self._shared / f"{name}.npy"
-        if not path.exists():
-            partial = self._shared / f"{name}.partial.npy"
-            np.save(partial, make())
-            partial.replace(path)
+        with one_maker(path):
+            if not path.exists():
+                partial = self._shared / f"{name}.partial.npy"
+                np.save(partial, make())
+                partial.replace(path)
         array: NDArray[Any] = np.load(path)
         return array
 
@@ -226,18 +239,36 @@ class Quantizer:
     def _reference(self) -> Any:
         """The model unquantized, in a file of our own that the engine runs."""
         path = self._reference_path
-        if not path.exists():
-            outtype = "f32" if self._source.parameters < _F32_PARAMETERS else "bf16"
-            plan = make_plan(self._source, Options(outtype=outtype))
-            write_model(self._source, plan, path, resume=True, quiet=self._quiet)
+        with one_maker(path):
+            if not path.exists():
+                outtype = "f32" if self._source.parameters < _F32_PARAMETERS else "bf16"
+                plan = make_plan(self._source, Options(outtype=outtype))
+                write_model(self._source, plan, path, resume=True, quiet=self._quiet)
         return _core.Model(str(path), precision="f32", threads=self._threads)
 
     def _tokens(self, model: Any) -> NDArray[np.int32]:
         windows, seq_len = self._settings.windows, self._settings.seq_len
         if self._request.calib is not None:
             return file_windows(model, self._request.calib, windows, seq_len)
+        kept = self._shared / "tokens.partial"
         with Progress(windows, "sampling text", self._quiet, unit="windows") as progress:
-            return default_windows(model, windows, seq_len, self._settings.seed, progress.advance_to)
+            tokens = default_windows(model, windows, seq_len, self._settings.seed, progress.advance_to, kept)
+        kept.unlink(missing_ok=True)
+        return tokens
+
+    def _token_weights(self, model: Any, tokens: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
+        """Of every site, by the gradient of the model's loss."""
+        kept = self._shared / "gradients.partial"
+
+        def measure() -> NDArray[np.float32]:
+            meter = GradientMeter(self._source, self._options.seed)
+            meter.check_agrees(_logits(model, tokens[0]), tokens[0])
+            with Progress(len(tokens), "gradients", self._quiet, unit="windows") as progress:
+                return meter.measure(tokens, kept, progress.advance_to)
+
+        squares = self._cached("gradients", measure)
+        kept.unlink(missing_ok=True)
+        return token_weights(squares, self._settings.gradient_power)
 
     @staticmethod
     def _frequencies(model: Any, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -250,20 +281,26 @@ class Quantizer:
         names = [tensor.name for tensor in self._allocatable()] if self._chooses else []
         if not names and not any(tensor.is_embedding and tensor.spec for tensor in make_plan(self._source, self._options)):
             return Sensitivity()
-        path, kept = (self._shared / f"sensitivity_{bool(names)}.{kind}" for kind in ("json", "partial"))
-        if not path.exists():
-            few = np.ascontiguousarray(tokens[:: max(1, len(tokens) // self._effort.sensitivity_windows)])
-            meter = SensitivityMeter(self._source, model, few, probes, self._options.seed)
-            with Progress(int(model.config["n_layers"]), "sensitivities", self._quiet, unit="layers") as progress:
-                found = meter.measure(names, kept, progress.advance_to)
-            assert found.output_hessian is not None
-            hessian = found.output_hessian
-            self._cached("output_hessian", lambda: hessian)
-            _write_whole(path, json.dumps({"matrices": found.matrices, "layers": found.layers}).encode())
-            kept.unlink(missing_ok=True)
+        path = self._shared / f"sensitivity_{bool(names)}.json"
+        with one_maker(path):
+            if not path.exists():
+                self._measure_sensitivity(names, path, model, tokens, probes)
         stored = json.loads(path.read_text())
         layers = {int(layer): cost for layer, cost in stored["layers"].items()}
         return Sensitivity(stored["matrices"], layers, np.load(self._shared / "output_hessian.npy"))
+
+    def _measure_sensitivity(self, names: list[str], path: Path, model: Any, tokens: NDArray[np.int32], probes: NDArray[np.int32]) -> None:
+        """Into the file `path`, and what the output matrix sees beside it."""
+        kept = path.with_suffix(".partial")
+        few = np.ascontiguousarray(tokens[:: max(1, len(tokens) // self._effort.sensitivity_windows)])
+        meter = SensitivityMeter(self._source, model, few, probes, self._options.seed)
+        with Progress(int(model.config["n_layers"]), "sensitivities", self._quiet, unit="layers") as progress:
+            found = meter.measure(names, kept, progress.advance_to)
+        assert found.output_hessian is not None
+        hessian = found.output_hessian
+        self._cached("output_hessian", lambda: hessian)
+        _write_whole(path, json.dumps({"matrices": found.matrices, "layers": found.layers}).encode())
+        kept.unlink(missing_ok=True)
 
     @property
     def _chooses(self) -> bool:
@@ -371,7 +408,16 @@ class Quantizer:
         states = path.with_suffix(".states")
         states.mkdir(exist_ok=True)
         rounder = SequentialRounder(
-            self._source, model, tokens, self._settings, specs, states, sensitivity.output_hessian, self._frequency, self._threads
+            self._source,
+            model,
+            tokens,
+            self._settings,
+            specs,
+            states,
+            sensitivity.output_hessian,
+            self._frequency,
+            self._threads,
+            self._weights,
         )
         summary = write_model(self._source, plan, path, rounder=rounder, overwrite=True, resume=True, quiet=self._quiet, settings=settings)
         shutil.rmtree(states)
@@ -415,14 +461,19 @@ def _stamps(path: Path | None) -> list[tuple[str, int, int]]:
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
 
 
-def _logprobs(model: Any, probes: NDArray[np.int32]) -> NDArray[np.float32]:
-    """(rows, n_vocab) of the last three quarters of each window."""
-    length = probes.shape[1]
-    context = _core.Context(model, n_ctx=length, n_batch=length)
+def _logits(model: Any, window: NDArray[np.int32]) -> NDArray[np.float32]:
+    """(seq_len, n_vocab)"""
+    context = _core.Context(model, n_ctx=len(window), n_batch=len(window))
     try:
-        return np.concatenate([normalize(context.eval(window, 0, 0, "all")[length // 4 :]) for window in probes])
+        logits: NDArray[np.float32] = context.eval(window, 0, 0, "all")
+        return logits
     finally:
         context.close()
+
+
+def _logprobs(model: Any, probes: NDArray[np.int32]) -> NDArray[np.float32]:
+    """(rows, n_vocab) of the last three quarters of each window."""
+    return np.concatenate([normalize(_logits(model, window)[len(window) // 4 :]) for window in probes])
 
 
 def _is_named(tensor: TensorPlan, options: Options) -> bool:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from tiny_models import LLAMA, llama_tensors, save_llama
-from turboquant_native import _core, quantizer
+from turboquant_native import _core, calibration_text, quantizer
 from turboquant_native.calibrate import SequentialRounder, Settings, SiteStatistics, relative_error
 from turboquant_native.calibration_text import cut_windows, default_windows, file_windows
-from turboquant_native.conversion import Options
+from turboquant_native.conversion import Options, make_plan, write_model
 from turboquant_native.errors import ConvertError
 from turboquant_native.progress import Stopwatch
 from turboquant_native.quantize import MatrixSpec, quantize_matrix
@@ -253,7 +253,7 @@ def test_killed_runs_go_on_to_the_identical_file(tmp_path: Path, monkeypatch: py
 # Converts argv[1] to argv[2], and kills its own process before the argv[3]-th step that leaves something on the disk or encodes a matrix.
 SUICIDE = """
 import os, pathlib, signal, sys
-from turboquant_native import calibrate, container, convert_hf_to_tq
+from turboquant_native import calibrate, calibration_text, container, convert_hf_to_tq, journal
 
 left = int(sys.argv[3])
 
@@ -270,6 +270,8 @@ pathlib.Path.replace = deadly(pathlib.Path.replace)
 os.replace = deadly(os.replace)
 container._Spool._write = deadly(container._Spool._write)
 calibrate.quantize_matrix = deadly(calibrate.quantize_matrix)
+journal.Journal.put = deadly(journal.Journal.put)
+calibration_text._SLOTS = 4
 sys.exit(convert_hf_to_tq.main([*sys.argv[1:3], "--bpw", "4.5", "--effort", "fast", "--threads", "1", "--quiet"]))
 """
 
@@ -386,6 +388,34 @@ def test_default_text_is_deterministic_and_mixed(folder: Path, tmp_path: Path) -
     short.write_text("a")
     with pytest.raises(ConvertError, match="at least one window"):
         file_windows(model, short, 2, 16)
+
+
+def test_sampling_goes_on_at_the_batch_it_was_in(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(str(folder), None, None)
+    write_model(source, make_plan(source, Options(outtype="f32")), tmp_path / "m.gguf")
+    model = _core.Model(str(tmp_path / "m.gguf"), precision="f32", threads=1)
+    monkeypatch.setattr(calibration_text, "_SLOTS", 2)
+    for has_bos in (True, False):
+        kept = tmp_path / f"kept{has_bos}"
+        if not has_bos:
+            monkeypatch.setattr(calibration_text, "vocabulary_of", lambda model: None)
+        whole = calibration_text.sample(model, 5, 12, 7)
+        draw_batch, batches = calibration_text._sample_batch, []
+
+        def fails_in_the_second(*args, draw_batch=draw_batch, batches=batches):
+            batches.append(len(args[1]))
+            if len(batches) == 2:
+                raise ZeroDivisionError
+            return draw_batch(*args)
+
+        monkeypatch.setattr(calibration_text, "_sample_batch", fails_in_the_second)
+        with pytest.raises(ZeroDivisionError):
+            calibration_text.sample(model, 5, 12, 7, kept=kept)
+        with open(kept, "ab") as stream:
+            stream.write(b"torn" * 13)  # a record and a bit of the second batch
+        np.testing.assert_array_equal(calibration_text.sample(model, 5, 12, 7, kept=kept), whole)
+        assert batches == [2, 2, 2, 1]
+        monkeypatch.setattr(calibration_text, "_sample_batch", draw_batch)
 
 
 def test_windows_are_spread_over_the_text() -> None:

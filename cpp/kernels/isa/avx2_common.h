@@ -248,5 +248,3 @@ void restore_rows(void* rows) {
 }
 
 }  // namespace tq::kernels::TQ_ISA_NAMESPACE
-
-#include "kernels/isa/dot_panel.h"

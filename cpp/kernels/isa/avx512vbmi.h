@@ -151,5 +151,3 @@ class Decoder<8> {
 };
 
 }  // namespace tq::kernels::avx512vbmi
-
-#include "kernels/isa/dot_panel.h"

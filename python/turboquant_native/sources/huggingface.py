@@ -69,7 +69,7 @@ class HuggingFaceSource(Source):
         return [self.path, self.path / "config.json", *sorted({file.path for file in self._files.values()})]
 
     def _map_tensors(self) -> dict[str, Piece]:
-        names = gguf.get_tensor_name_map(_gguf_arch(self.architecture), self.hyperparameters["block_count"])
+        names = tensor_names(self.architecture, self.hyperparameters["block_count"])
         stored: dict[str, tuple[str, Shape]] = {name: (name, tensor.shape) for name, tensor in self._rope.items()}
         unknown: list[str] = []
         tied = {**self.architecture.defaults, **self.config}.get("tie_word_embeddings")
@@ -98,8 +98,10 @@ class HuggingFaceSource(Source):
         return np.ascontiguousarray(w)
 
 
-def _gguf_arch(architecture: Architecture) -> gguf.MODEL_ARCH:
-    return next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.gguf)
+def tensor_names(architecture: Architecture, n_layers: int) -> gguf.TensorNameMap:
+    """What gguf_tensor_name looks names up in."""
+    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.gguf)
+    return gguf.get_tensor_name_map(arch, n_layers)
 
 
 def gguf_tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:

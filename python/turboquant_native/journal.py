@@ -1,0 +1,43 @@
+"""Results of long work: kept as they come, so that a killed run goes on behind the last one, and made once by processes that share them."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@contextmanager
+def one_maker(path: Path) -> Iterator[None]:
+    """For one process at a time: the others that need the file `path` wait until it is made (or its maker has died)."""
+    with open(path.with_name(f".{path.name}.lock"), "a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+class Journal:
+    """Arrays of one shape, one after the other in a file. A record that a kill cut short does not count."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+        self._path, self._shape, self._dtype = path, shape, np.dtype(dtype)
+        self._record = int(np.prod(shape)) * self._dtype.itemsize
+
+    def __len__(self) -> int:
+        return self._path.stat().st_size // self._record if self._path.exists() else 0
+
+    def put(self, index: int, records: NDArray[Any]) -> None:
+        """(n, *shape), the first in place `index`, behind or over those that are there."""
+        assert index <= len(self) and records.shape[1:] == self._shape and records.dtype == self._dtype
+        with open(self._path, "r+b" if self._path.exists() else "wb") as stream:
+            stream.seek(index * self._record)
+            stream.write(np.ascontiguousarray(records).tobytes())
+
+    def read(self) -> NDArray[Any]:
+        """(records, *shape)"""
+        data = self._path.read_bytes()[: len(self) * self._record] if self._path.exists() else b""
+        return np.frombuffer(data, self._dtype).reshape(-1, *self._shape).copy()
