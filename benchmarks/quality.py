@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from turboquant_native import _core, quantizer
-from turboquant_native.conversion import Options, make_plan, write_model
+from turboquant_native.conversion import Options, TensorPlan, make_plan, write_model
 from turboquant_native.evaluate import CachedReference, LiveReference, Scorer, evaluate, text_windows
 from turboquant_native.journal import one_maker
 from turboquant_native.quantizer import Quantizer, Request
@@ -35,8 +35,8 @@ PRECISIONS = ("f32", "int8")  # of the activations
 class EndsHigher(Quantizer):
     """Widths by the simple rule in place of the allocation."""
 
-    def _plan(self, sensitivity: Sensitivity) -> list[Any]:
-        return self._ends_higher()
+    def _plans(self, sensitivity: Sensitivity) -> dict[str, list[TensorPlan]]:
+        return {"ends higher": self._widths.ends_higher(self._header_bytes())}
 
 
 @dataclass(frozen=True)

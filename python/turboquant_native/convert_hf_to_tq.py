@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calib-cache", type=Path, metavar="DIR", help="keep reference, text and sensitivities here for the next file of this model"
     )
     run = parser.add_argument_group("the run")
-    run.add_argument("--dry-run", action="store_true", help="print the table of tensors and sizes, write nothing")
+    run.add_argument("--dry-run", action="store_true", help="print the table of tensors and sizes as far as it is known, write nothing")
     run.add_argument("--resume", action="store_true", help="keep finished tensors when interrupted, and go on from them")
     run.add_argument("--overwrite", action="store_true", help="replace an existing file")
     run.add_argument("--threads", type=int, default=0, metavar="N", help="threads (default: all cores)")
@@ -146,8 +146,8 @@ def _calibrated(args: argparse.Namespace, source: "Source", options: "Options") 
 
     from .quantizer import Quantizer, Request
 
-    if args.outtype is not None or args.dry_run:
-        raise ConvertError(f"{'--outtype' if args.outtype else '--dry-run'} does not go with calibration ({_CALIBRATING})")
+    if args.outtype is not None:
+        raise ConvertError(f"--outtype does not go with calibration ({_CALIBRATING})")
     if args.device != "cpu":
         raise ConvertError(f"--device {args.device} is for plain rounding, without calibration ({_CALIBRATING})")
     automatic = args.outliers in (None, "auto")
@@ -161,7 +161,10 @@ def _calibrated(args: argparse.Namespace, source: "Source", options: "Options") 
         hessian=args.hessian or "activations",
         cache=args.calib_cache,
     )
-    quantizer = Quantizer(source, args.out, options, request, threads=args.threads, quiet=args.quiet)
+    quantizer = Quantizer(source, args.out or Path("model.gguf"), options, request, threads=args.threads, quiet=args.quiet)
+    if args.dry_run:
+        print(quantizer.preview())
+        return
     summary = quantizer.run(args.overwrite)
     _print_summary(args, {**summary.to_dict(), **asdict(quantizer.report)}, f"{summary.text()}\n{quantizer.report.text()}")
 

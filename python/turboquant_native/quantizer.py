@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .allocate import Choice, allocate
 from .calibrate import SequentialRounder, Settings, layer_of
 from .calibration_text import default_windows, file_windows, sample
-from .conversion import Options, Summary, TensorPlan, check_target, fingerprint, make_plan, write_model
+from .conversion import Options, Summary, TensorPlan, check_target, fingerprint, make_plan, plan_table, write_model
 from .end_loss import GradientMeter, check_available, token_weights
 from .errors import ConvertError
 from .evaluate import divergence, normalize
@@ -33,19 +32,13 @@ from .journal import one_maker
 from .progress import Progress, duration
 from .sensitivity import NOISE_BITS, Sensitivity, SensitivityMeter
 from .sources import Source
+from .widths import WidthChooser, at_width
 
 HESSIANS = ("activations", "end-loss")  # all alike; by the gradient of the model's loss
-WIDTHS = (1, 2, 3, 4, 6, 8)
-OUTLIER_FRACTIONS = (0.001, 0.002, 0.004, 0.008)  # what "auto" chooses from, besides none
-# Of the loss that noise alone predicts, what is left where later layers correct for it; embedding and output have nothing behind them.
-CORRECTED = 0.68
-# Of the output matrix's loss that leaves with its outliers by their tokens' frequency, what really does (docs/quality.md).
-_FREQUENCY_TRUST = 0.33
 _PROBES, _PROBE_LEN = 8, 128
 _FREQUENCY_WINDOWS = 4  # of the calibration text, for the tokens' mean probabilities
+_INFO_BYTES = 144  # that describe a tensor in a header, about
 _F32_PARAMETERS = 1_000_000_000  # larger models keep their reference in BF16
-_PLANE_OVERHEAD = 400  # bytes of header, checksum and padding that one tensor of a file takes at most
-_PLANES = 3
 
 
 @dataclass(frozen=True)
@@ -150,13 +143,18 @@ class Quantizer:
     def __init__(self, source: Source, target: Path, options: Options, request: Request, *, threads: int = 0, quiet: bool = True) -> None:
         self._source, self._target, self._options, self._request = source, target, options, request
         self._threads, self._quiet = threads, quiet
-        self._work = self._shared = target.with_name(f".{target.name}.work")
+        self._work = target.with_name(f".{target.name}.work")
         self._effort = EFFORTS[request.effort]
+        self._widths = WidthChooser(source, options, request)
         self._built: dict[str, _Built] = {}
         self._weights: dict[str, NDArray[np.float32]] = {}
         context = int(source.hyperparameters.get("context_length", request.seq_len))
         settings = Settings(windows=self._effort.windows, seq_len=min(request.seq_len, context), seed=options.seed)
         self._settings = replace(settings, **request.tuning)  # type: ignore[arg-type]
+        s = self._settings
+        shared = fingerprint(source, _stamps(request.calib), s.windows, s.seq_len, s.seed, asdict(self._effort))
+        self._key = fingerprint(source, shared, asdict(s), _core.FORMAT_VERSION, request.hessian)
+        self._shared = self._work if request.cache is None else request.cache / shared[:16]
         self.report = Report({**asdict(request), **asdict(self._settings), "plan": None, "calib": str(request.calib or "default")})
 
     def run(self, overwrite: bool = False) -> Summary:
@@ -171,48 +169,81 @@ class Quantizer:
         self._frequency = self._cached("frequency", lambda: self._frequencies(model, tokens))
         if self._request.hessian == "end-loss":
             self._weights = self._stage("gradients", lambda: self._token_weights(model, tokens))
-        plans = {"allocated": _in_order(self._plan(sensitivity))}
-        if self._effort.verify and self._chooses:
-            plans["ends higher"] = _in_order(self._ends_higher())
+        plans = {label: _in_order(plan) for label, plan in self._plans(sensitivity).items()}
         best = self._build_best(plans, model, tokens, probes, sensitivity)
         model.close()
         self._report(plans[best], sensitivity, self._built[best])
+        self._write_plan(plans[best])
         self._file_of(plans[best]).replace(self._target)
         shutil.rmtree(self._work)
         return self._built[best].summary
 
+    def preview(self) -> str:
+        """The table of tensors and sizes, as far as they are known without measuring anything; nothing is written. ConvertError."""
+        self._check_request()
+        if not self._widths.chooses:
+            return plan_table(self._source, self._widths.given())
+        smallest, largest = (f"{size / 1e6:.2f} MB, {8 * size / self._source.parameters:.3f}" for size in self._widths.reach())
+        reach = f"the widths reach from {smallest} bits per weight to {largest}"
+        sensitivity, header = self._stored_sensitivity(), self._header_bytes()
+        if sensitivity is None:
+            plan = self._widths.ends_higher(header)
+            note = "an estimate: nothing is measured yet, so these are the widths of a simple rule (the ends of the stack higher)"
+        else:
+            decision = self._widths.allocate(sensitivity, np.load(self._shared / "frequency.npy"), header)
+            plan = decision.plan
+            note = f"widths by sensitivities that an earlier run measured; predicted KL divergence {decision.predicted_kld:.4f}"
+        return f"{plan_table(self._source, plan)}\n{reach}\n{note}"
+
     def _check_request(self) -> None:
-        """Refuses at once what no calibration could fulfil: an unreadable plan, a budget below the smallest widths."""
+        """Refuses at once what no calibration could fulfil."""
         if self._request.hessian == "end-loss":
             check_available(self._source)
-        plan = make_plan(self._source, self._options)
-        if self._request.plan is not None and self._request.plan.exists():
-            read_plan(self._request.plan, plan)
-        if not self._chooses:
+        self._widths.check()
+
+    def _plans(self, sensitivity: Sensitivity) -> dict[str, list[TensorPlan]]:
+        """What to build, by a name for each."""
+        if not self._widths.chooses:
+            return {"given": self._widths.given()}
+        decision = self._widths.allocate(sensitivity, self._frequency, self._header_bytes())
+        self.report.predicted_kld, self.report.outlier_gains = decision.predicted_kld, decision.outlier_gains
+        plans = {"allocated": decision.plan}
+        if self._effort.verify:
+            plans["ends higher"] = self._widths.ends_higher(self._header_bytes())
+        return plans
+
+    def _write_plan(self, plan: Sequence[TensorPlan]) -> None:
+        """Into the file that --plan names, where the budget decided."""
+        if self._request.plan is None or not self._widths.chooses:
             return
-        free = {tensor.name: _at_width(tensor, WIDTHS[0]).bytes for tensor in self._allocatable()}
-        smallest = sum(free.get(tensor.name, tensor.bytes) for tensor in plan)
-        if self._request.bpw is not None and self._request.bpw * self._source.parameters < 8 * smallest:
-            needed = 8 * smallest / self._source.parameters
-            raise ConvertError(f"--bpw {self._request.bpw}: this model takes {needed:.2f} bits per weight at its smallest widths")
-        if self._request.size is not None and self._request.size < smallest:
-            raise ConvertError(f"--size {self._request.size} bytes: this model's tensors take {smallest} at their smallest widths")
+        free = {tensor.name for tensor in self._widths.allocatable()}
+        specs = {tensor.name: tensor.spec for tensor in plan if tensor.spec is not None and tensor.name in free}
+        decision = {name: {"bits": spec.bits, "outliers": spec.outliers} for name, spec in specs.items()}
+        _write_whole(self._request.plan, json.dumps(decision, indent=1).encode())
+
+    def _header_bytes(self) -> int:
+        """Of the file before its tensors: as many as the reference has, or is going to have."""
+        if self._reference_path.exists():
+            return int(_core.GgufFile(str(self._reference_path)).data_offset)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "header.gguf"
+            write_model(self._source, [], path)
+            return int(_core.GgufFile(str(path)).data_offset) + _INFO_BYTES * len(self._source.shapes)
 
     # --- the work folder
 
     def _open_work(self) -> None:
         """Keeps an earlier run's results only when they came from the same model, text and settings."""
-        s = self._settings
-        shared = fingerprint(self._source, _stamps(self._request.calib), s.windows, s.seq_len, s.seed, asdict(self._effort))
-        key = fingerprint(self._source, shared, asdict(s), _core.FORMAT_VERSION, self._request.hessian)
-        stored = self._work / "key"
-        if not stored.exists() or stored.read_text() != key:
+        if not self._continues():
             shutil.rmtree(self._work, ignore_errors=True)
             self._work.mkdir()
-            _write_whole(stored, key.encode())
-        if self._request.cache is not None:
-            self._shared = self._request.cache / shared[:16]
-            self._shared.mkdir(parents=True, exist_ok=True)
+            _write_whole(self._work / "key", self._key.encode())
+        self._shared.mkdir(parents=True, exist_ok=True)
+
+    def _continues(self) -> bool:
+        """Whether the work folder is of a run with the same results."""
+        stored = self._work / "key"
+        return stored.exists() and stored.read_text() == self._key
 
     @property
     def _reference_path(self) -> Path:
@@ -278,16 +309,26 @@ class Quantizer:
 
     def _sensitivity(self, model: Any, tokens: NDArray[np.int32], probes: NDArray[np.int32]) -> Sensitivity:
         """Of all matrices where widths are to be chosen, else only what the output matrix sees, where that is rounded."""
-        names = [tensor.name for tensor in self._allocatable()] if self._chooses else []
+        names = [tensor.name for tensor in self._widths.allocatable()] if self._widths.chooses else []
         if not names and not any(tensor.is_embedding and tensor.spec for tensor in make_plan(self._source, self._options)):
             return Sensitivity()
         path = self._shared / f"sensitivity_{bool(names)}.json"
         with one_maker(path):
             if not path.exists():
                 self._measure_sensitivity(names, path, model, tokens, probes)
+        return self._read_sensitivity(path)
+
+    def _read_sensitivity(self, path: Path) -> Sensitivity:
         stored = json.loads(path.read_text())
         layers = {int(layer): cost for layer, cost in stored["layers"].items()}
         return Sensitivity(stored["matrices"], layers, np.load(self._shared / "output_hessian.npy"))
+
+    def _stored_sensitivity(self) -> Sensitivity | None:
+        """Of all matrices, where this or an earlier run has left it complete."""
+        path = self._shared / "sensitivity_True.json"
+        if not path.exists() or not (self._shared / "frequency.npy").exists() or not (self._request.cache or self._continues()):
+            return None
+        return self._read_sensitivity(path)
 
     def _measure_sensitivity(self, names: list[str], path: Path, model: Any, tokens: NDArray[np.int32], probes: NDArray[np.int32]) -> None:
         """Into the file `path`, and what the output matrix sees beside it."""
@@ -301,80 +342,6 @@ class Quantizer:
         self._cached("output_hessian", lambda: hessian)
         _write_whole(path, json.dumps({"matrices": found.matrices, "layers": found.layers}).encode())
         kept.unlink(missing_ok=True)
-
-    @property
-    def _chooses(self) -> bool:
-        return self._request.has_budget and not (self._request.plan is not None and self._request.plan.exists())
-
-    def _allocatable(self) -> list[TensorPlan]:
-        """Tensors whose width the budget decides: those that can be packed and that no option names."""
-        free = replace(self._options, tensor_bits=(), outliers=0.0)
-        fixed = {tensor.name for tensor in make_plan(self._source, self._options) if _is_named(tensor, self._options)}
-        return [tensor for tensor in make_plan(self._source, free) if tensor.spec is not None and tensor.name not in fixed]
-
-    def _plan(self, sensitivity: Sensitivity) -> list[TensorPlan]:
-        plan = make_plan(self._source, self._options)
-        if self._request.plan is not None and self._request.plan.exists():
-            return _apply(plan, read_plan(self._request.plan, plan))
-        if not self._request.has_budget:
-            return plan
-        items = {tensor.name: self._choices(tensor, sensitivity) for tensor in self._allocatable()}
-        others = sum(tensor.bytes for tensor in plan if tensor.name not in items)
-        chosen = allocate(items, self._budget(plan) - others)
-        self.report.predicted_kld = sum(choice.loss for choice in chosen.values())
-        if self._request.auto_outliers:
-            self.report.outlier_gains = {name: _gain(choice, items[name]) for name, choice in chosen.items() if choice.outliers}
-        if self._request.plan is not None:
-            decision = {name: {"bits": choice.bits, "outliers": choice.outliers} for name, choice in chosen.items()}
-            _write_whole(self._request.plan, json.dumps(decision, indent=1).encode())
-        return _apply(plan, chosen)
-
-    def _choices(self, tensor: TensorPlan, sensitivity: Sensitivity) -> list[Choice]:
-        part = 1.0 if tensor.is_embedding else CORRECTED
-        choices = []
-        for fraction, left in self._outlier_gains(tensor):
-            for bits in WIDTHS:
-                stored = _at_width(tensor, bits, fraction)
-                choices.append(Choice(bits, stored.bytes, part * left * sensitivity.at(tensor.name, bits), fraction))
-        return choices
-
-    def _outlier_gains(self, tensor: TensorPlan) -> list[tuple[float, float]]:
-        """(fraction, part of the squared error that is left): the error follows the energy of the rows that stay, and in the output
-        matrix a row counts as often as its token."""
-        if not self._request.auto_outliers:
-            return [(self._options.outliers, 1.0)]
-        energy, trust = np.square(self._source.read(tensor.name)), 1.0
-        if tensor.name == "output.weight" or (tensor.is_embedding and self._source.tied):
-            energy *= self._frequency[:, None]
-            trust = _FREQUENCY_TRUST
-        energy = np.sort(energy.ravel())[::-1]
-        total = float(energy.sum(dtype=np.float64)) or 1.0
-        top = {f: float(energy[: round(f * energy.size)].sum(dtype=np.float64)) / total for f in OUTLIER_FRACTIONS}
-        return [(0.0, 1.0), *((fraction, 1 - trust * part) for fraction, part in top.items())]
-
-    def _budget(self, plan: Sequence[TensorPlan]) -> int:
-        """Bytes for all tensors."""
-        if self._request.bpw is not None:
-            return int(self._request.bpw * self._source.parameters / 8)
-        assert self._request.size is not None
-        header = _core.GgufFile(str(self._reference_path)).data_offset
-        return self._request.size - header - sum(_PLANE_OVERHEAD * (_PLANES if tensor.spec else 1) for tensor in plan)
-
-    def _ends_higher(self) -> list[TensorPlan]:
-        """The simple rule: one width for all, the next for as many tensors as fit, embedding, output and the ends of the stack first."""
-        plan = make_plan(self._source, self._options)
-        free = {tensor.name: tensor for tensor in self._allocatable()}
-        spare = self._budget(plan) - sum(tensor.bytes for tensor in plan if tensor.name not in free)
-        size = {bits: {name: _at_width(tensor, bits).bytes for name, tensor in free.items()} for bits in WIDTHS}
-        low = max((bits for bits in WIDTHS if sum(size[bits].values()) <= spare), default=WIDTHS[0])
-        high = WIDTHS[min(WIDTHS.index(low) + 1, len(WIDTHS) - 1)]
-        spare -= sum(size[low].values())
-        depth = 1 + max((layer_of(name) or 0 for name in free), default=0)
-        chosen = {name: Choice(low, 0, 0.0) for name in free}
-        for name in sorted(free, key=lambda name: -1 if (layer := layer_of(name)) is None else min(layer, depth - 1 - layer)):
-            if (step := size[high][name] - size[low][name]) <= spare:
-                chosen[name], spare = Choice(high, 0, 0.0), spare - step
-        return _apply(plan, chosen)
 
     def _build_best(
         self,
@@ -436,7 +403,7 @@ class Quantizer:
             entry: dict[str, Any] = {"type": tensor.label, "bytes": tensor.bytes, "weights": tensor.weights}
             if tensor.spec is not None:
                 entry |= {"bits": tensor.spec.bits, "outliers": tensor.spec.outliers, "relative_error": built.errors.get(tensor.name)}
-                entry["outlier_bits"] = 8 * (tensor.bytes - _at_width(tensor, tensor.spec.bits).bytes) / tensor.weights
+                entry["outlier_bits"] = 8 * (tensor.bytes - at_width(tensor, tensor.spec.bits).bytes) / tensor.weights
             if tensor.name in sensitivity.matrices:
                 entry[f"kld_at_{NOISE_BITS}_bits"] = sensitivity.matrices[tensor.name]
             self.report.tensors[tensor.name] = entry
@@ -476,11 +443,6 @@ def _logprobs(model: Any, probes: NDArray[np.int32]) -> NDArray[np.float32]:
     return np.concatenate([normalize(_logits(model, window)[len(window) // 4 :]) for window in probes])
 
 
-def _is_named(tensor: TensorPlan, options: Options) -> bool:
-    """Whether --tensor-bits decides the tensor's width."""
-    return any(re.search(pattern, tensor.name) for pattern, _ in options.tensor_bits)
-
-
 def _in_order(plan: Sequence[TensorPlan]) -> list[TensorPlan]:
     """The order of the computation, in which the rounder works: embedding, layers, the rest."""
 
@@ -491,41 +453,6 @@ def _in_order(plan: Sequence[TensorPlan]) -> list[TensorPlan]:
         return (0, 0) if tensor.name == "token_embd.weight" else (2, 0)
 
     return sorted(plan, key=place)
-
-
-def _gain(chosen: Choice, choices: Sequence[Choice]) -> float:
-    """Of a choice's outliers: against the same width without."""
-    return min(choice.loss for choice in choices if choice.bits == chosen.bits and not choice.outliers) - chosen.loss
-
-
-def _at_width(tensor: TensorPlan, bits: int, outliers: float = 0.0) -> TensorPlan:
-    assert tensor.spec is not None
-    return replace(tensor, spec=replace(tensor.spec, bits=bits, outliers=outliers))
-
-
-def _apply(plan: Sequence[TensorPlan], chosen: dict[str, Choice]) -> list[TensorPlan]:
-    return [
-        _at_width(tensor, chosen[tensor.name].bits, chosen[tensor.name].outliers)
-        if tensor.spec is not None and tensor.name in chosen
-        else tensor
-        for tensor in plan
-    ]
-
-
-def read_plan(path: Path, plan: Sequence[TensorPlan]) -> dict[str, Choice]:
-    """The widths that a plan file gives; ConvertError naming what is wrong with it."""
-    try:
-        stored = json.loads(path.read_text())
-        chosen = {name: Choice(int(entry["bits"]), 0, 0.0, float(entry.get("outliers", 0.0))) for name, entry in stored.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConvertError(f'--plan {path}: expected {{"NAME": {{"bits": 3, "outliers": 0}}, ...}}: {error}') from None
-    packable = {tensor.name for tensor in plan if tensor.spec is not None}
-    for name, choice in chosen.items():
-        if name not in packable:
-            raise ConvertError(f"--plan {path}: the model has no matrix {name} that can be packed")
-        if choice.bits not in WIDTHS:
-            raise ConvertError(f"--plan {path}: {name} has {choice.bits} bits: choose among {', '.join(map(str, WIDTHS))}")
-    return chosen
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,10 @@ import numpy as np
 import pytest
 
 from tiny_models import LLAMA, llama_tensors, save_llama
-from turboquant_native import _core, calibration_text, quantizer
+from turboquant_native import _core, calibration_text, convert_hf_to_tq, quantizer
 from turboquant_native.calibrate import SequentialRounder, Settings, SiteStatistics, relative_error
 from turboquant_native.calibration_text import cut_windows, default_windows, file_windows
-from turboquant_native.conversion import Options, make_plan, write_model
+from turboquant_native.conversion import Options, bits_per_weight, make_plan, write_model
 from turboquant_native.errors import ConvertError
 from turboquant_native.progress import Stopwatch
 from turboquant_native.quantize import MatrixSpec, quantize_matrix
@@ -388,6 +389,36 @@ def test_default_text_is_deterministic_and_mixed(folder: Path, tmp_path: Path) -
     short.write_text("a")
     with pytest.raises(ConvertError, match="at least one window"):
         file_windows(model, short, 2, 16)
+
+
+@pytest.mark.parametrize("budget", [{"bpw": 4.5}, {"size": 60000}])
+def test_a_dry_run_shows_an_estimate_and_after_a_measurement_the_plan(folder: Path, tmp_path: Path, budget: dict[str, float]) -> None:
+    request = Request(effort="fast", seq_len=32, cache=tmp_path / "cache", **budget)  # type: ignore[arg-type]
+
+    def preview() -> str:
+        return Quantizer(open_source(str(folder), None, None), tmp_path / "m.gguf", Options(), request).preview()
+
+    first = preview()
+    assert "an estimate" in first and "ends of the stack higher" in first and not list(tmp_path.iterdir())
+    found = re.search(r"reach from ([\d.]+) MB, ([\d.]+) bits per weight to ([\d.]+) MB, ([\d.]+)", first)
+    assert found
+    for bits, size in ((1, found[2]), (8, found[4])):
+        plan = make_plan(open_source(str(folder), None, None), Options(bits=bits, embed_bits=bits))
+        assert float(size) == pytest.approx(bits_per_weight(plan), abs=1e-3)
+    run = convert(folder, tmp_path / "m.gguf", request)
+    second = preview()
+    assert "sensitivities that an earlier run measured" in second
+    for name, entry in run.report.tensors.items():
+        row = next(line for line in second.splitlines() if line.startswith(f"{name} "))
+        assert entry["type"] in row.split() and f"{entry['bytes']:,}" in row.split()
+
+
+def test_dry_runs_of_given_widths_and_of_budgets_that_are_too_small(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert_hf_to_tq.main([str(folder), "--dry-run", "--effort", "fast", "--bits", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "TQN3" in printed and "estimate" not in printed
+    assert convert_hf_to_tq.main([str(folder), "--dry-run", "--bpw", "0.5", "--effort", "fast"]) == 1
+    assert "smallest widths" in capsys.readouterr().err
 
 
 def test_sampling_goes_on_at_the_batch_it_was_in(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
