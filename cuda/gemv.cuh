@@ -181,84 +181,109 @@ __device__ inline void write_strip(const PackedView& w, const InputView& in, con
   }
 }
 
-struct GemvLaunch {
-  PackedProduct product;
-  SplitSums split;
-  int first_strip[kMaxOutputs + 1];  // of each matrix in the launch's list of strips
-  int blocks_a_strip;                // 0: blocks take equal runs of the whole list
-  __host__ __device__ int steps() const { return (product.matrix[0].tiles + kStepTiles - 1) / kStepTiles; }
+// The table in shared memory and the codebook that it holds.
+struct LoadedTable {
+  const int8_t* codebook = nullptr;
+  uint32_t lane = 0;  // lane_table()
 };
 
-// The steps [first, last) of the launch's list that a block does: a piece of one strip where there are blocks enough, else an equal share.
-__device__ inline void block_share(const GemvLaunch& launch, int64_t& first, int64_t& last) {
-  const int steps = launch.steps(), pieces = launch.blocks_a_strip;
+// A block's part of a strip: the steps [from, from + count) of `steps`.
+struct StripPart {
+  int strip, from, count, steps;
+};
+
+// Sums a part of a strip of w; the block that completes the strip writes its rows. sums (tokens, 64) and arrived: the strip's own in the
+// workspace.
+template <int K, int NB>
+__device__ inline void multiply_strip(const PackedView& w, const InputView& in, const OutputView& out, const StripPart& part,
+                                      int32_t* split_sums, uint32_t* arrived, LoadedTable& table) {
+  extern __shared__ __align__(16) char shared[];
+  __shared__ int block_sums[NB * kMmaTokens * tqn::kTileRows];
+  __shared__ float outlier_sums[NB * kMmaTokens * tqn::kTileRows];
+  CodeStream<K> stream(w, part.strip, part.from, part.count, shared_address(shared) + kTableSharedBytes);
+  if (K != 8 && w.codebook != table.codebook) {
+    const uint32_t base = fill_table(shared, w.codebook);
+    __syncthreads();
+    table.lane = lane_table(base), table.codebook = w.codebook;
+  }
+  int sums[4][NB][4] = {};
+  sum_steps<K, NB>(stream, in, part.from, part.count, table.lane, sums);
+  add_warps<NB>(sums, in.rows, block_sums);
+  const bool complete = part.count == part.steps || complete_strip(split_sums, arrived, part.count, part.steps, in.rows, block_sums);
+  __syncthreads();
+  if (complete) write_strip(w, in, out, part.strip, block_sums, outlier_sums);
+  __syncthreads();
+}
+
+// The steps [first, last) of a list of strips that a block does: a piece of one strip where there are `pieces` blocks for each, else
+// (pieces 0) an equal share.
+__device__ inline void block_share(int64_t strips, int steps, int pieces, int64_t& first, int64_t& last) {
   if (pieces > 0) {
     const int64_t strip = blockIdx.x / pieces, piece = blockIdx.x % pieces;
     first = strip * steps + steps * piece / pieces, last = strip * steps + steps * (piece + 1) / pieces;
+    if (strip >= strips) first = last;
   } else {
-    const int64_t total = int64_t(launch.first_strip[launch.product.count]) * steps;
+    const int64_t total = strips * steps;
     first = total * blockIdx.x / gridDim.x, last = total * (blockIdx.x + 1) / gridDim.x;
   }
 }
+
+// The part of its strip with which the steps [step, end) begin.
+__device__ inline StripPart first_part(int64_t step, int64_t end, int steps) {
+  const int from = int(step % steps);
+  return {int(step / steps), from, int(min(int64_t(steps - from), end - step)), steps};
+}
+
+__host__ __device__ inline int steps_of(const PackedView& w) { return (w.tiles + kStepTiles - 1) / kStepTiles; }
 
 template <int K>
 constexpr int gemv_shared_bytes() {
   return kTableSharedBytes + CodeStream<K>::kBlockBytes;
 }
 
+struct GemvLaunch {
+  PackedProduct product;
+  SplitSums split;
+  int first_strip[kMaxOutputs + 1];  // of each matrix in the launch's list of strips
+  int blocks_a_strip;                // 0: blocks take equal runs of the whole list
+  __host__ __device__ int strips() const { return first_strip[product.count]; }
+};
+
 template <int K, int NB>
 __global__ void __launch_bounds__(kGemvThreads, NB == 1 ? 3 : 2) gemv_kernel(const __grid_constant__ GemvLaunch launch) {
-  extern __shared__ __align__(16) char shared[];
-  __shared__ int block_sums[NB * kMmaTokens * tqn::kTileRows];
-  __shared__ float outlier_sums[NB * kMmaTokens * tqn::kTileRows];
   const PackedProduct& product = launch.product;
-  const InputView& in = product.in;
-  const int steps = launch.steps();
+  const int steps = steps_of(product.matrix[0]);
   int64_t step, end;
-  block_share(launch, step, end);
-  int loaded = -1;
-  uint32_t table = 0;
+  block_share(launch.strips(), steps, launch.blocks_a_strip, step, end);
+  LoadedTable table;
   while (step < end) {
-    const int strip = int(step / steps), from = int(step % steps), count = int(min(int64_t(steps - from), end - step));
+    StripPart part = first_part(step, end, steps);
+    const int strip = part.strip;
     int m = 0;
     while (strip >= launch.first_strip[m + 1]) m++;
-    const PackedView& w = product.matrix[m];
-    const int own = strip - launch.first_strip[m];
-    CodeStream<K> stream(w, own, from, count, shared_address(shared) + kTableSharedBytes);
-    if (K != 8 && m != loaded) {
-      const uint32_t base = fill_table(shared, w.codebook);
-      __syncthreads();
-      table = lane_table(base), loaded = m;
-    }
-    int sums[4][NB][4] = {};
-    sum_steps<K, NB>(stream, in, from, count, table, sums);
-    add_warps<NB>(sums, in.rows, block_sums);
-    const bool complete = count == steps || complete_strip(launch.split.sums + int64_t(strip) * kGemvTokens * tqn::kTileRows,
-                                                           launch.split.arrived + strip, count, steps, in.rows, block_sums);
-    __syncthreads();
-    if (complete) write_strip(w, in, product.out[m], own, block_sums, outlier_sums);
-    __syncthreads();
-    step += count;
+    part.strip -= launch.first_strip[m];
+    multiply_strip<K, NB>(product.matrix[m], product.in, product.out[m], part,
+                          launch.split.sums + int64_t(strip) * kGemvTokens * tqn::kTileRows, launch.split.arrived + strip, table);
+    step += part.count;
   }
 }
 
-// Blocks of the kernel that run at once on the current device.
-template <int K, int NB>
-int resident_blocks() {
+// Blocks of a kernel that run at once on the current device; lets it use its shared memory.
+template <auto Kernel>
+int resident_blocks(int shared_bytes) {
   static std::atomic<int> known[kMaxDevices] = {};
   int device = 0, blocks = 0;
   check(cudaGetDevice(&device), "current device");
   if (const int n = known[device]) return n;
-  allow_shared(gemv_kernel<K, NB>, gemv_shared_bytes<K>());
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, gemv_kernel<K, NB>, kGemvThreads, gemv_shared_bytes<K>()),
-        "occupancy of gemv");
+  allow_shared(Kernel, shared_bytes);
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, Kernel, kGemvThreads, size_t(shared_bytes)), "occupancy of gemv");
   return known[device] = blocks * device_limits().processors;
 }
 
 template <int K, int NB>
 void launch_gemv(GemvLaunch launch, cudaStream_t stream) {
-  const int strips = launch.first_strip[launch.product.count], resident = resident_blocks<K, NB>();
-  launch.blocks_a_strip = std::min(launch.steps(), resident / strips);
+  const int strips = launch.strips(), resident = resident_blocks<gemv_kernel<K, NB>>(gemv_shared_bytes<K>());
+  launch.blocks_a_strip = std::min(steps_of(launch.product.matrix[0]), resident / strips);
   const int64_t blocks = launch.blocks_a_strip > 0 ? int64_t(strips) * launch.blocks_a_strip : resident;
   gemv_kernel<K, NB><<<unsigned(blocks), kGemvThreads, gemv_shared_bytes<K>(), stream>>>(launch);
   check_launch("gemv");

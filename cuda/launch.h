@@ -3,6 +3,8 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "backend/backend.h"
 #include "views.h"
 
@@ -28,6 +30,50 @@ struct SplitSums {
 // y = W x for at most kGemvTokens rows, by integer dot products of in.quantized. The rows of in.quantized up to the next multiple of 8 must
 // be readable.
 void gemv(const PackedProduct& product, const SplitSums& split, cudaStream_t stream);
+
+// A mixture's experts over few rows, chosen on the device. Routes are pairs (row, choice), numbered by row as they are chosen and by expert
+// as they are worked on.
+inline constexpr int kMaxDeviceExperts = 1024;  // one block's threads
+inline constexpr int kMaxRoutes = 1024;         // of a batch
+inline constexpr int kMaxChoices = 32;          // of a row: a warp's lanes
+inline constexpr int kGroupRows = 8;            // rows that are multiplied at once
+
+struct ExpertGroup {
+  int32_t expert, first, count;  // routes [first, first + count) by expert
+};
+struct RouteView {
+  float* weights = nullptr;       // (rows, top_k)
+  int32_t* place = nullptr;       // (rows, top_k): a route's number by expert
+  int32_t* rows = nullptr;        // (routes), by expert: its row
+  ExpertGroup* groups = nullptr;  // (max_groups)
+  int32_t* n_groups = nullptr;
+};
+constexpr int max_groups(int routes, int n_experts) { return std::min(routes, n_experts + routes / kGroupRows); }
+
+// Chooses as choose_experts() does; logits (rows, n_experts) are overwritten.
+void route(float* logits, int rows, int n_experts, int top_k, bool normalize, const RouteView& route, cudaStream_t stream);
+
+// One or two matrices of every expert, all of one shape, that read the same input; k may differ.
+struct ExpertProduct {
+  int count = 0;
+  const PackedView* matrix[2] = {};  // (experts), in device memory
+  float* y[2] = {};                  // (routes, n_out)
+  PackedView shape;                  // any of the matrices
+  InputView in;                      // (routes), by expert
+  const ExpertGroup* groups = nullptr;
+  const int32_t* n_groups = nullptr;
+  SplitSums split;  // sums (groups * count * strips, kGroupRows, 64), arrived (groups * count * strips)
+};
+// The experts of format k alone.
+void experts(const ExpertProduct& product, int k, cudaStream_t stream);
+
+// An expert that every row visits: x (rows, width) weighted by the sigmoid of logits (rows), null: by 1.
+struct SharedExpert {
+  const float *x = nullptr, *logits = nullptr;
+};
+// y += alpha * (the weighted sum of each row's routes, in the order of its choices, then the shared expert's); x (routes, width) by expert.
+void combine(const float* x, const RouteView& route, int rows, int top_k, const SharedExpert& shared, float alpha, int width, float* y,
+             cudaStream_t stream);
 
 // The int8 values of a packed matrix as rows of round_up(n_in, kRowAlign) bytes, strips * 64 of them; tiled: in tiles of kWeightTile rows.
 void expand(const PackedView& matrix, int8_t* values, bool tiled, cudaStream_t stream);

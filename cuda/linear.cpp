@@ -21,14 +21,7 @@ int strips_at_once(const PackedView& m) {
 
 int64_t expanded_bytes(const PackedView& m) { return round_up(m.n_in, kRowAlign) * tqn::kTileRows * strips_at_once(m); }
 
-// Rows [first, first + count) of an input and of what it produces.
-InputView part(const InputView& in, int first, int count) {
-  InputView p = in;
-  p.rows = count;
-  if (in.plain) p.plain += int64_t(first) * in.n_in;
-  p.quantized += first * in.quantized_stride(), p.scale += first;
-  return p;
-}
+// Rows from `first` on.
 OutputView part(const OutputView& out, int first) {
   OutputView p = out;
   p.y += first * out.ldy;
@@ -47,6 +40,14 @@ bool LinearRunner::wants_plain(const CudaMatrix& m, int rows) const {
   return m.packed ? m.tqn.outliers.ptr != nullptr : !wants_half(m, rows);
 }
 
+void Workspace::reserve_quantized(int n_in, int64_t rows) {
+  InputView in;
+  in.n_in = n_in;
+  quantized.reserve(rows * in.quantized_stride() + kRowAlign * 64);
+  scale.reserve(rows * 4);
+  vectors.reserve(rows * input_scratch_floats(n_in) * 4);
+}
+
 void LinearRunner::reserve(const std::vector<const CudaMatrix*>& matrices, int64_t rows) {
   rows = round_up(rows, rows > kGemvRows ? kTokenTile : 8);
   int64_t strips = 0;
@@ -59,9 +60,7 @@ void LinearRunner::reserve(const std::vector<const CudaMatrix*>& matrices, int64
       continue;
     }
     if (float_path()) w_.rotated.reserve(rows * m->n_in * 4);
-    w_.quantized.reserve(rows * in.quantized_stride() + kRowAlign * 64);
-    w_.scale.reserve(rows * 4);
-    w_.vectors.reserve(rows * input_scratch_floats(in.n_in) * 4);
+    w_.reserve_quantized(in.n_in, rows);
     if (float_path() || rows > kGemvRows) w_.values.reserve(expanded_bytes(m->tqn));
     strips += m->tqn.strips;
   }
@@ -137,7 +136,7 @@ void LinearRunner::multiply_packed(const std::vector<Target>& targets, const Inp
 void LinearRunner::multiply_few(const std::vector<Target>& targets, const InputView& in) {
   for (int first = 0; first < in.rows; first += kGemvTokens) {
     PackedProduct product;
-    product.in = part(in, first, std::min(in.rows - first, kGemvTokens));
+    product.in = rows_of(in, first, std::min(in.rows - first, kGemvTokens));
     for (const Target& t : targets) product.matrix[product.count] = t.matrix->tqn, product.out[product.count++] = part(t.out, first);
     gemv(product, w_.split(), stream_);
   }

@@ -13,14 +13,17 @@ struct Workspace {
   DeviceMemory values;                                           // expanded weights
   DeviceMemory sums, arrived;                                    // of gemv
   DeviceMemory cos, sin, partials;                               // attention
-  DeviceMemory moe_x, moe_gate, moe_up, moe_out, moe_logits, moe_routes;
+  DeviceMemory moe_x, moe_gate, moe_up, moe_out, moe_shared, moe_logits, moe_shared_logits, moe_routes;
   // Changes whenever memory moved, so that graphs know that their addresses are stale.
   int64_t generation() const {
     int64_t bytes = 0;
-    for (const DeviceMemory* m : {&plain, &rotated, &quantized, &scale, &half, &vectors, &values, &sums, &arrived, &cos, &sin, &partials})
+    for (const DeviceMemory* m :
+         {&plain, &rotated,  &quantized, &scale,    &half,   &vectors, &values,     &sums,       &arrived,           &cos,
+          &sin,   &partials, &moe_x,     &moe_gate, &moe_up, &moe_out, &moe_shared, &moe_logits, &moe_shared_logits, &moe_routes})
       bytes += m->bytes();
     return bytes;
   }
+  void reserve_quantized(int n_in, int64_t rows);  // an input's int8 form
   SplitSums split() const { return {sums.as<int32_t>(), arrived.as<uint32_t>()}; }
 };
 
@@ -37,9 +40,9 @@ class LinearRunner {
   void reserve(const std::vector<const CudaMatrix*>& matrices, int64_t rows);
   // targets' matrices share in.n_in = width; rows: of the source (gathered when source.rows is set).
   void run(const SourceView& source, int rows, const std::vector<Target>& targets);
+  bool float_path() const { return precision_ == Precision::f32; }
 
  private:
-  bool float_path() const { return precision_ == Precision::f32; }
   bool wants_half(const CudaMatrix& m, int rows) const;
   bool wants_plain(const CudaMatrix& m, int rows) const;
   InputView dense_input(const SourceView& source, int rows, const std::vector<Target>& targets);

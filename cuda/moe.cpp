@@ -36,6 +36,7 @@ void MoeRunner::reserve(const MoeOp& op, int64_t max_rows) {
   w_.moe_gate.reserve(max_rows * widest(op) * 4), w_.moe_up.reserve(max_rows * widest(op) * 4);
   w_.moe_logits.reserve(max_rows * op.router->n_out * 4);
   w_.moe_routes.reserve(max_rows * per_row(op) * 8);
+  device_.reserve(op, max_rows);
 }
 
 std::vector<float> MoeRunner::router_logits(const Matrix* router, const SourceView& x, int rows) {
@@ -88,6 +89,7 @@ void MoeRunner::run(const MoeOp& op, const SourceView& source, int rows) {
   InputView plain;
   plain.rows = rows, plain.n_in = int(op.in.x.width), plain.plain = w_.moe_x.as<float>();
   prepare_input(source, {}, plain, Element::f16, w_.vectors.as<float>(), stream_);
+  if (!needs_host(op, rows)) return device_.run(op, plain.plain, rows);
   SourceView x;
   x.x = plain.plain;
   const std::vector<Expert> all = experts(op);

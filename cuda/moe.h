@@ -1,14 +1,16 @@
-// Mixture of experts: the router's logits come back to the host, which sorts the rows by expert; each busy expert then runs over its own
-// rows.
+// Mixture of experts. Few rows stay on the device (moe_device.h). Otherwise the router's logits come back to the host, which sorts the rows
+// by expert; each busy expert then runs over its own rows.
 #pragma once
-#include "linear.h"
+#include "moe_device.h"
 
 namespace tq::cuda {
 
 class MoeRunner {
  public:
-  MoeRunner(Workspace& workspace, LinearRunner& linear, cudaStream_t stream) : w_(workspace), linear_(linear), stream_(stream) {}
+  MoeRunner(Workspace& workspace, LinearRunner& linear, cudaStream_t stream)
+      : w_(workspace), linear_(linear), stream_(stream), device_(workspace, linear, stream) {}
   void reserve(const MoeOp& op, int64_t max_rows);
+  bool needs_host(const MoeOp& op, int rows) const { return rows > kDeviceMoeRows || !device_.can_run(op); }
   void run(const MoeOp& op, const SourceView& source, int rows);
 
  private:
@@ -29,6 +31,7 @@ class MoeRunner {
   Workspace& w_;
   LinearRunner& linear_;
   cudaStream_t stream_;
+  DeviceMoe device_;
 };
 
 }  // namespace tq::cuda

@@ -61,7 +61,7 @@ void CudaProgram::reserve() {
       linear_.reserve(matrices, max_rows_);
     }
     if (op.kind == Op::embed) workspace_.vectors.reserve(max_rows_ * input_scratch_floats(int(op.embed_op.matrix->n_in)) * 4);
-    if (op.kind == Op::moe) has_moe_ = true, moe_.reserve(op.moe_op, max_rows_);
+    if (op.kind == Op::moe) moe_.reserve(op.moe_op, max_rows_);
     if (op.kind != Op::attention) continue;
     const AttentionOp& a = op.attention_op;
     if (a.shape.head_dim % 8 != 0 || a.shape.head_dim > 256)
@@ -94,11 +94,16 @@ void CudaProgram::stage(const Batch& b) {
 void CudaProgram::run(const Batch& batch) {
   if (batch.tokens.empty()) return;
   stage(batch);
-  if (batch_.rows <= kGraphRows && !has_moe_)
+  if (can_replay())
     replay();
   else
     launch_all();
   check(cudaStreamSynchronize(stream_), "running the model");
+}
+
+bool CudaProgram::can_replay() const {
+  const auto needs_host = [&](const Op& op) { return op.kind == Op::moe && moe_.needs_host(op.moe_op, batch_.rows); };
+  return batch_.rows <= kGraphRows && std::none_of(ops_.begin(), ops_.end(), needs_host);
 }
 
 void CudaProgram::drop_graphs() {

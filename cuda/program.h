@@ -17,6 +17,7 @@ class CudaProgram final : public Program {
  private:
   void reserve();
   void stage(const Batch& batch);
+  bool can_replay() const;
   void launch_all();
   void launch(const Op& op);
   void launch_embed(const EmbedOp& op);
@@ -45,7 +46,6 @@ class CudaProgram final : public Program {
   DeviceMemory inputs_;        // the same on the device
   BatchView batch_;
   std::vector<QueryRun> runs_;
-  bool has_moe_ = false;
   int64_t generation_ = 0;
   std::map<std::pair<int, int>, cudaGraphExec_t> graphs_;  // by rows and output rows
 };

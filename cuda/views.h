@@ -67,6 +67,16 @@ struct InputView {
   constexpr int64_t half_stride() const { return round_up(2 * int64_t(n_in), kRowAlign); }
 };
 
+// Rows [first, first + count) of an input that is not tiled; `half` aside.
+constexpr InputView rows_of(const InputView& in, int first, int count) {
+  InputView part = in;
+  part.rows = count, part.half = nullptr;
+  if (in.plain) part.plain += int64_t(first) * in.n_in;
+  if (in.rotated) part.rotated += int64_t(first) * in.n_in;
+  part.quantized += first * in.quantized_stride(), part.scale += first;
+  return part;
+}
+
 struct RotationView {
   int n = 0, log2_block = 0;
   const float* signs = nullptr;  // (n) +-1; null: no rotation

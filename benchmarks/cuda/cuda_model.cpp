@@ -1,7 +1,7 @@
 // Whole models on the device.
-//   cuda_model shapes [bits ...]      synthetic llama-3.1-8b and llama-3.2-1b (16: FP16 weights): prompt and decode rates, memory
-//   cuda_model decode BITS            a few decode passes of llama-3.1-8b alone, for a profiler
-//   cuda_model compare FILE           a real file on the CPU and the device: logits, and 128 greedy tokens on the float path
+//   cuda_model shapes [NAME ...] [BITS ...]   models of random weights (16: FP16), see shapes.h: prompt and decode rates, memory
+//   cuda_model decode BITS                    a few decode passes of llama-3.1-8b alone, for a profiler
+//   cuda_model compare FILE                   a real file on the CPU and the device: logits, and 128 greedy tokens on the float path
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -10,6 +10,7 @@
 
 #include "measure.h"
 #include "model/graph.h"
+#include "shapes.h"
 
 using namespace bench;
 
@@ -17,28 +18,12 @@ namespace {
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-Config llama_8b() {
-  Config c;
-  c.architecture = "llama-3.1-8b";
-  c.n_layers = 32, c.n_embd = 4096, c.n_ff = 14336, c.n_vocab = 128256;
-  c.n_heads = 32, c.n_kv_heads = 8, c.head_dim = 128;
-  return c;
-}
-
-Config llama_1b() {
-  Config c;
-  c.architecture = "llama-3.2-1b";
-  c.n_layers = 16, c.n_embd = 2048, c.n_ff = 8192, c.n_vocab = 128256;
-  c.n_heads = 32, c.n_kv_heads = 8, c.head_dim = 64;
-  return c;
-}
-
 // Random matrices of one width in bits; layers share host memory and not device memory.
 class Maker {
  public:
   Maker(Backend& backend, int bits) : backend_(backend), bits_(bits) {}
   MatrixPtr operator()(int64_t n_out, int64_t n_in) {
-    if (bits_ == 16) return backend_.matrix(dense(n_out, n_in));
+    if (bits_ == 16) return dense(n_out, n_in);
     std::unique_ptr<RandomMatrix>& m = packed_[{n_out, n_in}];
     if (!m) {
       m = std::make_unique<RandomMatrix>(n_out, n_in, bits_);
@@ -46,26 +31,28 @@ class Maker {
     }
     return backend_.matrix(m->host);
   }
-
- private:
-  HostMatrix dense(int64_t n_out, int64_t n_in) {
-    if (halves_.size() < size_t(n_out * n_in)) halves_.assign(size_t(n_out * n_in), f32_to_f16(0.01f));
+  MatrixPtr dense(int64_t n_out, int64_t n_in) {
+    constexpr uint64_t kRandomBits = 0x87FF87FF87FF87FF, kExponents = 0x2000200020002000;  // magnitudes in [1/128, 1/64)
+    std::mt19937_64 random{9};
+    while (halves_.size() < size_t(n_out * n_in) / 4 + 1) halves_.push_back((random() & kRandomBits) | kExponents);
     HostMatrix host;
     host.name = "random", host.dense = {kernels::DType::f16, n_out, n_in, halves_.data()};
-    return host;
+    return backend_.matrix(host);
   }
+
+ private:
   Backend& backend_;
   int bits_;
   std::map<std::pair<int64_t, int64_t>, std::unique_ptr<RandomMatrix>> packed_;
-  std::vector<uint16_t> halves_;
+  std::vector<uint64_t> halves_;  // four a word
 };
 
 class Synthetic {
  public:
   static constexpr int kSlots = 32, kCapacity = 4096 + 160;
-  Synthetic(Config config, int bits) : c_(std::move(config)), backend_(make_cuda_backend({})) {
-    c_.norm_eps = 1e-5f, c_.attention_scale = 1 / std::sqrt(float(c_.head_dim)), c_.rope_dims = c_.head_dim;
-    make_weights(bits);
+  Synthetic(const Shape& shape, int bits) : c_(shape.config), backend_(make_cuda_backend({})) {
+    make_weights(bits, shape.tied);
+    weight_bytes_ = backend_->memory_bytes();
     make_planes(4096);
     std::vector<Op> ops;
     add_embedding(ops, c_, w_, p_);
@@ -74,6 +61,7 @@ class Synthetic {
     program_ = backend_->prepare(ops, 4096);
   }
   int64_t memory() const { return backend_->memory_bytes(); }
+  int64_t weight_bytes() const { return weight_bytes_; }
   // Seconds of one pass over `rows` rows in each of `slots` slots, from `position` on.
   double pass(int rows, int slots, int position) {
     std::vector<int32_t> tokens, positions, slot, outputs;
@@ -88,24 +76,34 @@ class Synthetic {
   }
 
  private:
-  void make_weights(int bits) {
+  void make_weights(int bits, bool tied) {
     Maker make(*backend_, bits);
     const int64_t q = int64_t(c_.n_heads) * c_.head_dim, kv = int64_t(c_.n_kv_heads) * c_.head_dim;
     const std::vector<float> ones(size_t(c_.n_embd), 1.f);
     const BufferPtr norm = backend_->allocate(c_.n_embd * 4);
     backend_->upload(*norm, 0, ones.data(), c_.n_embd * 4);
     std::vector<float> inv_freq;
-    for (int i = 0; i < c_.head_dim / 2; i++) inv_freq.push_back(std::pow(500000.f, -2.f * float(i) / float(c_.head_dim)));
+    for (int i = 0; i < c_.head_dim / 2; i++) inv_freq.push_back(std::pow(c_.rope_base, -2.f * float(i) / float(c_.head_dim)));
     const BufferPtr rope = backend_->allocate(int64_t(inv_freq.size()) * 4);
     backend_->upload(*rope, 0, inv_freq.data(), int64_t(inv_freq.size()) * 4);
     for (int64_t i = 0; i < c_.n_layers; i++) {
       Layer l;
       l.attn_norm = l.ffn_norm = norm, l.rope.common = rope;
       l.q = make(q, c_.n_embd), l.k = make(kv, c_.n_embd), l.v = make(kv, c_.n_embd), l.o = make(c_.n_embd, q);
-      l.gate = make(c_.n_ff, c_.n_embd), l.up = make(c_.n_ff, c_.n_embd), l.down = make(c_.n_embd, c_.n_ff);
+      if (c_.n_experts > 0)
+        make_experts(l, make);
+      else
+        l.gate = make(c_.n_ff, c_.n_embd), l.up = make(c_.n_ff, c_.n_embd), l.down = make(c_.n_embd, c_.n_ff);
       w_.layers.push_back(std::move(l));
     }
-    w_.embed = w_.output = make(c_.n_vocab, c_.n_embd), w_.output_norm = norm;
+    w_.embed = make(c_.n_vocab, c_.n_embd), w_.output = tied ? w_.embed : make(c_.n_vocab, c_.n_embd), w_.output_norm = norm;
+  }
+  void make_experts(Layer& l, Maker& make) {
+    l.router = make.dense(c_.n_experts, c_.n_embd);
+    for (int e = 0; e < c_.n_experts; e++) {
+      l.expert_gate.push_back(make(c_.n_ff_expert, c_.n_embd)), l.expert_up.push_back(make(c_.n_ff_expert, c_.n_embd));
+      l.expert_down.push_back(make(c_.n_embd, c_.n_ff_expert));
+    }
   }
   Plane plane(int64_t rows, int64_t width) {
     buffers_.push_back(backend_->allocate(rows * width * 4));
@@ -114,7 +112,8 @@ class Synthetic {
   void make_planes(int64_t rows) {
     const int64_t q = int64_t(c_.n_heads) * c_.head_dim, kv = int64_t(c_.n_kv_heads) * c_.head_dim;
     p_.x = plane(rows, c_.n_embd), p_.q = plane(rows, q), p_.k = plane(rows, kv), p_.v = plane(rows, kv), p_.attn = plane(rows, q);
-    p_.gate = plane(rows, c_.n_ff), p_.up = plane(rows, c_.n_ff), p_.logits = plane(kSlots, c_.n_vocab), p_.capacity = kCapacity;
+    if (c_.n_experts == 0) p_.gate = plane(rows, c_.n_ff), p_.up = plane(rows, c_.n_ff);
+    p_.logits = plane(kSlots, c_.n_vocab), p_.capacity = kCapacity;
     for (int64_t i = 0; i < c_.n_layers; i++)
       for (auto* cache : {&p_.k_cache, &p_.v_cache}) cache->push_back(backend_->allocate(p_.cache_bytes(kSlots * kv * kCapacity)));
   }
@@ -125,6 +124,7 @@ class Synthetic {
   Planes p_;
   std::vector<BufferPtr> buffers_;
   std::unique_ptr<Program> program_;
+  int64_t weight_bytes_ = 0;
 };
 
 double decode_rate(Synthetic& model, int slots) {
@@ -142,17 +142,22 @@ double prompt_rate(Synthetic& model, int rows) {
   return rows / times[1];
 }
 
-void shapes(const std::vector<int>& bits) {
-  std::printf("%-14s %4s %9s %9s %9s %9s %9s %9s\n", "model", "bits", "pp512", "pp4096", "tg128 b1", "b8", "b32", "GiB");
-  for (const Config& c : {llama_1b(), llama_8b()})
-    for (const int b : bits) {
-      Synthetic m(c, b);
-      const double p512 = prompt_rate(m, 512), p4096 = prompt_rate(m, 4096), t1 = decode_rate(m, 1), t8 = decode_rate(m, 8),
-                   t32 = decode_rate(m, 32);
-      std::printf("%-14s %4d %9.0f %9.0f %9.1f %9.1f %9.1f %9.2f\n", c.architecture.c_str(), b, p512, p4096, t1, t8, t32,
-                  double(m.memory()) / (1 << 30));
-      std::fflush(stdout);
-    }
+void print_rates(const Shape& shape, int bits) {
+  Synthetic m(shape, bits);
+  const double p512 = prompt_rate(m, 512), p4096 = prompt_rate(m, 4096), t1 = decode_rate(m, 1), t8 = decode_rate(m, 8),
+               t32 = decode_rate(m, 32), gib = double(1 << 30);
+  std::printf("%-14s %4d %9.0f %9.0f %9.1f %9.1f %9.1f %9.2f %9.2f\n", shape.config.architecture.c_str(), bits, p512, p4096, t1, t8, t32,
+              double(m.weight_bytes()) / gib, double(m.memory()) / gib);
+  std::fflush(stdout);
+}
+
+// Of 32 sequences of 4256 positions: the second column of memory holds their cache too.
+void shapes(std::vector<Shape> wanted, std::vector<int> bits) {
+  if (wanted.empty()) wanted = known_shapes();
+  if (bits.empty()) bits = {2, 3, 4, 16};
+  std::printf("%-14s %4s %9s %9s %9s %9s %9s %9s %9s\n", "model", "bits", "pp512", "pp4096", "tg128 b1", "b8", "b32", "weights", "GiB all");
+  for (const Shape& s : wanted)
+    for (const int b : bits) print_rates(s, b);
 }
 
 struct Answer {
@@ -206,12 +211,18 @@ int main(int argc, char** argv) {
     if (argc > 2 && !std::strcmp(argv[1], "compare")) {
       compare(argv[2]);
     } else if (argc > 2 && !std::strcmp(argv[1], "decode")) {
-      Synthetic m(llama_8b(), std::atoi(argv[2]));
+      Synthetic m(find_shape("llama-3.1-8b"), std::atoi(argv[2]));
       for (int i = 0; i < 4; i++) std::printf("pass %d: %.3f ms\n", i, 1e3 * m.pass(1, 1, i));
     } else {
+      std::vector<Shape> wanted;
       std::vector<int> bits;
-      for (int i = 2; i < argc; i++) bits.push_back(std::atoi(argv[i]));
-      shapes(bits.empty() ? std::vector<int>{2, 3, 4, 16} : bits);
+      for (int i = 2; i < argc; i++) {
+        if (const int b = std::atoi(argv[i]))
+          bits.push_back(b);
+        else
+          wanted.push_back(find_shape(argv[i]));
+      }
+      shapes(wanted, bits);
     }
   } catch (const std::exception& e) {
     std::fprintf(stderr, "%s\n", e.what());

@@ -8,6 +8,8 @@
 #if TQ_ARM && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
+#elif TQ_ARM && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace tq::kernels {
@@ -32,18 +34,28 @@ extern const Kernels table;
 namespace neon {
 extern const Kernels table;
 }
+namespace neoni8mm {
+extern const Kernels table;
+}
 #endif
 
 namespace {
 
 #if TQ_ARM
-bool has_dot_product() {
-#if defined(__linux__)
-  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
-#else
-  return true;  // every 64-bit Arm machine of Apple's has it
-#endif
+#if defined(__APPLE__)
+bool has_dot_product() { return true; }  // every 64-bit machine of Apple's has it
+bool has_matrix_products() {
+  int found = 0;
+  size_t bytes = sizeof found;
+  return sysctlbyname("hw.optional.arm.FEAT_I8MM", &found, &bytes, nullptr, 0) == 0 && found;
 }
+#elif defined(__linux__)
+bool has_dot_product() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
+bool has_matrix_products() { return getauxval(AT_HWCAP2) & HWCAP2_I8MM; }
+#else
+bool has_dot_product() { return false; }
+bool has_matrix_products() { return false; }
+#endif
 #endif
 
 // __builtin_cpu_supports reads CPUID, and XCR0 for what the operating system saves.
@@ -60,6 +72,7 @@ std::vector<const Kernels*> usable_kernels() {
   if (avx2 && __builtin_cpu_supports("avxvnni")) usable.push_back(&avx2vnni::table);
   if (avx2) usable.push_back(&avx2::table);
 #elif TQ_ARM
+  if (has_dot_product() && has_matrix_products()) usable.push_back(&neoni8mm::table);
   if (has_dot_product()) usable.push_back(&neon::table);
 #endif
   usable.push_back(&scalar::table);

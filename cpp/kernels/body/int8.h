@@ -10,18 +10,32 @@ inline constexpr int kRows = tqn::kTileRows;
 inline constexpr int kRegisters = kRows / kLanes;          // row operands of a tile
 inline constexpr int kPanelTiles = 256;                    // decoded at a time: a share of L2
 inline constexpr int kPanelTile = kRegisters * kRowBytes;  // bytes of a decoded tile
+static_assert(kPanelTiles % kPanelSide == 0 && (kPanelSide == 1 || kOffset == 0), "what the panel kernels assume");
 static_assert(int64_t(tqn::kMaxInputs) * 255 * tqn::kActivationMax < (int64_t(1) << 31), "offset operands fit int32 accumulators");
 
-// Scratch: the panel, each token's starting value (it takes the operands' offset back) and int32 accumulators (n_tokens, 64).
+// Tokens and columns up to whole operands of the panel kernels.
+inline int64_t whole_operands(int64_t n_tokens) { return (n_tokens + kPanelSide - 1) / kPanelSide * kPanelSide; }
+inline int64_t operand_width(int64_t n_in) {
+  constexpr int64_t columns = kPanelSide * tqn::kTileCols;
+  return (n_in + columns - 1) / columns * columns;
+}
+
+// Scratch: the panel, each token's starting value (it takes the operands' offset back), int32 accumulators (n_tokens, 64), and the
+// activations where panels want them arranged.
 struct Int8Scratch {
   int8_t* panel;
   int32_t* start;
   int32_t* acc;
+  int8_t* arranged;
   Int8Scratch(void* scratch, int64_t n_tokens)
       : panel(static_cast<int8_t*>(scratch)),
         start(reinterpret_cast<int32_t*>(panel + kPanelTiles * kPanelTile)),
-        acc(start + (n_tokens + 15) / 16 * 16) {}
-  static int64_t bytes(int64_t n_tokens) { return kPanelTiles * kPanelTile + (n_tokens + 15) / 16 * 64 + n_tokens * kRows * 4; }
+        acc(start + (n_tokens + 15) / 16 * 16),
+        arranged(reinterpret_cast<int8_t*>(acc + whole_operands(n_tokens) * kRows)) {}
+  static int64_t bytes(int64_t n_in, int64_t n_tokens) {
+    const int64_t arranged = kPanelSide == 1 ? 0 : whole_operands(n_tokens) * operand_width(n_in);
+    return kPanelTiles * kPanelTile + (n_tokens + 15) / 16 * 64 + whole_operands(n_tokens) * kRows * 4 + arranged;
+  }
 };
 
 // acc (T, 64) = start_t + strip * a_t.
@@ -47,51 +61,83 @@ void gemv_strip(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, c
     for (int g = 0; g < kRegisters; g++) store_i32(acc + t * kRows + g * kLanes, sums[t][g]);
 }
 
+// A missing last tile repeats its neighbour: the activations that meet it are zeros.
 template <int K>
 void decode_panel(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, int8_t* panel) {
   const Decoder<K> decode(codebook);
-  for (int64_t tile = 0; tile < n_tiles; tile++, codes += tqn::tile_bytes(K), panel += kPanelTile)
+  for (int64_t tile = 0; tile < n_tiles; tile += kPanelSide, codes += kPanelSide * tqn::tile_bytes(K), panel += kPanelSide * kPanelTile)
 #pragma GCC unroll 16
     for (int g = 0; g < kRegisters; g += kTogether) {
-      Row w[kTogether];
-      decode(codes, g, w);
-      for (int i = 0; i < kTogether; i++) store_row(panel + (g + i) * kRowBytes, w[i]);
+      Row w[kPanelSide][kTogether];
+      for (int side = 0; side < kPanelSide; side++) decode(codes + (tile + side < n_tiles ? side * tqn::tile_bytes(K) : 0), g, w[side]);
+      for (int i = 0; i < kTogether; i++) store_panel(panel + kPanelSide * (g + i) * kRowBytes, w, i);
     }
 }
 
-// acc (T, 64) += panel * a_t: T tokens by kPanelRegisters registers of rows at a time.
+// acc (T operands) += panel * a: T operands of tokens by kPanelRegisters registers of rows at a time; an operand's tokens are side by side.
 template <int T>
-void gemm_panel(const int8_t* panel, int64_t n_tiles, const int8_t* a, int64_t n_in, int32_t* acc) {
-  for (int first = 0; first < kRegisters; first += kPanelRegisters, acc += kPanelRegisters * kLanes) {
+void gemm_panel(const int8_t* panel, int64_t n_tiles, const int8_t* a, int64_t width, int32_t* acc) {
+  for (int first = 0; first < kPanelSide * kRegisters; first += kPanelRegisters, acc += kPanelRegisters * kLanes) {
     I32 sums[T][kPanelRegisters];
     for (int t = 0; t < T; t++)
-      for (int g = 0; g < kPanelRegisters; g++) sums[t][g] = load_i32(acc + t * kRows + g * kLanes);
+      for (int g = 0; g < kPanelRegisters; g++) sums[t][g] = load_i32(acc + t * kPanelSide * kRows + g * kLanes);
     const int8_t* p = panel + first * kRowBytes;
-    for (int64_t tile = 0; tile < n_tiles; tile++, p += kPanelTile) {
+    for (int64_t tile = 0; tile < n_tiles; tile += kPanelSide, p += kPanelSide * kPanelTile) {
       Row w[kPanelRegisters];
       for (int g = 0; g < kPanelRegisters; g++) w[g] = load_row(p + g * kRowBytes);
       for (int t = 0; t < T; t++) {
-        const Acts x = load_acts(a + t * n_in + 4 * tile);
-        for (int g = 0; g < kPanelRegisters; g++) sums[t][g] = dot(sums[t][g], w[g], x);
+        const Acts x = panel_acts(a + kPanelSide * (t * width + tqn::kTileCols * tile));
+        for (int g = 0; g < kPanelRegisters; g++) sums[t][g] = panel_dot(sums[t][g], w[g], x);
       }
     }
     for (int t = 0; t < T; t++)
-      for (int g = 0; g < kPanelRegisters; g++) store_i32(acc + t * kRows + g * kLanes, sums[t][g]);
+      for (int g = 0; g < kPanelRegisters; g++) store_i32(acc + t * kPanelSide * kRows + g * kLanes, sums[t][g]);
+  }
+}
+
+// The activations as the operands of the panel kernels: kPanelSide tokens side by side, kPanelSide * 4 columns at a time, zeros where a
+// token or a column is missing. One token at a time: they lie so already.
+inline const int8_t* arrange(const Activations& x, int8_t* arranged) {
+  if (kPanelSide == 1) return x.quantized;
+  constexpr int64_t columns = kPanelSide * tqn::kTileCols;
+  const int64_t width = operand_width(x.n_in);
+  for (int64_t t = 0; t < whole_operands(x.n_tokens); t++)
+    for (int64_t c = 0; c < width; c += columns) {
+      int8_t* to = arranged + t / kPanelSide * kPanelSide * width + kPanelSide * c + t % kPanelSide * columns;
+      const int64_t left = t < x.n_tokens ? x.n_in - c : 0;
+      for (int64_t i = 0; i < columns; i += tqn::kTileCols) {
+        const int32_t zeros = 0;
+        std::memcpy(to + i, i < left ? static_cast<const void*>(x.quantized + t * x.n_in + c + i) : &zeros, tqn::kTileCols);
+      }
+    }
+  return arranged;
+}
+
+// The accumulators of each operand, (register, token, rows of a token), as rows of tokens.
+inline void split_tokens(int32_t* acc, int64_t n_tokens) {
+  constexpr int rows = kLanes / kPanelSide;
+  int32_t operand[kPanelSide * kRows];
+  for (int64_t t = 0; t < n_tokens; t += kPanelSide, acc += kPanelSide * kRows) {
+    std::memcpy(operand, acc, sizeof operand);
+    for (int i = 0; i < kPanelSide * kRows; i++) acc[i / rows % kPanelSide * kRows + i / kLanes * rows + i % rows] = operand[i];
   }
 }
 
 template <int K>
-void gemm_strip(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, const int8_t* a, int64_t n_in, int64_t n_tokens,
+void gemm_strip(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, const int8_t* a, int64_t n_tokens,
                 const Int8Scratch& scratch) {
-  for (int64_t t = 0; t < n_tokens; t++)
-    for (int r = 0; r < kRows; r++) scratch.acc[t * kRows + r] = scratch.start[t];
+  for (int64_t t = 0; t < whole_operands(n_tokens); t++)
+    for (int r = 0; r < kRows; r++) scratch.acc[t * kRows + r] = t < n_tokens ? scratch.start[t] : 0;
+  const int64_t width = operand_width(n_tiles * tqn::kTileCols);
   for (int64_t tile = 0; tile < n_tiles; tile += kPanelTiles) {
     const int64_t count = n_tiles - tile < kPanelTiles ? n_tiles - tile : kPanelTiles;
     decode_panel<K>(codes + tile * tqn::tile_bytes(K), codebook, count, scratch.panel);
-    for_token_groups<kPanelTokens>(n_tokens, [&](auto group, int64_t t) {
-      gemm_panel<group.size>(scratch.panel, count, a + t * n_in + 4 * tile, n_in, scratch.acc + t * kRows);
+    for_token_groups<kPanelTokens>(whole_operands(n_tokens) / kPanelSide, [&](auto group, int64_t t) {
+      const int8_t* x = a + kPanelSide * (t * width + tqn::kTileCols * tile);
+      gemm_panel<group.size>(scratch.panel, count, x, width, scratch.acc + t * kPanelSide * kRows);
     });
   }
+  if (kPanelSide > 1) split_tokens(scratch.acc, n_tokens);
 }
 
 // What cancels the operands' offset: - kOffset * sum of the activations, by dot products with operands of 1.
@@ -111,11 +157,11 @@ inline int32_t starting_value(const int8_t* a, int64_t n) {
 
 // scratch.acc (n_tokens, 64) = strip * a_t
 template <int K>
-void accumulate_strip(const TqnMatrix& w, int64_t strip, const Activations& x, const Int8Scratch& scratch) {
+void accumulate_strip(const TqnMatrix& w, int64_t strip, const Activations& x, const int8_t* arranged, const Int8Scratch& scratch) {
   const uint8_t* codes = w.codes + strip * int64_t(tqn::strip_bytes(w.n_in, K));
   const int64_t n_tiles = tqn::tiles_per_strip(w.n_in);
   if (x.n_tokens > kDirectTokens)
-    gemm_strip<K>(codes, w.codebook, n_tiles, x.quantized, w.n_in, x.n_tokens, scratch);
+    gemm_strip<K>(codes, w.codebook, n_tiles, arranged, x.n_tokens, scratch);
   else
     for_token_groups<kDirectTokens>(x.n_tokens, [&](auto group, int64_t t) {
       gemv_strip<K, group.size>(codes, w.codebook, n_tiles, x.quantized + t * w.n_in, w.n_in, scratch.start + t, scratch.acc + t * kRows);
@@ -127,9 +173,10 @@ void accumulate_strip(const TqnMatrix& w, int64_t strip, const Activations& x, c
 template <class Finish>
 void for_strips(const TqnMatrix& w, int64_t first, int64_t last, const Activations& x, const Int8Scratch& scratch, const Finish& finish) {
   for (int64_t t = 0; t < x.n_tokens; t++) scratch.start[t] = starting_value(x.quantized + t * w.n_in, w.n_in);
+  const int8_t* arranged = x.n_tokens > kDirectTokens ? arrange(x, scratch.arranged) : nullptr;
   with_format(w.k, [&](auto format) {
     for (int64_t strip = first; strip < last; strip++) {
-      accumulate_strip<format.k>(w, strip, x, scratch);
+      accumulate_strip<format.k>(w, strip, x, arranged, scratch);
       finish(strip);
     }
   });

@@ -13,7 +13,7 @@ namespace tq::kernels::TQ_ISA_NAMESPACE {
 extern const Kernels table;
 const Kernels table = {
     .isa = kName,
-    .linear_scratch_bytes = [](int64_t, int64_t n_tokens) { return Int8Scratch::bytes(n_tokens); },
+    .linear_scratch_bytes = Int8Scratch::bytes,
     .linear_int8 = linear_int8,
     .linear_float = linear_float,
     .accumulate = accumulate,

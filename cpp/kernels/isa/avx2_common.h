@@ -248,3 +248,5 @@ void restore_rows(void* rows) {
 }
 
 }  // namespace tq::kernels::TQ_ISA_NAMESPACE
+
+#include "kernels/isa/dot_panel.h"

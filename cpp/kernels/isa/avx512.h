@@ -125,3 +125,5 @@ template <int K>
 void restore_rows(void*) {}
 
 }  // namespace tq::kernels::avx512
+
+#include "kernels/isa/dot_panel.h"

@@ -151,3 +151,5 @@ class Decoder<8> {
 };
 
 }  // namespace tq::kernels::avx512vbmi
+
+#include "kernels/isa/dot_panel.h"

@@ -4,7 +4,8 @@
 //   Row: a row operand, the four columns of kLanes rows of a tile, each value + kOffset; Acts: the four activations that meet them.
 //   dot: I32 += per lane the 4-way product.  Decoder<K>: cuts a tile into its 64 / kLanes row operands, kTogether at a time.
 //   kDirectTokens: so many tokens are multiplied straight from the decoder's registers.  kPanelRegisters x kPanelTokens: accumulators of
-//   the panel kernels, what the register file holds.
+//   the panel kernels, what the register file holds.  kPanelSide: the tokens, and the tiles, that one operand of the panel kernels takes
+//   (dot_panel.h: 1; neoni8mm.h: 2).
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -93,3 +94,5 @@ template <int K>
 void restore_rows(void*) {}
 
 }  // namespace tq::kernels::scalar
+
+#include "kernels/isa/dot_panel.h"

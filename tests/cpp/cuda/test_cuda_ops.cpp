@@ -215,6 +215,90 @@ TEST("mixture of experts") {
     }
 }
 
+namespace {
+
+// A mixture of packed experts, every third of another format, some with outliers; shared: with an expert that all rows visit.
+struct Mixture {
+  static constexpr int64_t kWidth = 192, kFeedForward = 320;
+  int n_experts, top_k;
+  bool shared, normalize;
+  std::vector<std::unique_ptr<Packed>> packed;
+  std::unique_ptr<Dense> router, shared_router;
+
+  Mixture(int experts, int choices, bool with_shared, bool normalized)
+      : n_experts(experts), top_k(choices), shared(with_shared), normalize(normalized) {
+    Random random{uint64_t(experts)};
+    for (int e = 0; e < n_experts + 1; e++)
+      for (const auto& [o, i] : {std::pair{kFeedForward, kWidth}, std::pair{kFeedForward, kWidth}, std::pair{kWidth, kFeedForward}})
+        packed.push_back(std::make_unique<Packed>(random, o, i, e % 3 == 2 ? 4 : 2, Rotation::hartley_hadamard, e % 2 ? 3 : 0));
+    router = std::make_unique<Dense>(random, n_experts, kWidth, kernels::DType::f32);
+    shared_router = std::make_unique<Dense>(random, 1, kWidth, kernels::DType::f32);
+  }
+
+  // y after `runs` passes over the first n rows of x, starting from zeros.
+  std::vector<float> run(Backend& b, const std::vector<float>& x, int n, int runs) const {
+    std::vector<MatrixPtr> matrices;
+    const auto add = [&](const HostMatrix& h) { return matrices.emplace_back(b.matrix(h)).get(); };
+    const TestPlane in(b, {x.begin(), x.begin() + n * kWidth}, kWidth), y(b, n, kWidth);
+    Op op{.kind = Op::moe};
+    MoeOp& moe = op.moe_op;
+    moe.in = {.kind = LinearInput::rms_norm, .x = in.plane, .eps = 1e-5f};
+    moe.router = add(router->host);
+    for (size_t e = 0; e < size_t(n_experts); e++)
+      moe.gate.push_back(add(packed[3 * e]->host)), moe.up.push_back(add(packed[3 * e + 1]->host)),
+          moe.down.push_back(add(packed[3 * e + 2]->host));
+    if (shared) {
+      const size_t e = size_t(n_experts) * 3;
+      moe.shared_gate = add(packed[e]->host), moe.shared_up = add(packed[e + 1]->host), moe.shared_down = add(packed[e + 2]->host);
+      moe.shared_router = add(shared_router->host);
+    }
+    moe.top_k = top_k, moe.normalize = normalize, moe.alpha = 0.5f, moe.y = y.plane;
+    const auto program = b.prepare({op}, n);
+    for (int i = 0; i < runs; i++) b.run(*program, Rows(n).batch());
+    return read(b, *y.buffer);
+  }
+};
+
+double largest(const std::vector<float>& x) {
+  double most = 0;
+  for (const float v : x) most = std::max(most, double(std::fabs(v)));
+  return most;
+}
+
+}  // namespace
+
+// 40 rows go through the host, which sorts them by expert; up to 32 stay on the device. Both multiply the same int8 values, so that only
+// the order in which a row's experts are added differs.
+TEST("few rows choose their experts on the device, with the result of the way through the host") {
+  const auto b = cuda_backend(Precision::int8), cpu = make_cpu_backend({.threads = 1, .precision = Precision::int8});
+  const Mixture mixtures[] = {{5, 2, false, true}, {5, 5, true, false}, {70, 8, true, true}, {1, 1, false, true}};
+  for (const Mixture& m : mixtures) {
+    if (small_cases() && m.n_experts > 5) continue;
+    Random random{uint64_t(m.top_k)};
+    const std::vector<float> x = random.normals(40 * Mixture::kWidth), expected = m.run(*b, x, 40, 3);
+    for (const int n : {1, 3, 9, 32}) {
+      const std::vector<float> y = m.run(*b, x, n, 3), on_cpu = m.run(*cpu, x, n, 3);
+      double worst = 0, from_cpu = 0;
+      for (size_t i = 0; i < y.size(); i++) {
+        CHECK(std::isfinite(y[i]));
+        worst = std::max(worst, double(std::fabs(y[i] - expected[i]))), from_cpu = std::max(from_cpu, double(std::fabs(y[i] - on_cpu[i])));
+      }
+      // Three passes of at most nine additions, and weights whose exponentials and sums are rounded otherwise: 2^-24 each.
+      CHECK_NEAR(worst / largest(expected), 0, 256 * std::ldexp(1.0, -24));
+      CHECK_NEAR(from_cpu / largest(on_cpu), 0, 0.03);  // a few activations of 192 and 320 rounded the other way, 1/127 each
+    }
+  }
+}
+
+TEST("a router's ties go to the lower expert") {
+  const auto b = cuda_backend(Precision::int8), cpu = make_cpu_backend({.threads = 1, .precision = Precision::int8});
+  Mixture m(40, 3, false, true);
+  std::fill(m.router->f32.begin(), m.router->f32.end(), 0.f);
+  Random random{3};
+  const std::vector<float> x = random.normals(5 * Mixture::kWidth), y = m.run(*b, x, 5, 1), expected = m.run(*cpu, x, 5, 1);
+  for (size_t i = 0; i < y.size(); i++) CHECK_NEAR(y[i], expected[i], 0.03 * largest(expected));
+}
+
 TEST("running out of memory is an error, and the backend goes on") {
   const auto b = cuda_backend(Precision::int8);
   CHECK_THROWS(b->allocate(int64_t(1) << 45), Cause::out_of_memory, "device cuda: cannot allocate");
