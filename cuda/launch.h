@@ -111,6 +111,10 @@ void norm(const float* x, const float* weight, float eps, int rows, int width, f
 void add_norm(const float* x, const float* weight, float eps, float alpha, int rows, int width, float* y, cudaStream_t stream);
 void soft_cap(float* x, float cap, int64_t count, cudaStream_t stream);
 
+// The best k (at most kMaxCandidates) of each row of x (rows, width) as TopOp says; scratch: top_scratch_bytes().
+void top(const float* x, int rows, int width, int k, uint64_t* scratch, Candidate* best, cudaStream_t stream);
+int64_t top_scratch_bytes(int rows, int width, int k);
+
 // y[rows[i]] += alpha * weights[i] * x[i] for count rows of `width`.
 void scatter_add(const float* x, const int32_t* rows, const float* weights, float alpha, int count, int width, float* y,
                  cudaStream_t stream);

@@ -30,6 +30,8 @@ std::vector<QueryRun> find_runs(const Batch& b) {
   return runs;
 }
 
+int top_rows(const TopOp& op) { return int(op.x.buffer->bytes / (op.x.width * int64_t(sizeof(float)))); }
+
 bool same_table(const RopeTable& a, const RopeTable& b) {
   return a.inv_freq == b.inv_freq && a.dims == b.dims && a.magnitude == b.magnitude;
 }
@@ -61,6 +63,7 @@ void CudaProgram::reserve() {
       linear_.reserve(matrices, max_rows_);
     }
     if (op.kind == Op::embed) workspace_.vectors.reserve(max_rows_ * input_scratch_floats(int(op.embed_op.matrix->n_in)) * 4);
+    if (op.kind == Op::top) workspace_.top.reserve(top_scratch_bytes(top_rows(op.top_op), int(op.top_op.x.width), op.top_op.k));
     if (op.kind == Op::moe) moe_.reserve(op.moe_op, max_rows_);
     if (op.kind != Op::attention) continue;
     const AttentionOp& a = op.attention_op;
@@ -164,6 +167,12 @@ void CudaProgram::launch(const Op& op) {
       if (batch_.n_outputs > 0)
         soft_cap(at(op.soft_cap_op.x), op.soft_cap_op.cap, int64_t(batch_.n_outputs) * op.soft_cap_op.x.width, stream_);
       return;
+    case Op::top: {
+      const TopOp& o = op.top_op;
+      if (batch_.n_outputs > 0)
+        top(at(o.x), batch_.n_outputs, int(o.x.width), o.k, workspace_.top.as<uint64_t>(), data<Candidate>(o.best), stream_);
+      return;
+    }
     case Op::moe:
       return moe_.run(op.moe_op, view(op.moe_op.in), batch_.rows);
   }

@@ -59,11 +59,14 @@ class Synthetic {
     for (int64_t i = 0; i < c_.n_layers; i++) add_layer(ops, c_, w_, p_, i);
     add_output(ops, c_, w_, p_);
     program_ = backend_->prepare(ops, 4096);
+    add_best(ops, p_);
+    choosing_ = backend_->prepare(ops, kSlots);
   }
   int64_t memory() const { return backend_->memory_bytes(); }
   int64_t weight_bytes() const { return weight_bytes_; }
+  enum Answer { nothing, logits, best };  // what comes back to the host
   // Seconds of one pass over `rows` rows in each of `slots` slots, from `position` on.
-  double pass(int rows, int slots, int position) {
+  double pass(int rows, int slots, int position, Answer answer = nothing) {
     std::vector<int32_t> tokens, positions, slot, outputs;
     for (int s = 0; s < slots; s++) {
       for (int r = 0; r < rows; r++)
@@ -71,11 +74,18 @@ class Synthetic {
       outputs.push_back((s + 1) * rows - 1);
     }
     const double start = now();
-    backend_->run(*program_, {tokens, positions, slot, outputs});
+    backend_->run(answer == best ? *choosing_ : *program_, {tokens, positions, slot, outputs});
+    if (answer == logits) read(*p_.logits.buffer, logits_, slots * c_.n_vocab);
+    if (answer == best) read(*p_.best, best_, slots * kMaxCandidates);
     return now() - start;
   }
 
  private:
+  template <class T>
+  void read(const Buffer& from, std::vector<T>& to, int64_t n) {
+    to.resize(size_t(n));
+    backend_->download(from, 0, to.data(), n * int64_t(sizeof(T)));
+  }
   void make_weights(int bits, bool tied) {
     Maker make(*backend_, bits);
     const int64_t q = int64_t(c_.n_heads) * c_.head_dim, kv = int64_t(c_.n_kv_heads) * c_.head_dim;
@@ -114,6 +124,8 @@ class Synthetic {
     p_.x = plane(rows, c_.n_embd), p_.q = plane(rows, q), p_.k = plane(rows, kv), p_.v = plane(rows, kv), p_.attn = plane(rows, q);
     if (c_.n_experts == 0) p_.gate = plane(rows, c_.n_ff), p_.up = plane(rows, c_.n_ff);
     p_.logits = plane(kSlots, c_.n_vocab), p_.capacity = kCapacity;
+    buffers_.push_back(backend_->allocate(kSlots * kMaxCandidates * int64_t(sizeof(Candidate))));
+    p_.best = buffers_.back().get();
     for (int64_t i = 0; i < c_.n_layers; i++)
       for (auto* cache : {&p_.k_cache, &p_.v_cache}) cache->push_back(backend_->allocate(p_.cache_bytes(kSlots * kv * kCapacity)));
   }
@@ -123,14 +135,16 @@ class Synthetic {
   Weights w_;
   Planes p_;
   std::vector<BufferPtr> buffers_;
-  std::unique_ptr<Program> program_;
+  std::unique_ptr<Program> program_, choosing_;
+  std::vector<float> logits_;
+  std::vector<Candidate> best_;
   int64_t weight_bytes_ = 0;
 };
 
-double decode_rate(Synthetic& model, int slots) {
-  model.pass(1, slots, 0);
+double decode_rate(Synthetic& model, int slots, Synthetic::Answer answer) {
+  model.pass(1, slots, 0, answer);
   double total = 0;
-  for (int i = 0; i < 128; i++) total += model.pass(1, slots, 1 + i);
+  for (int i = 0; i < 128; i++) total += model.pass(1, slots, 1 + i, answer);
   return 128.0 * slots / total;
 }
 
@@ -144,18 +158,21 @@ double prompt_rate(Synthetic& model, int rows) {
 
 void print_rates(const Shape& shape, int bits) {
   Synthetic m(shape, bits);
-  const double p512 = prompt_rate(m, 512), p4096 = prompt_rate(m, 4096), t1 = decode_rate(m, 1), t8 = decode_rate(m, 8),
-               t32 = decode_rate(m, 32), gib = double(1 << 30);
-  std::printf("%-14s %4d %9.0f %9.0f %9.1f %9.1f %9.1f %9.2f %9.2f\n", shape.config.architecture.c_str(), bits, p512, p4096, t1, t8, t32,
-              double(m.weight_bytes()) / gib, double(m.memory()) / gib);
+  std::printf("%-14s %4d %9.0f %9.0f", shape.config.architecture.c_str(), bits, prompt_rate(m, 512), prompt_rate(m, 4096));
+  for (const auto answer : {Synthetic::best, Synthetic::logits})
+    for (const int slots : {1, 8, 32}) std::printf(" %9.1f", decode_rate(m, slots, answer));
+  const double gib = double(1 << 30);
+  std::printf(" %9.2f %9.2f\n", double(m.weight_bytes()) / gib, double(m.memory()) / gib);
   std::fflush(stdout);
 }
 
-// Of 32 sequences of 4256 positions: the second column of memory holds their cache too.
+// Decoding: 128 tokens of 1, 8 and 32 sequences, whose best tokens, or all logits, come back to the host. Memory: weights; and with the
+// cache of 32 sequences of 4256 positions.
 void shapes(std::vector<Shape> wanted, std::vector<int> bits) {
   if (wanted.empty()) wanted = known_shapes();
   if (bits.empty()) bits = {2, 3, 4, 16};
-  std::printf("%-14s %4s %9s %9s %9s %9s %9s %9s %9s\n", "model", "bits", "pp512", "pp4096", "tg128 b1", "b8", "b32", "weights", "GiB all");
+  std::printf("%-14s %4s %9s %9s %9s %9s %9s %9s %9s %9s %9s %9s\n", "model", "bits", "pp512", "pp4096", "tg128 b1", "b8", "b32",
+              "copied b1", "b8", "b32", "weights", "GiB all");
   for (const Shape& s : wanted)
     for (const int b : bits) print_rates(s, b);
 }

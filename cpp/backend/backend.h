@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend/candidates.h"
 #include "kernels/kernels.h"  // DenseMatrix, AttentionShape
 
 namespace tq {
@@ -118,6 +119,13 @@ struct SoftCapOp {
   Plane x{};
   float cap = 0;
 };
+// The best `k` (1 to kMaxCandidates) tokens of each output row of x: best (output rows, k) Candidate, descending, ties to the lower token,
+// kNoCandidate where a row has no more numbers above -inf.
+struct TopOp {
+  Plane x{};
+  int k = 1;
+  Buffer* best = nullptr;
+};
 // Mixture of experts: route = softmax or sigmoid of router x, the top_k experts' gated layers, weighted; y += sum.
 struct MoeOp {
   LinearInput in;
@@ -131,13 +139,14 @@ struct MoeOp {
   Plane y;
 };
 struct Op {
-  enum Kind : uint8_t { embed, linear, norm, add_norm, attention, soft_cap, moe } kind;
+  enum Kind : uint8_t { embed, linear, norm, add_norm, attention, soft_cap, top, moe } kind;
   EmbedOp embed_op{};
   LinearOp linear_op{};
   NormOp norm_op{};
   AddNormOp add_norm_op{};
   AttentionOp attention_op{};
   SoftCapOp soft_cap_op{};
+  TopOp top_op{};
   MoeOp moe_op{};
 };
 

@@ -63,7 +63,7 @@ struct Context::Impl {
   Stage& run_to_last(const Batch& b) {
     const int64_t n = int64_t(b.tokens.size());
     for (size_t i = 0; i + 1 < stages.size(); i++) {
-      stages[i]->run(b);
+      stages[i]->run(Stage::logits, b);
       stages[i]->get(between, n);
       stages[i + 1]->put(between, n);
     }
@@ -74,27 +74,41 @@ struct Context::Impl {
     for (size_t r = 0; r < b.tokens.size(); r++) filled[size_t(b.slots[r])] = int64_t(b.positions[r]) + 1;
   }
 
-  // The first rows' logits come with the pass itself, further ones from the output layer alone.
-  void run_logits(Batch b, float* out) {
+  // The first rows' logits come with the pass itself, further ones from the output layer alone. get(stage, first, n) takes rows
+  // [first, first + n) of the output, which are the stage's first n.
+  template <class Get>
+  void run_output(Batch b, Stage::Pass pass, Stage::Pass more, Get&& get) {
     const auto all = b.output_rows;
     const auto rows_from = [&](size_t done) { return all.subspan(done, std::min(all.size() - done, size_t(kLogitRows))); };
     b.output_rows = rows_from(0);
+    logit_rows = 0;
     Stage& last = run_to_last(b);
-    last.run(b);
+    last.run(pass, b);
     fill(b);
     for (size_t done = 0; done < all.size(); done += size_t(kLogitRows)) {
       b.output_rows = rows_from(done);
-      if (done > 0) last.run_output(b);
-      last.get_logits(out, int64_t(b.output_rows.size()));
-      out += int64_t(b.output_rows.size()) * c.n_vocab;
+      if (done > 0) last.run(more, b);
+      get(last, int64_t(done), int64_t(b.output_rows.size()));
     }
+    if (all.size() <= size_t(kLogitRows)) logit_rows = int64_t(all.size());
+  }
+
+  void run_logits(const Batch& b, float* out) {
+    run_output(b, Stage::logits, Stage::more_logits,
+               [&](const Stage& stage, int64_t first, int64_t n) { stage.get_logits(out + first * c.n_vocab, 0, n); });
+  }
+
+  void run_best(const Batch& b, Candidate* out) {
+    run_output(b, Stage::best, Stage::more_best,
+               [&](const Stage& stage, int64_t first, int64_t n) { stage.get_best(out + first * kMaxCandidates, n); });
   }
 
   void run_hidden(Batch b, float* out) {
     const auto rows = b.output_rows;
     b.output_rows = {};
+    logit_rows = 0;
     Stage& last = run_to_last(b);
-    last.run_hidden(b);
+    last.run(Stage::hidden, b);
     fill(b);
     for (const int32_t r : rows) last.get_hidden(out, r), out += c.n_embd;
   }
@@ -130,6 +144,7 @@ struct Context::Impl {
   std::vector<std::unique_ptr<Stage>> stages;  // one a device, in the order of layers
   std::vector<float> between;                  // rows on their way from one device to the next
   std::vector<int64_t> filled;                 // positions in the cache, per slot
+  int64_t logit_rows = 0;                      // output rows of the latest pass whose logits the last stage holds
   mutable std::mutex mutex;
 };
 
@@ -151,22 +166,37 @@ Context::Context(std::shared_ptr<Model> model, const ContextOptions& options)
     : model_(std::move(model)), options_(checked(*model_, options)), impl_(std::make_unique<Impl>(*model_, options_)) {}
 Context::~Context() = default;
 
-static void check_output(std::span<float> out, size_t rows, int64_t width) {
-  if (out.size() != rows * size_t(width))
-    invalid("room for " + std::to_string(out.size()) + " floats, expected " + std::to_string(rows * size_t(width)));
+static void check_output(size_t room, size_t rows, int64_t width) {
+  if (room != rows * size_t(width))
+    invalid("room for " + std::to_string(room) + " values, expected " + std::to_string(rows * size_t(width)));
 }
 
 void Context::forward(const Batch& batch, std::span<float> logits) {
   std::lock_guard lock(impl_->mutex);
   impl_->check(batch);
-  check_output(logits, batch.output_rows.size(), model_->config().n_vocab);
+  check_output(logits.size(), batch.output_rows.size(), model_->config().n_vocab);
   impl_->run_logits(batch, logits.data());
+}
+
+void Context::forward_best(const Batch& batch, std::span<Candidate> best) {
+  std::lock_guard lock(impl_->mutex);
+  impl_->check(batch);
+  check_output(best.size(), batch.output_rows.size(), kMaxCandidates);
+  impl_->run_best(batch, best.data());
+}
+
+void Context::read_logits(int64_t row, std::span<float> logits) const {
+  std::lock_guard lock(impl_->mutex);
+  if (row < 0 || row >= impl_->logit_rows)
+    invalid("output row " + std::to_string(row) + ": the latest pass left the logits of " + std::to_string(impl_->logit_rows));
+  check_output(logits.size(), 1, model_->config().n_vocab);
+  impl_->stages.back()->get_logits(logits.data(), row, 1);
 }
 
 void Context::embed(const Batch& batch, std::span<float> hidden) {
   std::lock_guard lock(impl_->mutex);
   impl_->check(batch);
-  check_output(hidden, batch.output_rows.size(), model_->config().n_embd);
+  check_output(hidden.size(), batch.output_rows.size(), model_->config().n_embd);
   impl_->run_hidden(batch, hidden.data());
 }
 

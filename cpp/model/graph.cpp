@@ -122,6 +122,12 @@ void add_output(std::vector<Op>& ops, const Config& c, const Weights& w, const P
   ops.push_back(cap);
 }
 
+void add_best(std::vector<Op>& ops, const Planes& p) {
+  Op op{.kind = Op::top};
+  op.top_op = {.x = p.logits, .k = kMaxCandidates, .best = p.best};
+  ops.push_back(op);
+}
+
 void add_hidden(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p) {
   Op op{.kind = Op::norm};
   op.norm_op = {.x = p.x, .groups = 1, .weight = w.output_norm.get(), .eps = c.norm_eps, .y = p.hidden};

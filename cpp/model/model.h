@@ -125,6 +125,11 @@ class Context {
   // One pass over at most n_batch rows; logits: (output_rows, n_vocab) float32 or empty when no rows are asked for.
   // Throws invalid_argument naming the row and value for a token, slot or position out of range.
   void forward(const Batch& batch, std::span<float> logits);
+  // The same, but of each output row only the best tokens: (output_rows, kMaxCandidates), descending, ties to the lower token, kNoCandidate
+  // where there are no more above -inf.
+  void forward_best(const Batch& batch, std::span<Candidate> best);
+  // The logits (n_vocab) of output row `row` of the latest pass, which must have had at most 64 of them.
+  void read_logits(int64_t row, std::span<float> logits) const;
   // Final hidden states (after the output norm) of the output rows instead of logits, (output_rows, n_embd).
   void embed(const Batch& batch, std::span<float> hidden);
   // Cache of one slot's first n positions as bytes (save_state), and back.

@@ -25,6 +25,8 @@ int32_t argmax(std::span<const float> logits) {
   return best;
 }
 
+[[noreturn]] void fail_empty() { throw Error(Cause::invalid_argument, "logits: none is above -inf"); }
+
 }  // namespace
 
 Sampler::Sampler(const SamplerOptions& o) : options_(o), rng_(o.seed) {
@@ -63,23 +65,10 @@ std::span<const float> Sampler::penalize(std::span<const float> logits, std::spa
   return penalized_;
 }
 
-// A heap of the k best: most logits fail one comparison with its worst.
-void Sampler::take_top_k(std::span<const float> logits, size_t k) {
-  const auto better = [](const Candidate& a, const Candidate& b) { return a.logit > b.logit || (a.logit == b.logit && a.token < b.token); };
+void Sampler::take_best(std::span<const Candidate> best) {
   candidates_.clear();
-  float worst = -INFINITY;
-  for (size_t i = 0; i < logits.size(); i++) {
-    if (!(logits[i] > worst)) continue;
-    if (candidates_.size() == k) {
-      std::pop_heap(candidates_.begin(), candidates_.end(), better);
-      candidates_.back() = {logits[i], 0, int32_t(i)};
-    } else {
-      candidates_.push_back({logits[i], 0, int32_t(i)});
-    }
-    std::push_heap(candidates_.begin(), candidates_.end(), better);
-    if (candidates_.size() == k) worst = candidates_.front().logit;
-  }
-  std::sort_heap(candidates_.begin(), candidates_.end(), better);
+  for (const Candidate& c : best)
+    if (c.token >= 0) candidates_.push_back({c.logit, 0, c.token});
   sorted_ = true;
 }
 
@@ -93,20 +82,20 @@ void Sampler::take_all(std::span<const float> logits) {
 // p of each candidate among those left.
 void Sampler::softmax() {
   float max = -INFINITY;
-  for (const Candidate& c : candidates_) max = std::max(max, c.logit);
+  for (const Weighted& c : candidates_) max = std::max(max, c.logit);
   double sum = 0;
-  for (Candidate& c : candidates_) sum += c.p = max == INFINITY ? float(c.logit == INFINITY) : std::exp(c.logit - max);
-  for (Candidate& c : candidates_) c.p = float(c.p / sum);
+  for (Weighted& c : candidates_) sum += c.p = max == INFINITY ? float(c.logit == INFINITY) : std::exp(c.logit - max);
+  for (Weighted& c : candidates_) c.p = float(c.p / sum);
 }
 
 // Locally typical sampling: tokens whose surprise is nearest to the entropy, up to the mass typical_p.
 void Sampler::keep_typical() {
   softmax();
   double entropy = 0;
-  for (const Candidate& c : candidates_)
+  for (const Weighted& c : candidates_)
     if (c.p > 0) entropy -= c.p * std::log(double(c.p));
-  const auto distance = [entropy](const Candidate& c) { return c.p > 0 ? std::fabs(-std::log(double(c.p)) - entropy) : INFINITY; };
-  std::sort(candidates_.begin(), candidates_.end(), [&](const Candidate& a, const Candidate& b) {
+  const auto distance = [entropy](const Weighted& c) { return c.p > 0 ? std::fabs(-std::log(double(c.p)) - entropy) : INFINITY; };
+  std::sort(candidates_.begin(), candidates_.end(), [&](const Weighted& a, const Weighted& b) {
     const double da = distance(a), db = distance(b);
     return da < db || (da == db && a.token < b.token);
   });
@@ -122,15 +111,15 @@ void Sampler::drop_tail() {
   constexpr size_t kBuckets = 256;
   constexpr float kPerLogit = 8;  // buckets; the last takes everything 32 and more below the best
   float max = -INFINITY;
-  for (const Candidate& c : candidates_) max = std::max(max, c.logit);
-  const auto bucket = [max](const Candidate& c) { return size_t(std::min((max - c.logit) * kPerLogit, float(kBuckets - 1))); };
+  for (const Weighted& c : candidates_) max = std::max(max, c.logit);
+  const auto bucket = [max](const Weighted& c) { return size_t(std::min((max - c.logit) * kPerLogit, float(kBuckets - 1))); };
   if (max == INFINITY) return;
   std::array<double, kBuckets> mass{};
-  for (const Candidate& c : candidates_) mass[bucket(c)] += c.p;
+  for (const Weighted& c : candidates_) mass[bucket(c)] += c.p;
   size_t last = 0;
   for (double reached = mass[0]; reached < options_.top_p && last + 1 < kBuckets;) reached += mass[++last];
   last = std::min(last + 1, kBuckets - 1);  // one more: the sums above were rounded in another order
-  std::erase_if(candidates_, [&](const Candidate& c) { return bucket(c) > last; });
+  std::erase_if(candidates_, [&](const Weighted& c) { return bucket(c) > last; });
 }
 
 // The most probable candidates, in descending order, that together reach top_p; at least one.
@@ -139,7 +128,7 @@ void Sampler::keep_top_p() {
   if (!sorted_) {
     drop_tail();
     std::sort(candidates_.begin(), candidates_.end(),
-              [](const Candidate& a, const Candidate& b) { return a.p > b.p || (a.p == b.p && a.token < b.token); });
+              [](const Weighted& a, const Weighted& b) { return a.p > b.p || (a.p == b.p && a.token < b.token); });
     sorted_ = true;
   }
   double reached = 0;
@@ -150,37 +139,60 @@ void Sampler::keep_top_p() {
 
 void Sampler::keep_min_p() {
   float max = -INFINITY;
-  for (const Candidate& c : candidates_) max = std::max(max, c.logit);
+  for (const Weighted& c : candidates_) max = std::max(max, c.logit);
   const float least = max + std::log(options_.min_p);
-  std::erase_if(candidates_, [least](const Candidate& c) { return c.logit < least; });
+  std::erase_if(candidates_, [least](const Weighted& c) { return c.logit < least; });
 }
 
 int32_t Sampler::draw() {
-  for (Candidate& c : candidates_) c.logit /= options_.temperature;
+  for (Weighted& c : candidates_) c.logit /= options_.temperature;
   softmax();
   double point = double(rng_() >> 11) * 0x1p-53;  // uniform in [0, 1); the standard's distributions differ between libraries
-  for (const Candidate& c : candidates_)
+  for (const Weighted& c : candidates_)
     if ((point -= c.p) < 0) return c.token;
   return std::max_element(candidates_.begin(), candidates_.end(), [](auto& a, auto& b) { return a.p < b.p; })
       ->token;  // p summed to just below 1
+}
+
+// What the stages after top-k leave.
+int32_t Sampler::choose() {
+  if (candidates_.empty()) fail_empty();
+  if (options_.typical_p < 1) keep_typical();
+  if (options_.top_p < 1) keep_top_p();
+  if (options_.min_p > 0) keep_min_p();
+  return draw();
 }
 
 int32_t Sampler::sample(std::span<const float> original, std::span<const int32_t> history) {
   const std::span<const float> logits = penalizes() ? penalize(original, history) : original;
   if (options_.temperature <= 0) {
     const int32_t best = argmax(logits);
-    if (best < 0) throw Error(Cause::invalid_argument, "logits: none of " + std::to_string(logits.size()) + " is above -inf");
+    if (best < 0) fail_empty();
     return best;
   }
-  if (options_.top_k > 0 && size_t(options_.top_k) < logits.size())
-    take_top_k(logits, size_t(options_.top_k));
-  else
+  if (options_.top_k > 0 && size_t(options_.top_k) < logits.size()) {
+    best_.resize(size_t(options_.top_k));
+    best_.resize(size_t(tq::take_best(logits.data(), int64_t(logits.size()), options_.top_k, best_.data())));
+    take_best(best_);
+  } else {
     take_all(logits);
-  if (candidates_.empty()) throw Error(Cause::invalid_argument, "logits: none of " + std::to_string(logits.size()) + " is above -inf");
-  if (options_.typical_p < 1) keep_typical();
-  if (options_.top_p < 1) keep_top_p();
-  if (options_.min_p > 0) keep_min_p();
-  return draw();
+  }
+  return choose();
+}
+
+int Sampler::needed_candidates(int64_t n_vocab) const {
+  if (penalizes()) return 0;
+  if (options_.temperature <= 0) return 1;
+  return options_.top_k > 0 && options_.top_k < n_vocab && options_.top_k <= kMaxCandidates ? options_.top_k : 0;
+}
+
+int32_t Sampler::sample_best(std::span<const Candidate> best) {
+  if (options_.temperature > 0) {
+    take_best(best);
+    return choose();
+  }
+  if (best.empty() || best[0].token < 0) fail_empty();
+  return best[0].token;
 }
 
 }  // namespace tq

@@ -8,10 +8,7 @@ Stage::Stage(const Model& model, const Part& part, const ContextOptions& options
     : model_(model), part_(part), config_(model.config()), options_(options) {
   allocate_planes();
   allocate_cache(options.cache);
-  std::vector<Op> ops;
-  add_body(ops);
-  if (last()) add_output(ops, config_, model_.weights(), planes_);
-  pass_ = prepare(std::move(ops));
+  program(logits);
 }
 
 BufferPtr Stage::allocate(int64_t bytes) {
@@ -32,7 +29,10 @@ void Stage::allocate_planes() {
   p.q = plane(rows, q_width), p.k = plane(rows, kv_width), p.v = plane(rows, kv_width), p.attn = plane(rows, q_width);
   if (c.n_experts == 0) p.gate = plane(rows, c.n_ff), p.up = plane(rows, c.n_ff);
   if (c.post_norms) p.branch = plane(rows, c.n_embd);
-  if (last()) p.logits = plane(std::min(rows, kLogitRows), c.n_vocab);
+  if (!last()) return;
+  p.logits = plane(std::min(rows, kLogitRows), c.n_vocab);
+  buffers_.push_back(allocate(std::min(rows, kLogitRows) * kMaxCandidates * int64_t(sizeof(Candidate))));
+  p.best = buffers_.back().get();
 }
 
 void Stage::allocate_cache(CacheType type) {
@@ -49,26 +49,19 @@ void Stage::add_body(std::vector<Op>& ops) const {
   for (int64_t layer = part_.first; layer < part_.last; layer++) add_layer(ops, config_, model_.weights(), planes_, layer);
 }
 
-std::unique_ptr<Program> Stage::prepare(std::vector<Op> ops) const { return part_.backend->prepare(std::move(ops), options_.n_batch); }
-
-void Stage::run_output(const Batch& batch) {
-  if (!output_) {
-    std::vector<Op> ops;
-    add_output(ops, config_, model_.weights(), planes_);
-    output_ = prepare(std::move(ops));
-  }
-  part_.backend->run(*output_, batch);
-}
-
-void Stage::run_hidden(const Batch& batch) {
-  if (!hidden_) {
-    planes_.hidden = plane(options_.n_batch, config_.n_embd);
-    std::vector<Op> ops;
-    add_body(ops);
+Program& Stage::program(Pass pass) {
+  std::unique_ptr<Program>& program = programs_[pass];
+  if (program) return *program;
+  if (pass == hidden && !planes_.hidden) planes_.hidden = plane(options_.n_batch, config_.n_embd);
+  std::vector<Op> ops;
+  if (pass != more_logits && pass != more_best) add_body(ops);
+  if (pass == hidden)
     add_hidden(ops, config_, model_.weights(), planes_);
-    hidden_ = prepare(std::move(ops));
-  }
-  part_.backend->run(*hidden_, batch);
+  else if (last())
+    add_output(ops, config_, model_.weights(), planes_);
+  if (pass == best || pass == more_best) add_best(ops, planes_);
+  program = part_.backend->prepare(std::move(ops), options_.n_batch);
+  return *program;
 }
 
 void Stage::get(std::vector<float>& rows, int64_t n) const {
@@ -80,8 +73,13 @@ void Stage::put(const std::vector<float>& rows, int64_t n) {
   part_.backend->upload(*planes_.x.buffer, 0, rows.data(), n * config_.n_embd * int64_t(sizeof(float)));
 }
 
-void Stage::get_logits(float* out, int64_t n) const {
-  if (n > 0) part_.backend->download(*planes_.logits.buffer, 0, out, n * config_.n_vocab * int64_t(sizeof(float)));
+void Stage::get_logits(float* out, int64_t first, int64_t n) const {
+  const int64_t row = config_.n_vocab * int64_t(sizeof(float));
+  if (n > 0) part_.backend->download(*planes_.logits.buffer, first * row, out, n * row);
+}
+
+void Stage::get_best(Candidate* out, int64_t n) const {
+  if (n > 0) part_.backend->download(*planes_.best, 0, out, n * kMaxCandidates * int64_t(sizeof(Candidate)));
 }
 
 void Stage::get_hidden(float* out, int64_t row) const {

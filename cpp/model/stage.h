@@ -1,5 +1,6 @@
 // One device's share of a context: its layers' activations, cache and programs.
 #pragma once
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>
@@ -13,14 +14,16 @@ inline constexpr int64_t kLogitRows = 64;  // logits computed at once; more outp
 class Stage {
  public:
   Stage(const Model& model, const Part& part, const ContextOptions& options);
-  // One pass through this stage's layers. The first stage starts at the tokens, others where put() left the rows; the last computes logits.
-  void run(const Batch& batch) { part_.backend->run(*pass_, batch); }
-  void run_output(const Batch& batch);  // the last stage: the logits of other rows of the pass before
-  void run_hidden(const Batch& batch);  // the last stage: the same as run(), ending in hidden states
+  // Passes through this stage's layers, which the last stage ends in logits, in the best tokens too, or in hidden states; and the output
+  // layer alone, for other rows of the pass before.
+  enum Pass : uint8_t { logits, best, hidden, more_logits, more_best, kPasses };
+  // The first stage starts at the tokens, others where put() left the rows.
+  void run(Pass pass, const Batch& batch) { part_.backend->run(program(pass), batch); }
 
   void get(std::vector<float>& rows, int64_t n) const;  // the residual stream after run()
   void put(const std::vector<float>& rows, int64_t n);
-  void get_logits(float* out, int64_t n) const;  // the first n rows
+  void get_logits(float* out, int64_t first, int64_t n) const;
+  void get_best(Candidate* out, int64_t n) const;  // the first n rows
   void get_hidden(float* out, int64_t row) const;
 
   bool has_layer(int64_t layer) const { return layer >= part_.first && layer < part_.last; }
@@ -36,7 +39,7 @@ class Stage {
   void allocate_planes();
   void allocate_cache(CacheType type);
   void add_body(std::vector<Op>& ops) const;
-  std::unique_ptr<Program> prepare(std::vector<Op> ops) const;
+  Program& program(Pass pass);
   bool first() const { return part_.first == 0; }
   bool last() const { return part_.last == config_.n_layers; }
 
@@ -47,7 +50,7 @@ class Stage {
   Planes planes_;
   std::vector<BufferPtr> buffers_;
   int64_t bytes_ = 0;
-  std::unique_ptr<Program> pass_, output_, hidden_;  // the last two are made when first asked for
+  std::unique_ptr<Program> programs_[kPasses];  // made when first asked for
 };
 
 }  // namespace tq

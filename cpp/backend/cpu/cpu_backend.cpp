@@ -150,6 +150,7 @@ class CpuBackend final : public Backend {
       case Op::attention:
         return "attention";
       case Op::soft_cap:
+      case Op::top:
         return "output";
       case Op::moe:
         return "experts";
@@ -171,6 +172,8 @@ class CpuBackend final : public Backend {
         return make_attention(op.attention_op, find_angles(program, op.attention_op.rope));
       case Op::soft_cap:
         return make_soft_cap(op.soft_cap_op);
+      case Op::top:
+        return make_top(op.top_op);
       case Op::moe:
         return make_moe(op.moe_op, precision_);
     }

@@ -74,6 +74,23 @@ class SoftCapStep final : public Step {
   SoftCapOp op_;
 };
 
+class TopStep final : public Step {
+ public:
+  explicit TopStep(const TopOp& op) : op_(op) {}
+  ScratchBytes scratch(const Kernels&, const Limits&) const override { return {}; }
+  void run(Worker& w) override {
+    const Range mine = w.share(int64_t(w.batch.output_rows.size()));
+    for (int64_t r = mine.first; r < mine.last; r++) {
+      Candidate* best = data<Candidate>(op_.best) + r * op_.k;
+      const int64_t count = take_best(row(op_.x, r), op_.x.width, op_.k, best);
+      std::fill(best + count, best + op_.k, kNoCandidate);
+    }
+  }
+
+ private:
+  TopOp op_;
+};
+
 class AnglesStep final : public Step {
  public:
   explicit AnglesStep(const Angles& angles) : angles_(angles) {}
@@ -100,6 +117,7 @@ StepPtr make_embed(const EmbedOp& op) { return std::make_unique<EmbedStep>(op); 
 StepPtr make_norm(const NormOp& op) { return std::make_unique<NormStep>(op); }
 StepPtr make_add_norm(const AddNormOp& op) { return std::make_unique<AddNormStep>(op); }
 StepPtr make_soft_cap(const SoftCapOp& op) { return std::make_unique<SoftCapStep>(op); }
+StepPtr make_top(const TopOp& op) { return std::make_unique<TopStep>(op); }
 StepPtr make_angles(const Angles& angles) { return std::make_unique<AnglesStep>(angles); }
 
 }  // namespace tq::cpu

@@ -124,6 +124,7 @@ StepPtr make_embed(const EmbedOp& op);
 StepPtr make_norm(const NormOp& op);
 StepPtr make_add_norm(const AddNormOp& op);
 StepPtr make_soft_cap(const SoftCapOp& op);
+StepPtr make_top(const TopOp& op);
 StepPtr make_angles(const Angles& angles);
 StepPtr make_linear(const LinearOp& op, Precision precision);
 StepPtr make_attention(const AttentionOp& op, const Angles* angles);

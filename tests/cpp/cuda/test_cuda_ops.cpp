@@ -299,6 +299,44 @@ TEST("a router's ties go to the lower expert") {
   for (size_t i = 0; i < y.size(); i++) CHECK_NEAR(y[i], expected[i], 0.03 * largest(expected));
 }
 
+TEST("the best tokens of each output row") {
+  const auto b = cuda_backend(Precision::int8);
+  for (const int width : {1, 3, 96, 4096, 4097, 128256, 300000})
+    for (const int rows : {1, 3, 33}) {
+      if (small_cases() && width * rows > 20000) continue;
+      Random random{uint64_t(width + rows)};
+      std::vector<float> x = random.normals(int64_t(rows) * width);
+      for (size_t i = 0; i < x.size(); i++) {
+        if (i % 5 == 0) x[i] = std::round(x[i]);  // ties, zeros of both signs
+        if (i % 97 == 1) x[i] = i % 2 ? NAN : -INFINITY;
+      }
+      if (width > 3) x[3] = INFINITY;
+      for (const int k : {1, 40, kMaxCandidates}) {
+        const TestPlane in(*b, x, width);
+        const BufferPtr best = b->allocate(rows * k * int64_t(sizeof(Candidate)));
+        Op op{.kind = Op::top};
+        op.top_op = {in.plane, k, best.get()};
+        Rows batch(rows);
+        for (int r = 0; r < rows; r++) batch.outputs.push_back(r);
+        const auto program = b->prepare({op}, rows);
+        for (int run = 0; run < 2; run++) b->run(*program, batch.batch());
+        std::vector<Candidate> found(size_t(rows * k)), expected(static_cast<size_t>(k));
+        b->download(*best, 0, found.data(), best->bytes);
+        int wrong = 0;
+        for (int r = 0; r < rows; r++) {
+          std::fill(expected.begin(), expected.end(), kNoCandidate);
+          take_best(&x[size_t(r) * size_t(width)], width, k, expected.data());
+          for (int i = 0; i < k; i++) {
+            const Candidate &a = found[size_t(r * k + i)], &e = expected[size_t(i)];
+            wrong += a.token != e.token || a.logit != e.logit;
+          }
+        }
+        if (wrong) std::fprintf(stderr, "width %d, %d rows, k %d: %d wrong\n", width, rows, k, wrong);
+        CHECK_EQ(wrong, 0);
+      }
+    }
+}
+
 TEST("running out of memory is an error, and the backend goes on") {
   const auto b = cuda_backend(Precision::int8);
   CHECK_THROWS(b->allocate(int64_t(1) << 45), Cause::out_of_memory, "device cuda: cannot allocate");
