@@ -16,7 +16,7 @@ from turboquant_native.conversion import Options, make_plan, write_model
 from turboquant_native.end_loss import KINDS, GradientMeter, check_available, token_weights
 from turboquant_native.errors import ConvertError
 from turboquant_native.journal import Journal
-from turboquant_native.quantizer import Effort, Quantizer, Request
+from turboquant_native.quantizer import Effort, Quantizer, Request, _logits
 from turboquant_native.sources import open_source
 
 READERS = {
@@ -201,3 +201,22 @@ def test_conversions_with_gradients_go_on_to_the_identical_file(folder: Path, tm
     whole, parts, plain = ((tmp_path / f"{name}.gguf").read_bytes() for name in ("whole", "parts", "plain"))
     assert whole == parts != plain
     assert _core.GgufFile(tmp_path / "whole.gguf").quantized()
+
+
+DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "granite")
+
+
+@pytest.mark.parametrize("model_type", DENSE)
+def test_every_dense_architecture_has_gradients(tmp_path: Path, model_type: str) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    ids = {"vocab_size": 320, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
+    config = transformers.AutoConfig.for_model(model_type, **sizes, **ids, head_dim=12, max_position_embeddings=64)
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).float().save_pretrained(tmp_path)
+    source = open_source(str(tmp_path), None, None)
+    write_model(source, make_plan(source, Options(outtype="f32")), tmp_path / "m.gguf")
+    meter, window = GradientMeter(source, 0), windows(1)
+    meter.check_agrees(_logits(_core.Model(str(tmp_path / "m.gguf"), precision="f32", threads=1), window[0]), window[0])
+    assert (meter.measure(window, tmp_path / "kept") > 0).all()
