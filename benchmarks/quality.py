@@ -75,6 +75,8 @@ def ablation() -> Iterator[Case]:
     for bpw in (2.67, 3.5):
         yield Case(f"{bpw} bpw: all stages", Options(), {"bpw": bpw})
         yield Case(f"{bpw} bpw: no outliers", Options(), {"bpw": bpw, "auto_outliers": False})
+        if bpw < 3:
+            yield Case(f"{bpw} bpw: tokens weighted by the end loss's gradients", Options(), {"bpw": bpw, "hessian": "end-loss"})
         yield Case(f"{bpw} bpw: ends higher, no allocation", Options(), {"bpw": bpw}, maker=EndsHigher)
 
 

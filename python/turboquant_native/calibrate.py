@@ -6,7 +6,8 @@ Every matrix is asked to give, on the inputs it will really see, what the origin
 
 Solved in closed form this moves the target from W to W + (W (C - H) + B) (H + damping)^-1 with H = E[x' x'^T], C = E[x x'^T], and for the
 matrices that write to the residual stream B = E[r x'^T], r being the stream's error so far, which they are asked to repair. Half of both
-corrections is applied (docs/quality.md: the whole of them fits noise). The target is rounded with error feedback under H.
+corrections is applied (docs/quality.md: the whole of them fits noise). The target is rounded with error feedback under H, in which tokens
+may have weights; in the corrections all count alike, since fewer would fit more noise.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Settings:
 
 
 class SiteStatistics:
-    """Means over tokens at one input site: H = E[x' x'^T], where the original's rows are known C = E[x x'^T], and B = E[d x'^T] where what
-    the outputs lack, d, is."""
+    """Means over tokens at one input site: H = E[x' x'^T], where the original's rows are known C = E[x x'^T], B = E[d x'^T] where what the
+    outputs lack, d, is, and E[w x' x'^T] where tokens have weights w."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -66,17 +67,17 @@ class SiteStatistics:
         self._sums: dict[str, Floats] = {}
 
     def add(self, x: Floats, reference: Floats | None = None, lacking: Floats | None = None, weight: Floats | None = None) -> None:
-        """Rows x (n, width), the original's rows, and what the matrix is asked to add to its outputs (n, n_out); (n,) how much each row
-        counts, None: all the same. All are copied."""
-        root = None if weight is None else np.sqrt(weight)[:, None]
+        """Rows x (n, width), the original's rows, what the matrix is asked to add to its outputs (n, n_out), and how much each row counts
+        for error feedback (n,). All are copied."""
+        weighted = None if weight is None else weight[:, None] * x
         for first in range(0, len(x), _BATCH_ROWS):
             part = slice(first, first + _BATCH_ROWS)
             if self._waiting + len(x[part]) > _BATCH_ROWS:
                 self._multiply()
-            for name, rows in (("h", x), ("c", reference), ("b", lacking)):
+            for name, rows in (("h", x), ("c", reference), ("b", lacking), ("w", weighted)):
                 if rows is not None:
                     waiting = self._rows.setdefault(name, np.empty((_BATCH_ROWS, rows.shape[1]), np.float32))
-                    waiting[self._waiting : self._waiting + len(x[part])] = rows[part] if root is None else root[part] * rows[part]
+                    waiting[self._waiting : self._waiting + len(x[part])] = rows[part]
             self._waiting += len(x[part])
         self.rows += len(x)
 
@@ -104,6 +105,12 @@ class SiteStatistics:
         """(width, width), symmetric; None where no row came by or all were zero."""
         h = self._mean("h")
         return None if h is None or not h.any() else (h + h.T) / 2
+
+    @property
+    def weighted_hessian(self) -> Floats | None:
+        """The same with the tokens' weights; the Hessian itself where there are none."""
+        h = self._mean("w")
+        return self.hessian if h is None or not h.any() else (h + h.T) / 2
 
     def target(self, w: Floats, settings: Settings) -> Floats:
         """What to round in place of w (n_out, width)."""
@@ -185,7 +192,7 @@ class SequentialRounder:
         output_hessian: (n_embd, n_embd) of the output matrix's input in the original; needed where it is tied to the embedding.
         frequency: (n_vocab,) mean probability of each token: how much the rows of the output matrix count.
         threads: 0: all cores.
-        weights: site -> (windows * seq_len,) how much each token counts there; sites that are not named weight all alike.
+        weights: site -> (windows * seq_len,) how much each token counts there in error feedback; sites not named weight all alike.
     """
 
     def __init__(
@@ -334,7 +341,7 @@ class SequentialRounder:
     def _round(self, name: str, w: Floats, statistics: SiteStatistics, progress: Callable[[int], None]) -> QuantizedMatrix:
         """The matrix rounded on these statistics; what follows is run with it."""
         with self.watch("targets"):
-            hessian = statistics.hessian
+            hessian = statistics.weighted_hessian
             target = statistics.target(w, self._settings)
         with self.watch("encoding"):
             spec = replace(self._specs[name], damping=self._settings.damping)
