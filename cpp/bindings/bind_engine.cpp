@@ -86,6 +86,22 @@ py::array_t<float> embed(ContextHandle& handle, const IntArray& tokens, const In
   return hidden;
 }
 
+py::array_t<Candidate> forward_best(ContextHandle& handle, const IntArray& tokens, const IntArray& positions, const IntArray& slots,
+                                    const IntArray& output_rows) {
+  const Batch batch = batch_of(tokens, positions, slots, output_rows);
+  py::array_t<Candidate> best({py::ssize_t(batch.output_rows.size()), py::ssize_t(kMaxCandidates)});
+  const std::span<Candidate> out(best.mutable_data(), size_t(best.size()));
+  handle.use([&](Context& context) { context.forward_best(batch, out); });
+  return best;
+}
+
+py::array_t<float> read_logits(ContextHandle& handle, int64_t row) {
+  py::array_t<float> logits(handle.n_vocab);
+  const auto out = floats(logits);
+  handle.use([&](Context& context) { context.read_logits(row, out); });
+  return logits;
+}
+
 enum class Wanted { last, all, none };
 
 Wanted parse_wanted(const std::string& name) {
@@ -95,8 +111,10 @@ Wanted parse_wanted(const std::string& name) {
   throw Error(Cause::invalid_argument, "logits: \"" + name + "\" is not \"last\", \"all\" or \"none\"");
 }
 
-// Tokens of one slot, cut into batches.
-void eval_batches(Context& context, std::span<const int32_t> tokens, int64_t position, int32_t slot, Wanted wanted, float* out) {
+// Tokens of one slot, cut into batches; forward(batch) runs each.
+template <class Forward>
+void eval_batches(const Context& context, std::span<const int32_t> tokens, int64_t position, int32_t slot, Wanted wanted,
+                  Forward&& forward) {
   const size_t n_batch = size_t(context.n_batch());
   std::vector<int32_t> positions, rows;
   for (size_t first = 0; first < tokens.size(); first += n_batch) {
@@ -107,27 +125,46 @@ void eval_batches(Context& context, std::span<const int32_t> tokens, int64_t pos
       if (wanted == Wanted::all || (wanted == Wanted::last && first + i + 1 == tokens.size())) rows.push_back(int32_t(i));
     }
     const std::vector<int32_t> slots(n, slot);
-    const size_t room = rows.size() * size_t(context.model().config().n_vocab);
-    context.forward({tokens.subspan(first, n), positions, slots, rows}, {out, room});
-    out += room;
+    forward(Batch{tokens.subspan(first, n), positions, slots, rows});
   }
 }
 
-py::array_t<float> eval(ContextHandle& handle, const IntArray& tokens, int64_t position, int32_t slot, const std::string& logits) {
+// Before anything runs, so that an overlong prompt leaves the cache as it was.
+std::span<const int32_t> tokens_that_fit(const ContextHandle& handle, const IntArray& tokens, int64_t position) {
   const auto span = ints("tokens", tokens);
-  const Wanted wanted = parse_wanted(logits);
   if (span.empty()) throw Error(Cause::invalid_argument, "tokens: empty");
-  handle.use([&](Context& context) {  // before anything runs, so that an overlong prompt leaves the cache as it was
-    if (position < 0 || position > context.n_ctx() - int64_t(span.size()))
-      throw Error(Cause::invalid_argument, "position " + std::to_string(position) + " and " + std::to_string(span.size()) +
-                                               " tokens do not fit n_ctx " + std::to_string(context.n_ctx()));
-  });
+  if (position < 0 || position > handle.n_ctx - int64_t(span.size()))
+    throw Error(Cause::invalid_argument, "position " + std::to_string(position) + " and " + std::to_string(span.size()) +
+                                             " tokens do not fit n_ctx " + std::to_string(handle.n_ctx));
+  return span;
+}
+
+py::array_t<float> eval(ContextHandle& handle, const IntArray& tokens, int64_t position, int32_t slot, const std::string& logits) {
+  const Wanted wanted = parse_wanted(logits);
+  const auto span = tokens_that_fit(handle, tokens, position);
   py::array_t<float> out = wanted == Wanted::all    ? matrix(span.size(), handle.n_vocab)
                            : wanted == Wanted::last ? py::array_t<float>(handle.n_vocab)
                                                     : py::array_t<float>(0);
   float* data = out.mutable_data();
-  handle.use([&](Context& context) { eval_batches(context, span, position, slot, wanted, data); });
+  handle.use([&](Context& context) {
+    eval_batches(context, span, position, slot, wanted, [&](const Batch& batch) {
+      const size_t room = batch.output_rows.size() * size_t(handle.n_vocab);
+      context.forward(batch, {data, room});
+      data += room;
+    });
+  });
   return out;
+}
+
+py::array_t<Candidate> eval_best(ContextHandle& handle, const IntArray& tokens, int64_t position, int32_t slot) {
+  const auto span = tokens_that_fit(handle, tokens, position);
+  py::array_t<Candidate> best(kMaxCandidates);
+  Candidate* const out = best.mutable_data();
+  handle.use([&](Context& context) {
+    eval_batches(context, span, position, slot, Wanted::last,
+                 [&](const Batch& batch) { context.forward_best(batch, {out, batch.output_rows.size() * size_t(kMaxCandidates)}); });
+  });
+  return best;
 }
 
 py::bytes save(ContextHandle& handle, int64_t slot, int64_t n) {
@@ -170,6 +207,20 @@ int32_t sample(SamplerHandle& handle, const py::array_t<float, py::array::c_styl
   int32_t chosen = 0;
   handle.use([&](Sampler& sampler) { chosen = sampler.sample(values, tokens); });
   return chosen;
+}
+
+int32_t sample_best(SamplerHandle& handle, const py::array_t<Candidate, py::array::c_style>& best) {
+  if (best.ndim() != 1) throw Error(Cause::invalid_argument, "best: " + std::to_string(best.ndim()) + " dimensions, expected 1");
+  const std::span<const Candidate> candidates(best.data(), size_t(best.size()));
+  int32_t chosen = 0;
+  handle.use([&](Sampler& sampler) { chosen = sampler.sample_best(candidates); });
+  return chosen;
+}
+
+int needed_candidates(SamplerHandle& handle, int64_t n_vocab) {
+  int needed = 0;
+  handle.use([&](Sampler& sampler) { needed = sampler.needed_candidates(n_vocab); });
+  return needed;
 }
 
 std::unique_ptr<SamplerHandle> make_sampler(float temperature, int top_k, float top_p, float min_p, float typical_p, float repeat_penalty,
@@ -227,8 +278,11 @@ void bind_context(py::module_& m) {
                                return bytes;
                              })
       .def("forward", &forward, tokens.noconvert(), positions.noconvert(), slots.noconvert(), output_rows.noconvert())
+      .def("forward_best", &forward_best, tokens.noconvert(), positions.noconvert(), slots.noconvert(), output_rows.noconvert())
+      .def("read_logits", &read_logits, py::arg("row") = 0)
       .def("embed", &embed, tokens.noconvert(), positions.noconvert(), slots.noconvert(), output_rows.noconvert())
       .def("eval", &eval, tokens.noconvert(), py::arg("position"), py::arg("slot") = 0, py::arg("logits") = "last")
+      .def("eval_best", &eval_best, tokens.noconvert(), py::arg("position"), py::arg("slot") = 0)
       .def("save", &save, py::arg("slot"), py::arg("n"))
       .def("load", &load, py::arg("slot"), py::arg("state"))
       .def(
@@ -257,12 +311,15 @@ void bind_sampler(py::module_& m) {
            py::arg("repeat_penalty") = d.repeat_penalty, py::arg("frequency_penalty") = d.frequency_penalty,
            py::arg("presence_penalty") = d.presence_penalty, py::arg("penalty_last_n") = d.penalty_last_n, py::arg("seed") = d.seed)
       .def("sample", &sample, py::arg("logits").noconvert(), py::arg("history"))
+      .def("needed_candidates", &needed_candidates, py::arg("n_vocab"))
+      .def("sample_best", &sample_best, py::arg("best").noconvert())
       .def("reseed", [](SamplerHandle& h, uint64_t seed) { h.use([&](Sampler& sampler) { sampler.reseed(seed); }); }, py::arg("seed"));
 }
 
 }  // namespace
 
 void bind_engine(py::module_& m) {
+  PYBIND11_NUMPY_DTYPE(Candidate, logit, token);
   bind_model(m);
   bind_context(m);
   bind_sampler(m);

@@ -25,7 +25,7 @@ int32_t argmax(std::span<const float> logits) {
   return best;
 }
 
-[[noreturn]] void fail_empty() { throw Error(Cause::invalid_argument, "logits: none is above -inf"); }
+[[noreturn]] void fail_empty(const std::string& all) { throw Error(Cause::invalid_argument, "logits: none of " + all + " is above -inf"); }
 
 }  // namespace
 
@@ -154,9 +154,8 @@ int32_t Sampler::draw() {
       ->token;  // p summed to just below 1
 }
 
-// What the stages after top-k leave.
+// The stages after top-k.
 int32_t Sampler::choose() {
-  if (candidates_.empty()) fail_empty();
   if (options_.typical_p < 1) keep_typical();
   if (options_.top_p < 1) keep_top_p();
   if (options_.min_p > 0) keep_min_p();
@@ -167,7 +166,7 @@ int32_t Sampler::sample(std::span<const float> original, std::span<const int32_t
   const std::span<const float> logits = penalizes() ? penalize(original, history) : original;
   if (options_.temperature <= 0) {
     const int32_t best = argmax(logits);
-    if (best < 0) fail_empty();
+    if (best < 0) fail_empty(std::to_string(logits.size()));
     return best;
   }
   if (options_.top_k > 0 && size_t(options_.top_k) < logits.size()) {
@@ -177,6 +176,7 @@ int32_t Sampler::sample(std::span<const float> original, std::span<const int32_t
   } else {
     take_all(logits);
   }
+  if (candidates_.empty()) fail_empty(std::to_string(logits.size()));
   return choose();
 }
 
@@ -187,12 +187,10 @@ int Sampler::needed_candidates(int64_t n_vocab) const {
 }
 
 int32_t Sampler::sample_best(std::span<const Candidate> best) {
-  if (options_.temperature > 0) {
-    take_best(best);
-    return choose();
-  }
-  if (best.empty() || best[0].token < 0) fail_empty();
-  return best[0].token;
+  if (best.empty() || best[0].token < 0) fail_empty("the best");
+  if (options_.temperature <= 0) return best[0].token;
+  take_best(best.first(std::min(best.size(), size_t(options_.top_k))));
+  return choose();
 }
 
 }  // namespace tq

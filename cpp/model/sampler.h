@@ -28,7 +28,7 @@ class Sampler {
   int32_t sample(std::span<const float> logits, std::span<const int32_t> history);
   // How many of the best tokens decide as all n_vocab logits would (1 for greedy, top_k where it cuts); 0: all are needed.
   int needed_candidates(int64_t n_vocab) const;
-  // The same choice from a row's best tokens (take_best): as many as needed, or fewer where the row has no more.
+  // The same choice from a row's best tokens (take_best): at least as many as needed, or all that the row has.
   int32_t sample_best(std::span<const Candidate> best);
   void reseed(uint64_t seed);
 

@@ -141,11 +141,20 @@ class Context:
         self, tokens: NDArray[np.int32], positions: NDArray[np.int32], slots: NDArray[np.int32], output_rows: NDArray[np.int32]
     ) -> NDArray[np.float32]:
         """(len(output_rows), n_vocab) logits; at most n_batch rows."""
+    def forward_best(
+        self, tokens: NDArray[np.int32], positions: NDArray[np.int32], slots: NDArray[np.int32], output_rows: NDArray[np.int32]
+    ) -> NDArray[np.void]:
+        """(len(output_rows), 64) best tokens of each row as records ("logit" float32, "token" int32), descending, ties to the lower token;
+        token -1 where there are no more above -inf."""
+    def read_logits(self, row: int = 0) -> NDArray[np.float32]:
+        """(n_vocab,) logits of an output row of the latest pass; ValueError when it left none (more than 64 rows, or an embedding)."""
     def embed(
         self, tokens: NDArray[np.int32], positions: NDArray[np.int32], slots: NDArray[np.int32], output_rows: NDArray[np.int32]
     ) -> NDArray[np.float32]: ...
     def eval(self, tokens: NDArray[np.int32], position: int, slot: int = 0, logits: str = "last") -> NDArray[np.float32]:
         """Tokens of one slot from `position` on, cut into batches; logits "last" (n_vocab,), "all" (n, n_vocab), "none" (0,)."""
+    def eval_best(self, tokens: NDArray[np.int32], position: int, slot: int = 0) -> NDArray[np.void]:
+        """The same, (64,) best tokens after the last one, as `forward_best` gives them."""
     def save(self, slot: int, n: int) -> bytes: ...
     def load(self, slot: int, state: bytes) -> None: ...
     def copy_slot(self, source: int, target: int, n: int) -> None: ...
@@ -198,6 +207,10 @@ class Sampler:
         seed: int = 0,
     ) -> None: ...
     def sample(self, logits: NDArray[np.float32], history: Sequence[int] | NDArray[np.int32]) -> int: ...
+    def needed_candidates(self, n_vocab: int) -> int:
+        """How many of the best tokens decide as all n_vocab logits would; 0: all logits are needed."""
+    def sample_best(self, best: NDArray[np.void]) -> int:
+        """What `sample` would choose, from a row of `Context.forward_best`; only where `needed_candidates` is not 0."""
     def reseed(self, seed: int) -> None: ...
 
 def architectures() -> list[str]:

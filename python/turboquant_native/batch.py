@@ -75,14 +75,15 @@ class Batch:
         slots = [np.full(count, sequence.slot, np.int32) for sequence, count in shares]
         ends = np.cumsum([count for _, count in shares])
         drawing = [row for row, (sequence, count) in enumerate(shares) if count == sequence.waiting]
-        logits = self._context.forward(
-            np.concatenate(tokens), np.concatenate(positions), np.concatenate(slots), (ends[drawing] - 1).astype(np.int32)
-        )
+        best = all(shares[share][0].generation.best_suffice for share in drawing)
+        forward = self._context.forward_best if best else self._context.forward
+        rows = forward(np.concatenate(tokens), np.concatenate(positions), np.concatenate(slots), (ends[drawing] - 1).astype(np.int32))
         for sequence, count in shares:
             sequence.evaluated += count
         for row, share in enumerate(drawing):
             sequence = shares[share][0]
-            sequence.chunks.append(sequence.generation.advance(logits[row]))
+            generation = sequence.generation
+            sequence.chunks.append(generation.advance_best(rows[row]) if best else generation.advance(rows[row]))
 
 
 def generate(llm: "Llama", requests: Sequence[CompletionRequest], n_slots: int) -> list[dict[str, Any]]:

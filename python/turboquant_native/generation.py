@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .prefix_cache import PrefixCache, Tokens
-from .sampling import Logits, StoppingCriteriaList, TokenChooser, log_softmax, top_tokens
+from .sampling import Best, Logits, StoppingCriteriaList, TokenChooser, log_softmax, top_tokens
 from .streaming import TextStream
 from .vocabulary import Vocabulary
 
@@ -104,12 +104,24 @@ class Generation:
         """Draws the next token from logits (n_vocab,); `finish_reason` is set when that was the end."""
         if self._limits.criteria(self.history, logits):
             return self._end("stop")
-        token = self._chooser.choose(self.history, logits)
+        return self._append(self._chooser.choose(self.history, logits), logits)
+
+    @property
+    def best_suffice(self) -> bool:
+        """Whether only the draw looks at the logits, and only at the best of them: `advance_best` then does what `advance` would."""
+        suffice = self._chooser.best_suffice(self._vocabulary.n_vocab)
+        return suffice and self._logprobs is None and not self._limits.criteria
+
+    def advance_best(self, best: Best) -> Chunk:
+        """`advance` from the best tokens of a position."""
+        return self._append(self._chooser.choose_best(best))
+
+    def _append(self, token: int, logits: Logits | None = None) -> Chunk:
         if token in self._vocabulary.end_tokens:
             return self._end("stop")
         self._history[self._length] = token
         self._length += 1
-        logprobs = [] if self._logprobs is None else [token_logprob(logits, token, self._logprobs)]
+        logprobs = [] if self._logprobs is None or logits is None else [token_logprob(logits, token, self._logprobs)]
         chunk = Chunk(self._stream.push(self._visible_piece(token)), [token], logprobs)
         if self._stream.stopped_by is not None:
             self.finish_reason = "stop"
@@ -161,6 +173,10 @@ def _record(timings: Timings, first: bool, seconds: float, evaluated: int, drawn
 
 
 def _plain_step(generation: Generation, cache: PrefixCache, lock: Any) -> list[Chunk]:
+    if generation.best_suffice and not cache.keeps_logits:
+        with lock:
+            best = cache.best_after(generation.history, user=generation)
+        return [generation.advance_best(best)]
     with lock:
         rows = cache.logits_after(generation.history, user=generation)
     return [generation.advance(rows[0])]

@@ -38,11 +38,12 @@ class PrefixCache:
     """
 
     def __init__(self, context: Any, keep_logits: bool = False) -> None:
-        self._context, self._keep_logits = context, keep_logits
+        self._context, self.keeps_logits = context, keep_logits
         self._tokens = np.zeros(context.n_ctx, np.intc)
         self.n_tokens = 0
         self.evaluated = 0  # tokens evaluated since the beginning, shared prefixes not counted
-        self.last_logits: NDArray[np.float32] | None = None  # after the last evaluated token, (n_vocab,)
+        self._last_logits: NDArray[np.float32] | None = None
+        self._unread = False  # the context still holds the last logits
         self.rows: list[NDArray[np.float32]] = []
         self.user: object = None  # who evaluated last
 
@@ -51,14 +52,35 @@ class PrefixCache:
         """Tokens whose keys and values are in the cache (a view)."""
         return self._tokens[: self.n_tokens]
 
+    @property
+    def last_logits(self) -> NDArray[np.float32] | None:
+        """Logits after the last evaluated token, (n_vocab,)."""
+        if self._unread:
+            self._last_logits, self._unread = self._context.read_logits(), False
+        return self._last_logits
+
     def truncate(self, n_tokens: int) -> None:
         """Forgets everything from position n_tokens on."""
         if n_tokens < self.n_tokens:
-            self.n_tokens, self.last_logits = n_tokens, None
+            self.n_tokens = n_tokens
+            self._forget_logits()
             del self.rows[n_tokens:]
 
-    def logits_after(self, tokens: Tokens, rows: int = 1, user: object = None) -> NDArray[np.float32]:
-        """Logits (rows, n_vocab) after each of the last `rows` tokens of a sequence; the cache then holds exactly that sequence."""
+    def _forget_logits(self) -> None:
+        self._last_logits, self._unread = None, False
+
+    def best_after(self, tokens: Tokens, user: object = None) -> NDArray[np.void]:
+        """The best tokens after a sequence, as `_core.Context.forward_best` gives them; the cache then holds exactly that sequence."""
+        self._share(tokens, 1, user)
+        new = tokens[self.n_tokens :]
+        self._forget_logits()
+        best: NDArray[np.void] = self._context.eval_best(new, self.n_tokens)
+        self._hold(new)
+        self._unread = True
+        return best
+
+    def _share(self, tokens: Tokens, rows: int, user: object) -> int:
+        """Keeps what the cache shares with a sequence before its last `rows` tokens; returns where those begin."""
         self.user = user
         first_row = len(tokens) - rows
         if first_row < 0 or rows < 1:
@@ -66,7 +88,18 @@ class PrefixCache:
         if len(tokens) > len(self._tokens):
             raise ValueError(f"{len(tokens)} tokens exceed the context of {len(self._tokens)} (n_ctx)")
         self.truncate(min(common_prefix(self.tokens, tokens), first_row))
-        if self._keep_logits:
+        return first_row
+
+    def _hold(self, new: Tokens) -> None:
+        start = self.n_tokens
+        self._tokens[start : start + len(new)] = new
+        self.n_tokens = start + len(new)
+        self.evaluated += len(new)
+
+    def logits_after(self, tokens: Tokens, rows: int = 1, user: object = None) -> NDArray[np.float32]:
+        """Logits (rows, n_vocab) after each of the last `rows` tokens of a sequence; the cache then holds exactly that sequence."""
+        first_row = self._share(tokens, rows, user)
+        if self.keeps_logits:
             self.rows += list(self._append(tokens[self.n_tokens :], "all"))
             return np.stack(self.rows[first_row:])
         if rows == 1:
@@ -76,13 +109,11 @@ class PrefixCache:
         return self._append(tokens[first_row:], "all")
 
     def _append(self, new: Tokens, logits: str) -> NDArray[np.float32]:
-        start, self.last_logits = self.n_tokens, None
-        result: NDArray[np.float32] = self._context.eval(new, start, 0, logits)
-        self._tokens[start : start + len(new)] = new
-        self.n_tokens = start + len(new)
-        self.evaluated += len(new)
+        self._forget_logits()
+        result: NDArray[np.float32] = self._context.eval(new, self.n_tokens, 0, logits)
+        self._hold(new)
         if logits != "none":
-            self.last_logits = result if logits == "last" else result[-1]
+            self._last_logits = result if logits == "last" else result[-1]
         return result
 
     def save(self) -> bytes:
@@ -97,4 +128,4 @@ class PrefixCache:
         self.truncate(0)
         self._context.load(0, state)
         self._tokens[: len(tokens)] = tokens
-        self.n_tokens, self.last_logits = len(tokens), last_logits
+        self.n_tokens, self._last_logits = len(tokens), last_logits

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
+Best = NDArray[np.void]  # a position's best tokens, see `_core.Context.forward_best`
 LogitsProcessor = Callable[[NDArray[np.intc], Logits], Logits]
 StoppingCriteria = Callable[[NDArray[np.intc], Logits], bool]
 
@@ -121,14 +122,20 @@ class TokenChooser:
         self._sampler = sampler
         self._bias = dict(logit_bias or {})
         self._processors = LogitsProcessorList(processors)
-        self.logits: Logits = np.empty(0, np.float32)  # of the latest draw, after bias and processors
 
     def choose(self, history: NDArray[np.intc], logits: Logits) -> int:
         """The token that follows `history`, whose last logits (n_vocab,) are given and left unchanged."""
-        self.logits = logits
         if self._bias or self._processors:
-            self.logits = self._adjust(history, logits.copy())
-        return int(self._sampler.sample(self.logits, history))
+            logits = self._adjust(history, logits.copy())
+        return int(self._sampler.sample(logits, history))
+
+    def best_suffice(self, n_vocab: int) -> bool:
+        """Whether `choose_best` decides as `choose` would."""
+        return not self._bias and not self._processors and self._sampler.needed_candidates(n_vocab) > 0
+
+    def choose_best(self, best: Best) -> int:
+        """The next token from the best of the last position."""
+        return int(self._sampler.sample_best(best))
 
     def _adjust(self, history: NDArray[np.intc], logits: Logits) -> Logits:
         for token, value in self._bias.items():

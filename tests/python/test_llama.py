@@ -247,8 +247,8 @@ def test_logits_before_anything_is_an_error(llm):
 def counted(llm, monkeypatch):
     """Counts tokens that the engine evaluates."""
     evaluated = []
-    original = type(llm._cache)._append
-    monkeypatch.setattr(type(llm._cache), "_append", lambda self, new, logits: evaluated.append(len(new)) or original(self, new, logits))
+    original = type(llm._cache)._hold
+    monkeypatch.setattr(type(llm._cache), "_hold", lambda self, new: evaluated.append(len(new)) or original(self, new))
     return evaluated
 
 
