@@ -70,13 +70,13 @@ def ablation() -> Iterator[Case]:
         yield Case(f"{bits} bits: no error feedback either (plain rounding)", linear(bits), maker=None)
         yield Case(f"{bits} bits: the whole of both corrections", linear(bits), tuning={"cross": 1.0, "residual": 1.0})
         yield Case(f"{bits} bits: damping 0.003", linear(bits), tuning={"damping": 0.003})
-        yield Case(f"{bits} bits: tokens weighted by the end loss's gradients", linear(bits), {"hessian": "end-loss"})
+        yield Case(f"{bits} bits: tokens weighted by gradients (end-loss)", linear(bits), {"hessian": "end-loss"})
         yield Case(f"{bits} bits: outliers 0.005 of the weights", replace(linear(bits), outliers=0.005))
     for bpw in (2.67, 3.5):
         yield Case(f"{bpw} bpw: all stages", Options(), {"bpw": bpw})
         yield Case(f"{bpw} bpw: no outliers", Options(), {"bpw": bpw, "auto_outliers": False})
         if bpw < 3:
-            yield Case(f"{bpw} bpw: tokens weighted by the end loss's gradients", Options(), {"bpw": bpw, "hessian": "end-loss"})
+            yield Case(f"{bpw} bpw: tokens weighted by gradients (end-loss)", Options(), {"bpw": bpw, "hessian": "end-loss"})
         yield Case(f"{bpw} bpw: ends higher, no allocation", Options(), {"bpw": bpw}, maker=EndsHigher)
 
 
