@@ -19,7 +19,7 @@ bool alike(const std::vector<const std::vector<Matrix*>*>& lists) {
 bool fits(const MoeOp& op) {
   const size_t n = op.gate.size();
   if (n == 0 || n > size_t(kMaxDeviceExperts) || op.router->n_out != int64_t(n) || op.top_k < 1 || op.top_k > kMaxChoices) return false;
-  return alike({&op.gate, &op.up}) && alike({&op.down});
+  return alike({&op.gate, &op.up}) && alike({&op.down}) && op.down[0]->n_in == op.gate[0]->n_out;
 }
 
 OutputView whole(float* y, const Matrix* m) { return {y, m->n_out, nullptr, 1, false}; }
