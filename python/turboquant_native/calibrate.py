@@ -52,7 +52,7 @@ class Settings:
     cross: float = 0.5
     residual: float = 0.5
     correction_damping: float = 0.2
-    gradient_power: float = 0.5
+    gradient_power: float = 0.25
     seed: int = 0
 
 

@@ -325,6 +325,16 @@ def test_a_cache_serves_other_files_and_leaves_alone_what_else_is_in_its_folder(
     assert (cache / "letter.txt").read_text() == "not ours" and set(kept) < set(cache.rglob("*"))
 
 
+def test_running_processes_share_a_cache(folder: Path, tmp_path: Path) -> None:
+    cache, request = tmp_path / "cache", ["--effort", "fast", "--bpw", "4.5", "--threads", "1", "--quiet"]
+    command = [sys.executable, "-m", "turboquant_native.convert_hf_to_tq", str(folder)]
+    outs = [tmp_path / f"{i}.gguf" for i in range(3)]
+    runs = [subprocess.Popen([*command, str(out), *request, "--calib-cache", str(cache)]) for out in outs]
+    assert [run.wait() for run in runs] == [0, 0, 0]
+    assert len({out.read_bytes() for out in outs}) == 1
+    assert not [path for path in cache.rglob("*") if "partial" in path.name]
+
+
 def test_same_seed_same_file_other_seed_other_file(folder: Path, tmp_path: Path) -> None:
     options = Options(bits=2, embed_bits=4)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
