@@ -54,16 +54,15 @@ def linear(bits: int) -> Options:
     return Options(bits=bits, embed_bits=16)
 
 
-REACH = (
-    *(Case(f"whole file {bpw} bpw", Options(), {"bpw": bpw}) for bpw in (2.67, 3.0, 3.5, 4.25)),
-    *(Case(f"linear layers {bits} bits, embeddings F16", linear(bits)) for bits in (2, 3, 4)),
-)
+BUDGETS = {bpw: Case(f"whole file {bpw} bpw", Options(), {"bpw": bpw}) for bpw in (2.67, 3.0, 3.5, 4.25)}
+LINEAR = {bits: Case(f"linear layers {bits} bits, embeddings F16", linear(bits)) for bits in (2, 3, 4)}
+REACH = (*BUDGETS.values(), *LINEAR.values())
 
 
 def ablation() -> Iterator[Case]:
     """The stages one by one off, or otherwise than by default."""
     for bits in (2, 3):
-        yield Case(f"{bits} bits: all stages", linear(bits))
+        yield LINEAR[bits]  # all stages
         yield Case(f"{bits} bits: no correction for changed inputs", linear(bits), tuning={"cross": 0.0})
         yield Case(f"{bits} bits: no repair of the residual stream", linear(bits), tuning={"residual": 0.0})
         yield Case(f"{bits} bits: neither correction", linear(bits), tuning={"cross": 0.0, "residual": 0.0})
@@ -73,7 +72,7 @@ def ablation() -> Iterator[Case]:
         yield Case(f"{bits} bits: tokens weighted by gradients (end-loss)", linear(bits), {"hessian": "end-loss"})
         yield Case(f"{bits} bits: outliers 0.005 of the weights", replace(linear(bits), outliers=0.005))
     for bpw in (2.67, 3.5):
-        yield Case(f"{bpw} bpw: all stages", Options(), {"bpw": bpw})
+        yield BUDGETS[bpw]  # all stages
         yield Case(f"{bpw} bpw: no outliers", Options(), {"bpw": bpw, "auto_outliers": False})
         if bpw < 3:
             yield Case(f"{bpw} bpw: tokens weighted by gradients (end-loss)", Options(), {"bpw": bpw, "hessian": "end-loss"})
