@@ -53,20 +53,25 @@ template <int K>
 class Decoder {
  public:
   explicit Decoder(const int8_t* codebook) : table_(codebook) {
-    for (int g = 0; g < 3; g++)
-      spread_[g] = register_of<uint16_t>([g](int i) { return 4 * K * g - start(g) / 2 + K * (i / 8) + (K < 4 ? i % 4 : i % 8); });
+    fill_registers<3>(spread_, [](auto n) {
+      constexpr int g = decltype(n)::size;
+      return register_of<uint16_t>([](int i) { return 4 * K * g - start(g) / 2 + K * (i / 8) + (K < 4 ? i % 4 : i % 8); });
+    });
     spread_last_ = register_of<uint16_t>([](int i) {  // word 16 K - 16 is the first of the first source, the tile's start the second source
       const int word = 4 * K * 3 + K * (i / 8) + (K < 4 ? i % 4 : i % 8) - (16 * K - 16);
       return word < 16 ? word : 32 + word - 16;
     });
     shift_ = register_of<uint64_t>([](int i) { return K < 4 ? 4 * (i % 2) : 0; });
-    for (int odd = 0; odd < 2; odd++) {
-      const auto bit = [odd](int lane) { return K * (2 * (lane % 8) + odd); };
-      const auto shift = [bit](int lane) { return bit(lane) % 8 > 4 ? bit(lane) % 8 - 4 : bit(lane) % 8; };
-      gather_[odd] = register_of<uint8_t>([bit](int i) { return bit(i / 2) / 8 + (bit(i / 2) % 8 > 4 ? 8 : 0) + i % 2; });
-      mask_[odd] = register_of<uint16_t>([shift](int lane) { return 0xFFFF << shift(lane); });
-      factor_[odd] = register_of<uint16_t>([shift](int lane) { return tqn::multiplier(K) << (4 - shift(lane)); });
-    }
+    fill_registers<2>(gather_, [](auto odd) {
+      return register_of<uint8_t>([](int i) {
+        const int at = bit(i / 2, decltype(odd)::size);
+        return at / 8 + (at % 8 > 4 ? 8 : 0) + i % 2;
+      });
+    });
+    fill_registers<2>(mask_, [](auto odd) { return register_of<uint16_t>([](int i) { return 0xFFFF << shift(i, decltype(odd)::size); }); });
+    fill_registers<2>(factor_, [](auto odd) {
+      return register_of<uint16_t>([](int i) { return tqn::multiplier(K) << (4 - shift(i, decltype(odd)::size)); });
+    });
   }
   void operator()(const uint8_t* tile, int g, Row* w) const {
     const __m512i bits = _mm512_srlv_epi64(spread(tile, g), shift_);
@@ -74,6 +79,9 @@ class Decoder {
   }
 
  private:
+  // Of a lane's window: its first bit, and how far that stands from a byte's start.
+  static constexpr int bit(int lane, int odd) { return K * (2 * (lane % 8) + odd); }
+  static constexpr int shift(int lane, int odd) { return bit(lane, odd) % 8 > 4 ? bit(lane, odd) % 8 - 4 : bit(lane, odd) % 8; }
   // Byte from which a register of the first three is loaded, within the tile.
   static constexpr int start(int g) { return K == 1 ? 0 : 8 * K * g; }
   __m512i spread(const uint8_t* tile, int g) const {
@@ -93,12 +101,12 @@ template <>
 class Decoder<6> {
  public:
   explicit Decoder(const int8_t* codebook) : table_(codebook) {
-    for (int last = 0; last < 2; last++) spread_[last] = register_of<uint16_t>([last](int i) { return 8 * last + 6 * (i / 8) + i % 8; });
-    for (int odd = 0; odd < 2; odd++) {
-      const auto bit = [odd](int lane) { return 6 * (2 * (lane % 8) + odd); };
-      gather_[odd] = register_of<uint8_t>([bit](int i) { return bit(i / 2) / 8 + i % 2; });
-      factor_[odd] = register_of<uint16_t>([bit](int lane) { return 1 << (10 - bit(lane) % 8); });
-    }
+    fill_registers<2>(
+        spread_, [](auto last) { return register_of<uint16_t>([](int i) { return 8 * decltype(last)::size + 6 * (i / 8) + i % 8; }); });
+    fill_registers<2>(gather_,
+                      [](auto odd) { return register_of<uint8_t>([](int i) { return bit(i / 2, decltype(odd)::size) / 8 + i % 2; }); });
+    fill_registers<2>(factor_,
+                      [](auto odd) { return register_of<uint16_t>([](int i) { return 1 << (10 - bit(i, decltype(odd)::size) % 8); }); });
   }
   void operator()(const uint8_t* tile, int g, Row* w) const {
     const __m512i bits = _mm512_permutexvar_epi16(spread_[g == 3], load_bytes(tile + (g == 3 ? 128 : 48 * g)));
@@ -106,6 +114,7 @@ class Decoder<6> {
   }
 
  private:
+  static constexpr int bit(int lane, int odd) { return 6 * (2 * (lane % 8) + odd); }
   __m512i index(__m512i bits, int odd) const {
     return _mm512_srli_epi16(_mm512_mullo_epi16(_mm512_shuffle_epi8(bits, gather_[odd]), factor_[odd]), 10);
   }

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "format/matrix.h"
+#include "kernels/body/dispatch.h"
 
 namespace tq::kernels::TQ_ISA_NAMESPACE {
 
@@ -36,12 +37,25 @@ inline F32 hadamard_lanes(F32 x) {
   return _mm512_fmadd_ps(x, _mm512_setr_ps(1, 1, 1, 1, 1, 1, 1, 1, m, m, m, m, m, m, m, m), _mm512_shuffle_f32x4(x, x, 0x4E));
 }
 
-// A register filled by a function of the lane's number.
+// A register filled by a function of the lane's number: at compile time, because decoders are set up once a strip.
+template <class T>
+struct alignas(64) Lanes {
+  T lane[64 / sizeof(T)];
+  template <class F>
+  constexpr explicit Lanes(F f) : lane() {
+    for (int i = 0; i < int(64 / sizeof(T)); i++) lane[i] = T(f(i));
+  }
+};
 template <class T, class F>
-__m512i register_of(const F& f) {
-  alignas(64) T lanes[64 / sizeof(T)];
-  for (int i = 0; i < int(64 / sizeof(T)); i++) lanes[i] = T(f(i));
-  return _mm512_load_si512(lanes);
+__m512i register_of(F) {
+  static constexpr Lanes<T> lanes(F{});
+  return _mm512_load_si512(lanes.lane);
+}
+// Registers 0 .. N - 1; f(Group<n>) gives one from lambdas that capture nothing.
+template <int N, class F>
+void fill_registers(__m512i* registers, const F& f) {
+  if constexpr (N > 1) fill_registers<N - 1>(registers, f);
+  registers[N - 1] = f(Group<N - 1>{});
 }
 
 template <int D>

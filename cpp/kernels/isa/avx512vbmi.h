@@ -1,6 +1,5 @@
 // AVX-512 with VBMI (byte permutes, multishift) and VNNI (Ice Lake, Zen 4 and later). Row operands are unsigned: value + 128.
 #pragma once
-#include "kernels/body/dispatch.h"
 #include "kernels/isa/avx512_common.h"
 
 namespace tq::kernels::avx512vbmi {
@@ -64,11 +63,13 @@ template <int K>
 class Decoder {
  public:
   explicit Decoder(const int8_t* codebook) : codebook_(load_codebook(codebook)) {
-    for (int g = 0; g < 4; g++) {
-      gather_[g] = register_of<uint8_t>([g](int i) { return (K * kChunks<K>[g].chunk[i / 8] + i % 8) % int(tqn::tile_bytes(K)); });
-      low_shift_[g] = register_of<uint8_t>([g](int i) { return start(g, i / 8) + K * (i % 8); });
-      high_shift_[g] = register_of<uint8_t>([g](int i) { return start(g, i / 8) + K * (i % 8) + 6; });
-    }
+    fill_registers<4>(gather_, [](auto n) {
+      return register_of<uint8_t>([](int i) { return (K * kChunks<K>[decltype(n)::size].chunk[i / 8] + i % 8) % int(tqn::tile_bytes(K)); });
+    });
+    fill_registers<4>(low_shift_,
+                      [](auto n) { return register_of<uint8_t>([](int i) { return start(decltype(n)::size, i / 8) + K * (i % 8); }); });
+    fill_registers<4>(high_shift_,
+                      [](auto n) { return register_of<uint8_t>([](int i) { return start(decltype(n)::size, i / 8) + K * (i % 8) + 6; }); });
     low_ = register_of<uint8_t>([](int i) { return tqn::low_table(i, tqn::multiplier(K)); });
     high_ = register_of<uint8_t>([](int i) { return tqn::high_table(i, tqn::multiplier(K)); });
   }
@@ -130,7 +131,8 @@ template <>
 class Decoder<6> {
  public:
   explicit Decoder(const int8_t* codebook) : codebook_(load_codebook(codebook)) {
-    for (int last = 0; last < 2; last++) gather_[last] = register_of<uint8_t>([last](int i) { return 16 * last + 6 * (i / 8) + i % 8; });
+    fill_registers<2>(
+        gather_, [](auto last) { return register_of<uint8_t>([](int i) { return 16 * decltype(last)::size + 6 * (i / 8) + i % 8; }); });
     shift_ = register_of<uint8_t>([](int i) { return 6 * (i % 8); });
   }
   // Group g is 48 bytes from byte 48 g; the last one is read from 16 bytes before, to stay within the tile.
