@@ -42,19 +42,26 @@ struct Int8Scratch {
 template <int K, int T>
 void gemv_strip(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, const int8_t* a, int64_t n_in, const int32_t* start,
                 int32_t* acc) {
-  const Decoder<K> decode(codebook);
+  Decoder<K> decode(codebook);
   I32 sums[T][kRegisters];
   for (int t = 0; t < T; t++)
     for (auto& sum : sums[t]) sum = set1_i32(start[t]);
-  for (int64_t tile = 0; tile < n_tiles; tile++, codes += tqn::tile_bytes(K)) {
-    Acts x[T];
-    for (int t = 0; t < T; t++) x[t] = load_acts(a + t * n_in + 4 * tile);
+  for (int64_t first = 0; first < n_tiles; first += kAhead, codes += kAhead * tqn::tile_bytes(K)) {
+    const int64_t count = n_tiles - first < kAhead ? n_tiles - first : kAhead;
+    if constexpr (kAhead > 1) decode.prepare(codes, count);
+    for (int64_t i = 0; i < count; i++) {
+      Acts x[T];
+      for (int t = 0; t < T; t++) x[t] = load_acts(a + t * n_in + tqn::kTileCols * (first + i));
 #pragma GCC unroll 16
-    for (int g = 0; g < kRegisters; g += kTogether) {
-      Row w[kTogether];
-      decode(codes, g, w);
-      for (int t = 0; t < T; t++)
-        for (int i = 0; i < kTogether; i++) sums[t][g + i] = dot(sums[t][g + i], w[i], x[t]);
+      for (int g = 0; g < kRegisters; g += kTogether) {
+        Row w[kTogether];
+        if constexpr (kAhead > 1)
+          decode.prepared(i, g, w);
+        else
+          decode(codes, g, w);
+        for (int t = 0; t < T; t++)
+          for (int j = 0; j < kTogether; j++) sums[t][g + j] = (K == 8 ? dot : codebook_dot)(sums[t][g + j], w[j], x[t]);
+      }
     }
   }
   for (int t = 0; t < T; t++)
@@ -155,12 +162,12 @@ inline int32_t starting_value(const int8_t* a, int64_t n) {
   return -kOffset * total;
 }
 
-// scratch.acc (n_tokens, 64) = strip * a_t
+// scratch.acc (n_tokens, 64) = strip * a_t. arranged: null where tokens are multiplied directly.
 template <int K>
 void accumulate_strip(const TqnMatrix& w, int64_t strip, const Activations& x, const int8_t* arranged, const Int8Scratch& scratch) {
   const uint8_t* codes = w.codes + strip * int64_t(tqn::strip_bytes(w.n_in, K));
   const int64_t n_tiles = tqn::tiles_per_strip(w.n_in);
-  if (x.n_tokens > kDirectTokens)
+  if (arranged)
     gemm_strip<K>(codes, w.codebook, n_tiles, arranged, x.n_tokens, scratch);
   else
     for_token_groups<kDirectTokens>(x.n_tokens, [&](auto group, int64_t t) {
@@ -173,7 +180,8 @@ void accumulate_strip(const TqnMatrix& w, int64_t strip, const Activations& x, c
 template <class Finish>
 void for_strips(const TqnMatrix& w, int64_t first, int64_t last, const Activations& x, const Int8Scratch& scratch, const Finish& finish) {
   for (int64_t t = 0; t < x.n_tokens; t++) scratch.start[t] = starting_value(x.quantized + t * w.n_in, w.n_in);
-  const int8_t* arranged = x.n_tokens > kDirectTokens ? arrange(x, scratch.arranged) : nullptr;
+  const bool direct = x.n_tokens <= kDirectTokens && (w.k == 8 || suits_codebook_dot(w.codebook));
+  const int8_t* arranged = direct ? nullptr : arrange(x, scratch.arranged);
   with_format(w.k, [&](auto format) {
     for (int64_t strip = first; strip < last; strip++) {
       accumulate_strip<format.k>(w, strip, x, arranged, scratch);

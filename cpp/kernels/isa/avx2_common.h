@@ -11,13 +11,18 @@ namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int kLanes = 8;
 inline constexpr int kDirectTokens = 1;
+inline constexpr int kTogether = 2, kAhead = 8;
 inline constexpr int kPanelRegisters = 2, kPanelTokens = 4;
 inline constexpr int kRowBytes = 32;
 
 using F32 = __m256;
 using I32 = __m256i;
 using Row = __m256i;
-using Acts = __m256i;
+struct Acts {
+  __m256i value, magnitude;
+  Acts() = default;
+  Acts(__m256i a) : value(a), magnitude(_mm256_abs_epi8(a)) {}
+};
 
 inline F32 load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, F32 x) { _mm256_storeu_ps(p, x); }
@@ -102,7 +107,6 @@ F32 column(Row w) {
 }
 
 // Two registers that are decoded side by side: the chain of one is longer than the scheduler is deep.
-inline constexpr int kTogether = 2;
 struct Pair {
   __m256i v[kTogether];
 };
@@ -213,19 +217,35 @@ class Halves<6> {
   __m256i gather_[2], factor_;
 };
 
+// Indices and look-ups are two stages: together their chain of instructions is longer than the scheduler is deep.
 template <int K>
 class Decoder {
  public:
   explicit Decoder(const int8_t* codebook) : table_(codebook) {}
-  void operator()(const uint8_t* tile, int g, Row* w) const {
-    const Pair first = {{halves_(tile, 2 * g), halves_(tile, 2 * g + 2)}}, second = {{halves_(tile, 2 * g + 1), halves_(tile, 2 * g + 3)}};
-    const Pair value = table_(each([](__m256i a, __m256i b) { return _mm256_packus_epi16(a, b); }, first, second));
-    w[0] = value.v[0], w[1] = value.v[1];
+  void operator()(const uint8_t* tile, int g, Row* w) const { look_up(indices(tile, g), w); }
+
+  void prepare(const uint8_t* tiles, int64_t count) {
+    for (int64_t i = 0; i < count; i++, tiles += tqn::tile_bytes(K))
+#pragma GCC unroll 4
+      for (int g = 0; g < 8; g += kTogether) {
+        const Pair index = indices(tiles, g);
+        for (int j = 0; j < kTogether; j++) store32(index_[i][g + j], index.v[j]);
+      }
   }
+  void prepared(int64_t i, int g, Row* w) const { look_up({{load32(index_[i][g]), load32(index_[i][g + 1])}}, w); }
 
  private:
+  Pair indices(const uint8_t* tile, int g) const {
+    const Pair first = {{halves_(tile, 2 * g), halves_(tile, 2 * g + 2)}}, second = {{halves_(tile, 2 * g + 1), halves_(tile, 2 * g + 3)}};
+    return each([](__m256i a, __m256i b) { return _mm256_packus_epi16(a, b); }, first, second);
+  }
+  void look_up(const Pair& index, Row* w) const {
+    const Pair value = table_(index);
+    for (int j = 0; j < kTogether; j++) w[j] = value.v[j];
+  }
   Table table_;
   Halves<K> halves_;
+  alignas(32) uint8_t index_[kAhead][8][32];
 };
 
 template <>
@@ -235,6 +255,11 @@ class Decoder<8> {
   void operator()(const uint8_t* tile, int g, Row* w) const {
     for (int i = 0; i < kTogether; i++) w[i] = _mm256_add_epi8(load32(tile + 32 * (g + i)), _mm256_set1_epi8(char(kOffset)));
   }
+  void prepare(const uint8_t* tiles, int64_t) { tiles_ = tiles; }
+  void prepared(int64_t i, int g, Row* w) const { (*this)(tiles_ + i * tqn::tile_bytes(8), g, w); }
+
+ private:
+  const uint8_t* tiles_ = nullptr;
 };
 
 // Packing two halves leaves their rows in the order 0 1 4 5 2 3 6 7.
@@ -248,5 +273,3 @@ void restore_rows(void* rows) {
 }
 
 }  // namespace tq::kernels::TQ_ISA_NAMESPACE
-
-#include "kernels/isa/dot_panel.h"

@@ -7,7 +7,7 @@ namespace tq::kernels::avx512 {
 
 inline constexpr char kName[] = "avx512";
 inline constexpr int kDirectTokens = 2;
-inline constexpr int kTogether = 1;
+inline constexpr int kTogether = 1, kAhead = 1;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 4;
 inline constexpr int kOffset = 0;
 
@@ -136,3 +136,4 @@ void restore_rows(void*) {}
 }  // namespace tq::kernels::avx512
 
 #include "kernels/isa/dot_panel.h"
+#include "kernels/isa/one_dot.h"

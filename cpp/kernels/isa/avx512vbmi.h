@@ -6,7 +6,7 @@ namespace tq::kernels::avx512vbmi {
 
 inline constexpr char kName[] = "avx512vbmi";
 inline constexpr int kDirectTokens = 4;
-inline constexpr int kTogether = 1;
+inline constexpr int kTogether = 1, kAhead = 1;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 6;
 inline constexpr int kOffset = 128;
 
@@ -155,3 +155,4 @@ class Decoder<8> {
 }  // namespace tq::kernels::avx512vbmi
 
 #include "kernels/isa/dot_panel.h"
+#include "kernels/isa/one_dot.h"

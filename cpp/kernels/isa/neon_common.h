@@ -11,7 +11,7 @@ namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int kLanes = 4;
 inline constexpr int kDirectTokens = 1;
-inline constexpr int kTogether = 1;
+inline constexpr int kTogether = 1, kAhead = 1;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 6;
 inline constexpr int kOffset = 0;
 inline constexpr int kRowBytes = 16;
@@ -201,3 +201,5 @@ template <int K>
 void restore_rows(void*) {}
 
 }  // namespace tq::kernels::TQ_ISA_NAMESPACE
+
+#include "kernels/isa/one_dot.h"

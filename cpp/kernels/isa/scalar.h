@@ -2,10 +2,11 @@
 //
 //   F32, I32: kLanes floats or int32.
 //   Row: a row operand, the four columns of kLanes rows of a tile, each value + kOffset; Acts: the four activations that meet them.
-//   dot: I32 += per lane the 4-way product.  Decoder<K>: cuts a tile into its 64 / kLanes row operands, kTogether at a time.
-//   kDirectTokens: so many tokens are multiplied straight from the decoder's registers.  kPanelRegisters x kPanelTokens: accumulators of
-//   the panel kernels, what the register file holds.  kPanelSide: the tokens, and the tiles, that one operand of the panel kernels takes
-//   (dot_panel.h: 1; neoni8mm.h: 2).
+//   dot: I32 += per lane the 4-way product.  codebook_dot: the same for values of a codebook that suits_codebook_dot (one_dot.h).
+//   Decoder<K>: cuts a tile into its 64 / kLanes row operands, kTogether at a time.  kAhead: over 1, it prepares the indices of so many
+//   tiles before they are looked up. kDirectTokens: so many tokens are multiplied straight from the decoder's registers.  kPanelRegisters x
+//   kPanelTokens: accumulators of the panel kernels, what the register file holds.  kPanelSide: the tokens, and the tiles, that one operand
+//   of the panel kernels takes (dot_panel.h: 1; neoni8mm.h: 2).
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -17,7 +18,7 @@ namespace tq::kernels::scalar {
 inline constexpr char kName[] = "scalar";
 inline constexpr int kLanes = 1;
 inline constexpr int kDirectTokens = 1;
-inline constexpr int kTogether = 1;
+inline constexpr int kTogether = 1, kAhead = 1;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 2;
 inline constexpr int kOffset = 0;
 
@@ -96,3 +97,4 @@ void restore_rows(void*) {}
 }  // namespace tq::kernels::scalar
 
 #include "kernels/isa/dot_panel.h"
+#include "kernels/isa/one_dot.h"
