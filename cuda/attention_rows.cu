@@ -1,8 +1,8 @@
 // Rotary embedding and cache writes; attention of single rows in float, as decoding and the float path need it.
 #include <cmath>
 
+#include "dependent.h"
 #include "epilogue.cuh"
-#include "error.h"
 
 namespace tq::cuda {
 namespace {
@@ -32,6 +32,8 @@ __device__ inline void store(float* cache, int64_t i, float x) { cache[i] = x; }
 template <class T>
 __global__ void __launch_bounds__(kThreads) store_kernel(const __grid_constant__ AttentionView a) {
   const int head = blockIdx.x, row = blockIdx.y, dim = a.shape.head_dim;
+  release_dependents();
+  await_inputs();
   if (head < a.shape.n_heads) {
     if (a.cos) rope(a, row, a.q + (int64_t(row) * a.shape.n_heads + head) * dim);
     return;
@@ -131,6 +133,8 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const __grid_constant__ 
   __shared__ State states[kGroups];
   const int split = blockIdx.x, head = blockIdx.y, row = blockIdx.z, dim = a.shape.head_dim, l = threadIdx.x % kKeyLanes,
             group = threadIdx.x / kKeyLanes;
+  release_dependents();
+  await_inputs();
   const int64_t end = int64_t(a.batch.positions[row]) + 1, begin = a.window > 0 ? max(end - a.window, int64_t(0)) : 0, length = end - begin;
   const int64_t index = int64_t(row) * a.shape.n_heads + head;
   LaneHead<D> q = {}, out = {};
@@ -156,6 +160,8 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
   const int dim = a.shape.head_dim, stride = dim + 2;
   const int64_t index = int64_t(blockIdx.y) * a.shape.n_heads + blockIdx.x;
   const float* parts = a.partials + index * splits * stride;
+  release_dependents();
+  await_inputs();
   merge(
       splits, dim, [&](int i) { return parts[i * stride + dim]; }, [&](int i) { return parts[i * stride + dim + 1]; }, parts, stride,
       a.out + index * dim, true);
@@ -165,44 +171,32 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
 
 void store_keys(const AttentionView& a, cudaStream_t stream) {
   const dim3 grid(a.shape.n_heads + a.shape.n_kv_heads, a.batch.rows);
-  if (a.cache_f32)
-    store_kernel<float><<<grid, kThreads, 0, stream>>>(a);
-  else
-    store_kernel<uint16_t><<<grid, kThreads, 0, stream>>>(a);
-  check_launch("store_keys");
+  launch_dependent("store_keys", a.cache_f32 ? store_kernel<float> : store_kernel<uint16_t>, grid, kThreads, 0, stream, a);
 }
 
 namespace {
 
 template <class T>
-void launch_rows(const AttentionView& a, int splits, cudaStream_t stream) {
-  const dim3 grid(splits, a.shape.n_heads, a.batch.rows);
-  switch ((a.shape.head_dim + 63) / 64) {
+auto* rows_kernel_for(int head_dim) {
+  switch ((head_dim + 63) / 64) {
     case 1:
-      rows_kernel<1, T><<<grid, kThreads, 0, stream>>>(a, splits);
-      break;
+      return rows_kernel<1, T>;
     case 2:
-      rows_kernel<2, T><<<grid, kThreads, 0, stream>>>(a, splits);
-      break;
+      return rows_kernel<2, T>;
     case 3:
-      rows_kernel<3, T><<<grid, kThreads, 0, stream>>>(a, splits);
-      break;
+      return rows_kernel<3, T>;
     default:
-      rows_kernel<4, T><<<grid, kThreads, 0, stream>>>(a, splits);
+      return rows_kernel<4, T>;
   }
 }
 
 }  // namespace
 
 void attend_rows(const AttentionView& a, int splits, cudaStream_t stream) {
-  if (a.cache_f32)
-    launch_rows<float>(a, splits, stream);
-  else
-    launch_rows<uint16_t>(a, splits, stream);
-  check_launch("attend_rows");
+  auto* const kernel = a.cache_f32 ? rows_kernel_for<float>(a.shape.head_dim) : rows_kernel_for<uint16_t>(a.shape.head_dim);
+  launch_dependent("attend_rows", kernel, dim3(splits, a.shape.n_heads, a.batch.rows), kThreads, 0, stream, a, splits);
   if (splits == 1) return;
-  merge_kernel<<<dim3(a.shape.n_heads, a.batch.rows), kThreads, 0, stream>>>(a, splits);
-  check_launch("attend_rows merge");
+  launch_dependent("attend_rows merge", merge_kernel, dim3(a.shape.n_heads, a.batch.rows), kThreads, 0, stream, a, splits);
 }
 
 }  // namespace tq::cuda

@@ -52,10 +52,11 @@ __device__ inline uint32_t look_up(uint32_t lane_table, uint32_t index_bits) {
   return word;
 }
 
-// K words of a lane (32 steps) and, for the trellis formats, the first word of the next lane's.
-template <int K>
+// The words of a lane with Rows rows of a tile and, for the trellis formats, the first word of the next lane's.
+template <int K, int Rows = kLaneRows>
 struct Codes {
-  static constexpr int kWords = tqn::is_trellis(K) ? K + 1 : K;
+  static constexpr int kOwn = Rows * tqn::kTileCols * K / 32;
+  static constexpr int kWords = tqn::is_trellis(K) ? kOwn + 1 : kOwn;
   uint32_t word[kWords];
 };
 
@@ -70,24 +71,25 @@ __device__ inline uint2 stream_load2(const void* p) {
   return v;
 }
 
-// Loads a lane's own words; `p` is its part of the tile (4 * K bytes, aligned to their largest power-of-two divisor).
-template <int K>
-__device__ inline void load_codes(const uint8_t* p, Codes<K>& codes) {
-  if constexpr (K % 4 == 0) {
+// Loads a lane's own words; `p` is its part of the tile (aligned to the largest power-of-two divisor of its size).
+template <int K, int Rows>
+__device__ inline void load_codes(const uint8_t* p, Codes<K, Rows>& codes) {
+  constexpr int kOwn = Codes<K, Rows>::kOwn;
+  if constexpr (kOwn % 4 == 0) {
 #pragma unroll
-    for (int i = 0; i < K; i += 4) {
+    for (int i = 0; i < kOwn; i += 4) {
       const uint4 v = stream_load4(p + 4 * i);
       codes.word[i] = v.x, codes.word[i + 1] = v.y, codes.word[i + 2] = v.z, codes.word[i + 3] = v.w;
     }
-  } else if constexpr (K % 2 == 0) {
+  } else if constexpr (kOwn % 2 == 0) {
 #pragma unroll
-    for (int i = 0; i < K; i += 2) {
+    for (int i = 0; i < kOwn; i += 2) {
       const uint2 v = stream_load2(p + 4 * i);
       codes.word[i] = v.x, codes.word[i + 1] = v.y;
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < K; i++) codes.word[i] = __ldg(reinterpret_cast<const uint32_t*>(p) + i);
+    for (int i = 0; i < kOwn; i++) codes.word[i] = __ldg(reinterpret_cast<const uint32_t*>(p) + i);
   }
 }
 
@@ -113,28 +115,28 @@ __device__ inline void share_codes(Codes<K>& codes) {
 }
 
 // 32 bits from bit `Bit` of a lane's words; windows near the end see only the bits they need.
-template <int K, int Bit>
-__device__ inline uint32_t bits_from(const Codes<K>& codes) {
+template <int Bit, int K, int Rows>
+__device__ inline uint32_t bits_from(const Codes<K, Rows>& codes) {
   constexpr int i = Bit / 32, shift = Bit % 32;
   if constexpr (shift == 0) return codes.word[i];
-  if constexpr (i + 1 < Codes<K>::kWords) return __funnelshift_r(codes.word[i], codes.word[i + 1], shift);
+  if constexpr (i + 1 < Codes<K, Rows>::kWords) return __funnelshift_r(codes.word[i], codes.word[i + 1], shift);
   return codes.word[i] >> shift;
 }
 
 // The codebook index of a step, shifted to kEntryShift; the bits around it are noise that look_up masks.
-// Windows 16 bits apart share one shift: the dot product of two halves takes the upper one on the multiply pipe.
-template <int K, int Step>
-__device__ inline uint32_t index_bits(const Codes<K>& codes) {
+// Windows 16 bits apart share one shift: a dot product of the register's two upper bytes hashes the upper one (only the 13 low bits count,
+// so that 256 times the multiplier fits 16 bits).
+template <int Step, int K, int Rows>
+__device__ inline uint32_t index_bits(const Codes<K, Rows>& codes) {
   constexpr int bit = K * Step;
   if constexpr (K == 6) {
     if constexpr (bit % 32 == 0) return codes.word[bit / 32] << kEntryShift;
-    return bits_from<K, bit>(codes) << kEntryShift;
+    return bits_from<bit>(codes) << kEntryShift;
   } else {
-    constexpr uint32_t m = tqn::multiplier(K) << (kEntryShift - 6);
-    if constexpr (bit % 32 >= 16 && 32 % K == 0) {
-      return __dp2a_lo(bits_from<K, bit - 16>(codes), 0x100u, 0u) * m;
-    }
-    return bits_from<K, bit>(codes) * m;
+    constexpr uint32_t m = tqn::multiplier(K) << (kEntryShift - 6), low_bits = (tqn::kCodebookSize << kEntryShift) - 1;
+    if constexpr (bit % 32 == 16 || (bit % 32 > 16 && 32 % K == 0))
+      return __dp2a_hi(m | (m << 8 & low_bits) << 16, bits_from<bit - 16>(codes), 0u);
+    return bits_from<bit>(codes) * m;
   }
 }
 
@@ -144,8 +146,8 @@ __device__ inline uint32_t decode_row(const Codes<K>& codes, uint32_t table) {
   if constexpr (K == 8) {
     return codes.word[Row];
   } else {
-    const uint32_t low = look_up<0>(table, index_bits<K, 4 * Row>(codes)) | look_up<1>(table, index_bits<K, 4 * Row + 1>(codes));
-    return low | look_up<2>(table, index_bits<K, 4 * Row + 2>(codes)) | look_up<3>(table, index_bits<K, 4 * Row + 3>(codes));
+    const uint32_t low = look_up<0>(table, index_bits<4 * Row>(codes)) | look_up<1>(table, index_bits<4 * Row + 1>(codes));
+    return low | look_up<2>(table, index_bits<4 * Row + 2>(codes)) | look_up<3>(table, index_bits<4 * Row + 3>(codes));
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include "device.h"
 #include "epilogue.cuh"
+#include "gemv_one.cuh"
 #include "mma.cuh"
 
 namespace tq::cuda {
@@ -80,8 +81,8 @@ class CodeStream {
 template <int K, int M, int C>
 __device__ inline void multiply_column(const LaneCodes<K>& codes, uint32_t table, uint2 b, int (&sums)[4]) {
   constexpr int s0 = tqn::step_of(2 * M, C), s1 = tqn::step_of(2 * M + 1, C);
-  mma_int8(sums, look_up<C>(table, index_bits<K, s0>(codes.tile[0])), look_up<C>(table, index_bits<K, s1>(codes.tile[0])),
-           look_up<C>(table, index_bits<K, s0>(codes.tile[1])), look_up<C>(table, index_bits<K, s1>(codes.tile[1])), b.x, b.y);
+  mma_int8(sums, look_up<C>(table, index_bits<s0>(codes.tile[0])), look_up<C>(table, index_bits<s1>(codes.tile[0])),
+           look_up<C>(table, index_bits<s0>(codes.tile[1])), look_up<C>(table, index_bits<s1>(codes.tile[1])), b.x, b.y);
 }
 
 // Rows 2M and 2M + 1 of a lane's two tiles times NB groups of eight tokens.
@@ -292,6 +293,9 @@ void launch_gemv(GemvLaunch launch, cudaStream_t stream) {
 template <int K>
 void launch_gemv_format(const GemvLaunch& launch, cudaStream_t stream) {
   const int rows = launch.product.in.rows;
+  if constexpr (tqn::has_codebook(K)) {
+    if (rows == 1 && launch.product.in.whole) return launch_gemv_one<K>(launch.product, launch.split, stream);
+  }
   if (rows <= 8)
     launch_gemv<K, 1>(launch, stream);
   else if (rows <= 16)

@@ -34,8 +34,8 @@ __device__ inline void hadamard_pass(float* x, int n, int bit) {
   __syncthreads();
 }
 
-__device__ inline void hadamard(float* x, int n, int log2_block) {
-  int bit = 0;
+// All passes from `bit` on.
+__device__ inline void hadamard(float* x, int n, int bit, int log2_block) {
   for (; log2_block - bit >= 4; bit += 4) hadamard_pass<4>(x, n, bit);
   if (log2_block - bit == 3) hadamard_pass<3>(x, n, bit);
   if (log2_block - bit == 2) hadamard_pass<2>(x, n, bit);
@@ -80,9 +80,29 @@ __device__ inline void hartley_pass(const float* x, float* y, int n, int stride,
   __syncthreads();
 }
 
-// x <- K x but for the factor hadamard_factor(r); returns where the result is: x or other. All threads, after a barrier; ends with one.
-__device__ inline float* mix(const RotationView& r, float* x, float* other) {
-  hadamard(x, r.n, r.log2_block);
+// The passes of a warp's kWarpBits lowest bits in registers: lane l holds values 8 l .. 8 l + 7 of 256 that follow each other.
+inline constexpr int kLaneValues = 8, kWarpValues = kLaneValues * 32, kWarpBits = 8;
+__device__ inline void hadamard_warp(float (&v)[kLaneValues]) {
+#pragma unroll
+  for (int d = 1; d < kLaneValues; d *= 2)
+#pragma unroll
+    for (int i = 0; i < kLaneValues; i++)
+      if (!(i & d)) {
+        const float a = v[i], b = v[i + d];
+        v[i] = a + b, v[i + d] = a - b;
+      }
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const float sign = threadIdx.x & d ? -1.f : 1.f;
+#pragma unroll
+    for (int i = 0; i < kLaneValues; i++) v[i] = fmaf(sign, v[i], __shfl_xor_sync(~0u, v[i], d));
+  }
+}
+
+// x <- K x but for the factor hadamard_factor(r) and the passes below `bit`; returns where the result is: x or other. All threads, after a
+// barrier; ends with one.
+__device__ inline float* mix(const RotationView& r, float* x, float* other, int bit = 0) {
+  hadamard(x, r.n, bit, r.log2_block);
   int stride = 1 << r.log2_block;
   for (int p = 0; p < r.n_primes; p++) {
     const int q = r.primes[p];
