@@ -1,6 +1,7 @@
 // y = W x where W is the matrix of an expert that only the device knows: groups of at most kMmaTokens rows share an expert, and a launch's
 // list of strips runs over the groups that the router made, each strip multiplied as in gemv.cuh.
 #pragma once
+#include "dependent.h"
 #include "gemv.cuh"
 
 namespace tq::cuda {
@@ -11,6 +12,8 @@ static_assert(kGroupRows == kMmaTokens);
 template <int K>
 __global__ void __launch_bounds__(kGemvThreads, 3) experts_kernel(const __grid_constant__ ExpertProduct product) {
   const int steps = steps_of(product.shape), group_strips = product.count * product.shape.strips;
+  release_dependents();
+  await_inputs();
   const int64_t strips = int64_t(*product.n_groups) * group_strips;
   if (strips == 0) return;
   int64_t step, end;
@@ -35,8 +38,7 @@ __global__ void __launch_bounds__(kGemvThreads, 3) experts_kernel(const __grid_c
 template <int K>
 void launch_experts_format(const ExpertProduct& product, cudaStream_t stream) {
   const int blocks = resident_blocks<experts_kernel<K>>(gemv_shared_bytes<K>());
-  experts_kernel<K><<<unsigned(blocks), kGemvThreads, gemv_shared_bytes<K>(), stream>>>(product);
-  check_launch("experts");
+  launch_dependent("experts", experts_kernel<K>, dim3(unsigned(blocks)), kGemvThreads, gemv_shared_bytes<K>(), stream, product);
 }
 
 }  // namespace tq::cuda

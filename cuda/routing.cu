@@ -1,5 +1,5 @@
 // A mixture's router on the device: the best experts of each row, rows grouped by expert, and the sum of what the experts give.
-#include "device.h"
+#include "dependent.h"
 #include "epilogue.cuh"
 
 namespace tq::cuda {
@@ -58,6 +58,8 @@ __global__ void __launch_bounds__(kMaxDeviceExperts)
     route_kernel(float* logits, int rows, int n_experts, int top_k, bool normalize, const __grid_constant__ RouteView route) {
   __shared__ int chosen[kMaxRoutes];
   const int lane = threadIdx.x % 32, routes = rows * top_k;
+  release_dependents();
+  await_inputs();
   for (int r = threadIdx.x / 32; r < rows; r += kWarps) {
     int expert;
     float weight;
@@ -89,6 +91,8 @@ struct CombineLaunch {
 
 __global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant__ CombineLaunch l) {
   const int column = blockIdx.x * kThreads + threadIdx.x, row = blockIdx.y;
+  release_dependents();
+  await_inputs();
   if (column >= l.width) return;
   float* y = l.y + int64_t(row) * l.width + column;
   float sum = *y;
@@ -104,15 +108,14 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant
 }  // namespace
 
 void route(float* logits, int rows, int n_experts, int top_k, bool normalize, const RouteView& route, cudaStream_t stream) {
-  route_kernel<<<1, kMaxDeviceExperts, 0, stream>>>(logits, rows, n_experts, top_k, normalize, route);
-  check_launch("route");
+  launch_dependent("route", route_kernel, dim3(1), kMaxDeviceExperts, 0, stream, logits, rows, n_experts, top_k, normalize, route);
 }
 
 void combine(const float* x, const RouteView& route, int rows, int top_k, const SharedExpert& shared, float alpha, int width, float* y,
              cudaStream_t stream) {
   const dim3 grid((width + kThreads - 1) / kThreads, rows);
-  combine_kernel<<<grid, kThreads, 0, stream>>>({x, route, top_k, shared.x, shared.logits, alpha, width, y});
-  check_launch("combine");
+  const CombineLaunch launch{x, route, top_k, shared.x, shared.logits, alpha, width, y};
+  launch_dependent("combine", combine_kernel, grid, kThreads, 0, stream, launch);
 }
 
 }  // namespace tq::cuda

@@ -1,6 +1,6 @@
 // The best tokens of each row of logits. A block sorts a piece of a row and keeps its best; pieces of what is left follow until one holds
 // all. A key orders by value, then by lower token, and is never 0 but for what no sampler may choose.
-#include "device.h"
+#include "dependent.h"
 #include "launch.h"
 
 namespace tq::cuda {
@@ -48,6 +48,8 @@ __global__ void __launch_bounds__(kThreads) top_kernel(const __grid_constant__ T
   __shared__ uint64_t keys[kPiece];
   const int first = blockIdx.x * kPiece, count = min(kPiece, l.n - first);
   const int64_t row = blockIdx.y, at = row * l.n + first;
+  release_dependents();
+  await_inputs();
   int size = 2;
   while (size < count || size < l.k) size *= 2;
   for (int i = threadIdx.x; i < size; i += kThreads)
@@ -76,8 +78,7 @@ void top(const float* x, int rows, int width, int k, uint64_t* scratch, Candidat
   TopLaunch launch{x, nullptr, width, k, nullptr, nullptr};
   for (int pieces = pieces_of(width);; pieces = pieces_of(launch.n)) {
     launch.to = pieces > 1 ? to : nullptr, launch.best = pieces > 1 ? nullptr : best;
-    top_kernel<<<dim3(unsigned(pieces), unsigned(rows)), kThreads, 0, stream>>>(launch);
-    check_launch("top");
+    launch_dependent("top", top_kernel, dim3(unsigned(pieces), unsigned(rows)), kThreads, 0, stream, launch);
     if (pieces == 1) return;
     launch.x = nullptr, launch.from = to, launch.n = pieces * k;
     std::swap(to, other);
