@@ -6,6 +6,7 @@
 #include <new>
 
 #include "backend/cpu/step.h"
+#include "backend/cpu/thread_choice.h"
 #include "common/cpu_count.h"
 #include "common/error.h"
 
@@ -84,14 +85,18 @@ class CpuBackend final : public Backend {
     std::lock_guard lock(mutex_);
     make_room(program);
     for (const StepPtr& step : program.steps) step->reset();
-    const int threads = batch.tokens.size() > kDecodeRows ? prompt_threads_ : decode_threads_;
-    pool_->run(threads, [&](int thread) { run_steps(program, batch, thread, threads); });
+    if (batch.tokens.size() > kDecodeRows) return run_on(prompt_threads_, prompt_threads_, program, batch);
+    pool_->take_slept();
+    const Clock::time_point start = Clock::now();
+    run_on(choice_.threads(), decode_threads_, program, batch);
+    choice_.passed(std::chrono::duration<double>(Clock::now() - start).count(), pool_->take_slept());
   }
 
   void set_threads(int decode, int prompt) override {
     std::lock_guard lock(mutex_);
     decode_threads_ = decode > 0 ? decode : cpu_count();
     prompt_threads_ = prompt > 0 ? prompt : cpu_count();
+    choice_ = ThreadChoice(decode_threads_);
     const int most = std::max(decode_threads_, prompt_threads_);
     if (!pool_ || pool_->size() != most) pool_ = std::make_unique<ThreadPool>(most);
   }
@@ -197,8 +202,16 @@ class CpuBackend final : public Backend {
     program.sized_for = pool_->size();
   }
 
-  void run_steps(CpuProgram& program, const Batch& batch, int thread, int threads) {
-    Worker worker{k_, *pool_, batch, thread, threads, shared_->data, scratch_[size_t(thread)]->data};
+  void run_on(int threads, int planned, CpuProgram& program, const Batch& batch) {
+    pool_->run(threads, [&](int thread) { run_steps(program, batch, {thread, threads, planned}); });
+  }
+
+  struct Part {
+    int thread, threads, planned;
+  };
+  void run_steps(CpuProgram& program, const Batch& batch, const Part& part) {
+    const auto [thread, threads, planned] = part;
+    Worker worker{k_, *pool_, batch, thread, threads, planned, shared_->data, scratch_[size_t(thread)]->data};
     if (profiling_ && thread == 0) return run_timed(program, worker);
     for (const StepPtr& step : program.steps) {
       step->run(worker);
@@ -224,6 +237,7 @@ class CpuBackend final : public Backend {
   const Precision precision_;
   mutable std::mutex mutex_;
   int decode_threads_ = 1, prompt_threads_ = 1;
+  ThreadChoice choice_;  // for decoding
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<CpuBuffer> shared_;
   std::vector<std::unique_ptr<CpuBuffer>> scratch_;  // one a thread

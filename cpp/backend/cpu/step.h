@@ -81,6 +81,7 @@ struct Worker {
   ThreadPool& pool;
   const Batch& batch;
   int thread, threads;
+  int planned;       // threads that work is split for where the split shows in the last bit: `threads`, or more when some stay away
   uint8_t* shared;   // scratch seen by all threads, free at the start of a step
   uint8_t* scratch;  // this thread's own
   int64_t rows() const { return int64_t(batch.tokens.size()); }

@@ -1,6 +1,7 @@
 #include "backend/cpu/thread_pool.h"
 
 #include <algorithm>
+#include <chrono>
 #include <string>
 #include <system_error>
 
@@ -20,15 +21,13 @@ inline void pause() {
 #endif
 }
 
-// Returns the first value of `word` that differs from `old`.
-uint32_t wait_for_change(const std::atomic<uint32_t>& word, uint32_t old) {
+// True when `word` was seen to differ from `old`.
+bool spin(const std::atomic<uint32_t>& word, uint32_t old) {
   for (int i = 0; i < kSpins; i++) {
-    const uint32_t value = word.load(std::memory_order_acquire);
-    if (value != old) return value;
+    if (word.load(std::memory_order_acquire) != old) return true;
     pause();
   }
-  word.wait(old, std::memory_order_acquire);
-  return word.load(std::memory_order_acquire);
+  return false;
 }
 
 }  // namespace
@@ -38,7 +37,11 @@ void Barrier::wait() {
   if (threads == 1) return;
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads) {
-    wait_for_change(phase_, phase);
+    if (spin(phase_, phase)) return;
+    const auto start = std::chrono::steady_clock::now();
+    phase_.wait(phase, std::memory_order_acquire);
+    const auto slept = std::chrono::steady_clock::now() - start;
+    slept_.fetch_add(std::chrono::nanoseconds(slept).count(), std::memory_order_relaxed);
     return;
   }
   arrived_.store(0, std::memory_order_relaxed);
@@ -82,7 +85,8 @@ void ThreadPool::run_erased(int threads, void (*call)(void*, int), void* context
 
 void ThreadPool::work(int thread) {
   for (uint32_t seen = 0;;) {
-    seen = wait_for_change(command_, seen);
+    if (!spin(command_, seen)) command_.wait(seen, std::memory_order_acquire);
+    seen = command_.load(std::memory_order_acquire);
     const uint32_t threads = seen & kThreadMask;
     if (threads == 0) return;
     if (uint32_t(thread) >= threads) continue;

@@ -14,9 +14,11 @@ class Barrier {
  public:
   void reset(int threads) { threads_ = threads; }  // only while no thread is inside
   void wait();
+  int64_t take_slept() { return slept_.exchange(0, std::memory_order_relaxed); }  // nanoseconds that threads slept here since the last call
 
  private:
   int threads_ = 1;
+  std::atomic<int64_t> slept_{0};
   alignas(64) std::atomic<uint32_t> arrived_{0};
   alignas(64) std::atomic<uint32_t> phase_{0};
 };
@@ -36,6 +38,9 @@ class ThreadPool {
     run_erased(threads, [](void* context, int thread) { (*static_cast<std::remove_reference_t<Job>*>(context))(thread); }, &job);
   }
   void barrier() { barrier_.wait(); }  // inside a region: all its threads
+  double take_slept() {
+    return 1e-9 * double(barrier_.take_slept());
+  }  // seconds that threads slept at barriers since the last call, summed
 
  private:
   void run_erased(int threads, void (*call)(void*, int), void* context);
