@@ -41,6 +41,10 @@ Mapping::Mapping(const std::string& path) {
   void* data = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.fd, 0);
   if (data == MAP_FAILED) fail_errno(path);
   data_ = static_cast<const uint8_t*>(data);
+#ifdef MADV_HUGEPAGE
+  // A file that is not in the page cache yet is then read into huge pages: two threads generate 6 to 9 % faster (docs/kernels.md).
+  ::madvise(data, size_, MADV_HUGEPAGE);
+#endif
 }
 
 Mapping::~Mapping() {
