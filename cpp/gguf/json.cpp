@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <charconv>
+#include <version>
+#ifndef __cpp_lib_to_chars
 #include <locale>
 #include <sstream>
+#endif
 
 #include "common/error.h"
 #include "common/text.h"
@@ -205,10 +208,16 @@ const Value& Value::member(std::string_view name, Kind wanted) const {
 const std::string& Value::string(std::string_view name) const { return member(name, Kind::string).text; }
 
 double Value::number(std::string_view name) const {
-  std::istringstream in(member(name, Kind::number).text);
-  in.imbue(std::locale::classic());  // a decimal point, whatever the user's language
+  const std::string& text = member(name, Kind::number).text;
   double value = 0;
-  if (!(in >> value)) fail(printable(name) + " is out of range: " + in.str());
+#ifdef __cpp_lib_to_chars
+  const bool read = std::from_chars(text.data(), text.data() + text.size(), value).ec == std::errc();
+#else  // libc++ before 20
+  std::istringstream in(text);
+  in.imbue(std::locale::classic());  // a decimal point, whatever the user's language
+  const bool read = bool(in >> value);
+#endif
+  if (!read) fail(printable(name) + " is out of range: " + text);
   return value;
 }
 
