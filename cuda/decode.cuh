@@ -26,15 +26,21 @@ inline constexpr uint32_t kTableSharedBytes =
 
 __device__ inline uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
-// Fills the table (all threads of the block; no barrier inside) and returns its shared address.
-__device__ inline uint32_t fill_table(void* shared, const int8_t* codebook) {
-  const uint32_t start = shared_address(shared), base = (start + kColumnTable - 1) / kColumnTable * kColumnTable;
-  uint4* table = reinterpret_cast<uint4*>(static_cast<char*>(shared) + (base - start));
-  for (uint32_t i = threadIdx.x; i < kTableBytes / sizeof(uint4); i += blockDim.x) {
+// Fills the tables of the first Columns columns, aligned to 16 bytes (all threads of the block; no barrier inside).
+template <int Columns>
+__device__ inline void fill_table(void* table, const int8_t* codebook) {
+  uint4* to = static_cast<uint4*>(table);
+  for (uint32_t i = threadIdx.x; i < Columns * kColumnTable / sizeof(uint4); i += blockDim.x) {
     const uint32_t entry = (i / 8) % tqn::kCodebookSize, column = i * sizeof(uint4) / kColumnTable;
     const uint32_t word = uint32_t(uint8_t(codebook[entry])) << (8 * column);
-    table[i] = make_uint4(word, word, word, word);
+    to[i] = make_uint4(word, word, word, word);
   }
+}
+
+// All four columns, at an aligned place in `shared`; returns their shared address.
+__device__ inline uint32_t fill_aligned_table(void* shared, const int8_t* codebook) {
+  const uint32_t start = shared_address(shared), base = (start + kColumnTable - 1) / kColumnTable * kColumnTable;
+  fill_table<tqn::kTileCols>(static_cast<char*>(shared) + (base - start), codebook);
   return base;
 }
 

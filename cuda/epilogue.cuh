@@ -14,10 +14,10 @@ __device__ inline void write_output(const OutputView& out, int64_t token, int ro
   *y = out.add ? *y + value : value;
 }
 
-// One lane's share of row `row` of S x.
-__device__ inline float outlier_part(const OutlierView& s, int row, const float* x, int lane) {
+// The share of one of `lanes` lanes in row `row` of S x.
+__device__ inline float outlier_part(const OutlierView& s, int row, const float* x, int lane, int lanes = 32) {
   float sum = 0;
-  for (int i = s.ptr[row] + lane; i < s.ptr[row + 1]; i += 32) sum += half_value(s.val[i]) * x[s.col16 ? int(s.col16[i]) : s.col32[i]];
+  for (int i = s.ptr[row] + lane; i < s.ptr[row + 1]; i += lanes) sum += half_value(s.val[i]) * x[s.col16 ? int(s.col16[i]) : s.col32[i]];
   return sum;
 }
 

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) expand_kernel(const __grid_cons
   extern __shared__ char shared[];
   uint32_t table = 0;
   if constexpr (K != 8) {
-    const uint32_t base = fill_table(shared, w.codebook);
+    const uint32_t base = fill_aligned_table(shared, w.codebook);
     __syncthreads();
     table = lane_table(base);
   }

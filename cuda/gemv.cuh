@@ -203,7 +203,7 @@ __device__ inline void multiply_strip(const PackedView& w, const InputView& in, 
   __shared__ float outlier_sums[NB * kMmaTokens * tqn::kTileRows];
   CodeStream<K> stream(w, part.strip, part.from, part.count, shared_address(shared) + kTableSharedBytes);
   if (K != 8 && w.codebook != table.codebook) {
-    const uint32_t base = fill_table(shared, w.codebook);
+    const uint32_t base = fill_aligned_table(shared, w.codebook);
     __syncthreads();
     table.lane = lane_table(base), table.codebook = w.codebook;
   }
@@ -294,7 +294,7 @@ template <int K>
 void launch_gemv_format(const GemvLaunch& launch, cudaStream_t stream) {
   const int rows = launch.product.in.rows;
   if constexpr (tqn::has_codebook(K)) {
-    if (rows == 1 && launch.product.in.whole) return launch_gemv_one<K>(launch.product, launch.split, stream);
+    if (rows == 1) return launch_gemv_one<K>(launch.product, launch.split, stream);
   }
   if (rows <= 8)
     launch_gemv<K, 1>(launch, stream);

@@ -1,5 +1,5 @@
-// y = W x for one token, in float: codebook values and activations are whole numbers, so that sums below 2^24 are exact and equal those of
-// the kernel for several tokens. (A mma costs as much issue time as the four products that it does for one token.)
+// y = W x for one token, by dp4a: the codebook stands in shared memory three times, its values in byte 0, 1 and 2 of a word, so that one
+// LOP3 joins the values of a row's first three columns. (A mma costs as much issue time as the four products that it does for one token.)
 //
 // The work is a list of steps: kOneTiles tiles of a strip, for each strip of each matrix. Blocks take equal runs of the list, one block a
 // processor, and a block's warps equal runs of the block's. A strip that lies in several blocks is summed in the workspace.
@@ -13,88 +13,109 @@
 
 namespace tq::cuda {
 
-inline constexpr int kOneWarps = 24;
-inline constexpr int kOneThreads = kOneWarps * kWarp;
-inline constexpr int kOneRows = 16;                                                           // rows of a tile that a lane owns
-inline constexpr int kTileLanes = tqn::kTileRows / kOneRows;                                  // lanes of a tile
-inline constexpr int kOneTiles = kWarp / kTileLanes;                                          // tiles of a step
-inline constexpr int kExactSteps = (1 << 24) / (128 * tqn::kActivationMax * tqn::kTileCols);  // that a lane may sum in float
-inline constexpr uint32_t kOneTableBytes = kColumnTable;
+// Warps of a block: fewer have more registers to decode ahead in (96 with 20), which formats with a trellis repay.
+constexpr int one_warps(int k) { return tqn::is_trellis(k) ? 20 : 24; }
+inline constexpr int kOneRows = 16;                           // rows of a tile that a lane owns
+inline constexpr int kTileLanes = tqn::kTileRows / kOneRows;  // lanes of a tile
+inline constexpr int kOneTiles = kWarp / kTileLanes;          // tiles of a step
+inline constexpr int kOneColumns = 3;                         // of the codebook's table
+inline constexpr uint32_t kOneTableBytes = kOneColumns * kColumnTable;
 
 struct GemvOneLaunch {
   PackedProduct product;
   SplitSums split;
   int first_strip[kMaxOutputs + 1];  // of each matrix in the list of strips
+  int share, rest;                   // every block takes `share` steps, the first `rest` blocks one more
   int block_strips;                  // that a block touches at most
   __host__ __device__ int steps() const { return (product.matrix[0].tiles + kOneTiles - 1) / kOneTiles; }  // of a strip
 };
 
 struct Run {
-  int64_t first, last;
-  // Part i of n equal ones.
-  __host__ __device__ Run part(int i, int n) const { return {first + (last - first) * i / n, first + (last - first) * (i + 1) / n}; }
+  int first, last;
+  // Part i of N that differ by one step at most.
+  template <int N>
+  __device__ Run part(int i) const {
+    const int share = (last - first) / N, rest = (last - first) % N, begin = first + share * i + min(i, rest);
+    return {begin, begin + share + (i < rest)};
+  }
 };
 
-// The codebook as floats, entry e for lane l at word 32 e + l; all threads of the block.
-__device__ inline void fill_float_table(float* table, const int8_t* codebook) {
-  for (int i = threadIdx.x; i < tqn::kCodebookSize * kWarp; i += kOneThreads) table[i] = float(codebook[i / kWarp]);
-}
-
-__device__ inline float look_up_float(uint32_t lane_table, uint32_t index_bits) {
-  float value;
-  asm("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"((index_bits & kEntryMask) | lane_table));
-  return value;
-}
-
 template <int Row, int K>
-__device__ inline float row_product(const Codes<K, kOneRows>& codes, uint32_t table, float4 x, float sum) {
-  sum = fmaf(look_up_float(table, index_bits<4 * Row>(codes)), x.x, sum);
-  sum = fmaf(look_up_float(table, index_bits<4 * Row + 1>(codes)), x.y, sum);
-  sum = fmaf(look_up_float(table, index_bits<4 * Row + 2>(codes)), x.z, sum);
-  return fmaf(look_up_float(table, index_bits<4 * Row + 3>(codes)), x.w, sum);
+__device__ inline int row_product(const Codes<K, kOneRows>& codes, uint32_t table, int x, int sum) {
+  const uint32_t three = look_up<0>(table, index_bits<4 * Row>(codes)) | look_up<1>(table, index_bits<4 * Row + 1>(codes)) |
+                         look_up<2>(table, index_bits<4 * Row + 2>(codes));
+  const uint32_t fourth = look_up<0>(table, index_bits<4 * Row + 3>(codes));
+  return __dp4a(int(fourth), int(uint32_t(x) >> 24), __dp4a(int(three), x, sum));
 }
 
 template <int K, int... Rows>
-__device__ inline void add_products(const Codes<K, kOneRows>& codes, uint32_t table, float4 x, float (&sums)[kOneRows],
-                                    std::integer_sequence<int, Rows...>) {
+__device__ inline void add_rows(const Codes<K, kOneRows>& codes, uint32_t table, int x, int (&sums)[kOneRows],
+                                std::integer_sequence<int, Rows...>) {
   ((sums[Rows] = row_product<Rows>(codes, table, x, sums[Rows])), ...);
 }
 
-// A lane's part of consecutive steps of a strip.
+// Where a lane's part of a step lies; the strip's other steps follow it.
+template <int K>
+struct LanePart {
+  const uint8_t* codes;
+  const int8_t* x;
+  __device__ LanePart(const PackedView& w, const int8_t* input, int strip, int step) {
+    const int lane = threadIdx.x % kWarp, tile = step * kOneTiles + lane / kTileLanes;
+    codes = w.codes + (int64_t(strip) * w.tiles + tile) * tqn::tile_bytes(K) + lane % kTileLanes * (tqn::tile_bytes(K) / kTileLanes);
+    x = input + tile * tqn::kTileCols;
+  }
+  __device__ void advance(int steps) { codes += steps * kOneTiles * tqn::tile_bytes(K), x += steps * kOneTiles * tqn::kTileCols; }
+};
+
+// What it holds.
+template <int K>
+struct Fetched {
+  Codes<K, kOneRows> codes;
+  int x;
+  __device__ void fetch_codes(const LanePart<K>& part) { load_codes(part.codes, codes); }
+  __device__ void fetch_x(const LanePart<K>& part) { x = __ldg(reinterpret_cast<const int*>(part.x)); }
+  __device__ void fetch(LanePart<K> part, int steps_on) { part.advance(steps_on), fetch_codes(part), fetch_x(part); }
+  // Adds W x of the part to the lane's sums (all lanes of the warp).
+  __device__ void multiply(uint32_t table, int (&sums)[kOneRows]) {
+    const int lane = threadIdx.x % kWarp, after = lane / kTileLanes * kTileLanes + (lane + 1) % kTileLanes;
+    if constexpr (tqn::is_trellis(K)) codes.word[Codes<K, kOneRows>::kOwn] = __shfl_sync(~0u, codes.word[0], after);
+    add_rows(codes, table, x, sums, std::make_integer_sequence<int, kOneRows>());
+  }
+};
+
+// The parts of a lane in a warp's run, each fetched one step ahead; one step behind a run is readable too (kCodesPadding).
 template <int K>
 class OneStream {
  public:
-  __device__ OneStream(const PackedView& w, const float* x, int strip, int step) {
-    const int lane = threadIdx.x % kWarp, tile = step * kOneTiles + lane / kTileLanes;
-    codes_ = w.codes + (int64_t(strip) * w.tiles + tile) * tqn::tile_bytes(K) + lane % kTileLanes * (tqn::tile_bytes(K) / kTileLanes);
-    x_ = x + tile * tqn::kTileCols;
-    load_codes(codes_, next_);
-  }
-  // The lane's sums over `count` steps.
-  __device__ void add(int count, uint32_t table, float (&sums)[kOneRows]) {
-    const int lane = threadIdx.x % kWarp, after = lane / kTileLanes * kTileLanes + (lane + 1) % kTileLanes;
-    float4 x = load_x();
+  __device__ explicit OneStream(const LanePart<K>& first) : at_(first) { now_.fetch_codes(at_); }
+  __device__ void fetch_first_x() { now_.fetch_x(at_); }
+  // The lane's sums over `count` consecutive steps of a strip. Two steps a turn, so that what was fetched need not move.
+  __device__ void add(int count, uint32_t table, int (&sums)[kOneRows]) {
 #pragma unroll 1
-    while (true) {
-      Codes<K, kOneRows> now = next_;
-      const float4 own = x;
-      const bool more = --count > 0;
-      if (more) {
-        codes_ += kOneTiles * tqn::tile_bytes(K), x_ += kOneTiles * tqn::kTileCols;
-        load_codes(codes_, next_), x = load_x();
-      }
-      if constexpr (tqn::is_trellis(K)) now.word[Codes<K, kOneRows>::kOwn] = __shfl_sync(~0u, now.word[0], after);
-      add_products(now, table, own, sums, std::make_integer_sequence<int, kOneRows>());
-      if (!more) return;
+    for (; count > 1; count -= 2) {
+      Fetched<K> second;
+      second.fetch(at_, 1);
+      now_.multiply(table, sums);
+      at_.advance(2);
+      now_.fetch(at_, 0);
+      second.multiply(table, sums);
     }
+    if (count == 0) return;
+    Fetched<K> last = now_;
+    at_.advance(1);
+    now_.fetch(at_, 0);
+    last.multiply(table, sums);
+  }
+  // Goes on with another strip; its codes mostly follow, and are there.
+  __device__ void seek(const LanePart<K>& part) {
+    if (part.codes != at_.codes) now_.fetch_codes(part);
+    at_ = part;
+    now_.fetch_x(at_);
   }
 
  private:
-  __device__ float4 load_x() const { return __ldg(reinterpret_cast<const float4*>(x_)); }
-
-  const uint8_t* codes_;
-  const float* x_;
-  Codes<K, kOneRows> next_;
+  LanePart<K> at_;
+  Fetched<K> now_;
 };
 
 // Adds N rows over the two halves of the lanes that differ in `bit`: the upper half keeps the upper rows.
@@ -109,15 +130,12 @@ __device__ inline void fold(int (&sums)[kOneRows], int bit) {
 }
 
 // A warp's sums into the strip's, (64) in shared memory.
-__device__ inline void add_warp(const float (&sums)[kOneRows], int* strip_sums) {
-  int whole[kOneRows];
-#pragma unroll
-  for (int i = 0; i < kOneRows; i++) whole[i] = __float2int_rn(sums[i]);
+__device__ inline void add_warp(int (&sums)[kOneRows], int* strip_sums) {
   static_assert(kOneRows == 16 && kTileLanes == 4, "three folds leave two rows a lane");
-  fold<16>(whole, 16), fold<8>(whole, 8), fold<4>(whole, 4);
+  fold<16>(sums, 16), fold<8>(sums, 8), fold<4>(sums, 4);
   const int lane = threadIdx.x % kWarp;
   int* to = strip_sums + lane % kTileLanes * kOneRows + (lane & 16) / 2 + (lane & 8) / 2 + (lane & 4) / 2;
-  atomicAdd(to, whole[0]), atomicAdd(to + 1, whole[1]);
+  atomicAdd(to, sums[0]), atomicAdd(to + 1, sums[1]);
 }
 
 // Adds a block's sum of one row, over `here` of a strip's `steps` steps, to the others'. True for the block that completes it: sum and
@@ -142,10 +160,13 @@ __device__ inline bool join(int32_t* workspace, int r, int here, int steps, bool
 struct OneBlock {
   Run run;
   int first_strip, strips;  // touched
-  __device__ OneBlock(const GemvOneLaunch& l, int steps)
-      : run(Run{0, int64_t(l.first_strip[l.product.count]) * steps}.part(int(blockIdx.x), int(gridDim.x))),
-        first_strip(int(run.first / steps)),
-        strips(run.first < run.last ? int((run.last - 1) / steps) - first_strip + 1 : 0) {}
+  __device__ OneBlock(const GemvOneLaunch& l, int steps) {
+    const int block = int(blockIdx.x);
+    run.first = l.share * block + min(block, l.rest), run.last = run.first + l.share + (block < l.rest);
+    first_strip = run.first / steps;
+    strips = run.first < run.last ? (run.last - 1) / steps - first_strip + 1 : 0;
+  }
+  __device__ int rows() const { return strips * tqn::kTileRows; }
 };
 
 __device__ inline int matrix_of(const GemvOneLaunch& l, int strip) {
@@ -154,28 +175,38 @@ __device__ inline int matrix_of(const GemvOneLaunch& l, int strip) {
   return m;
 }
 
-// S x of the rows of strips that begin in this block, by every other warp from `warp` on; a warp a row.
+// Into the second-level cache: nothing waits for them before the end.
+__device__ inline void fetch_row_scales(const GemvOneLaunch& l, int strip) {
+  const int m = matrix_of(l, strip);
+  const uint16_t* scales = l.product.matrix[m].row_scale + (strip - l.first_strip[m]) * tqn::kTileRows;
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(scales));
+}
+
+// S x of the rows of strips that begin in this block, kOutlierLanes lanes a row.
+inline constexpr int kOutlierLanes = 4;
 __device__ inline void sum_block_outliers(const GemvOneLaunch& l, const OneBlock& block, int steps, float* extra) {
-  const int lane = threadIdx.x % kWarp;
-  for (int i = threadIdx.x / kWarp; i < block.strips * tqn::kTileRows; i += kOneWarps) {
-    const int strip = block.first_strip + i / tqn::kTileRows;
-    const int m = matrix_of(l, strip), row = (strip - l.first_strip[m]) * tqn::kTileRows + i % tqn::kTileRows;
+  static_assert(tqn::kTileRows % (kWarp / kOutlierLanes) == 0, "a warp's rows lie in one strip");
+  const int lane = threadIdx.x % kOutlierLanes;
+  for (int i = threadIdx.x / kOutlierLanes; i < block.rows(); i += blockDim.x / kOutlierLanes) {
+    const int strip = block.first_strip + i / tqn::kTileRows, m = matrix_of(l, strip);
     const PackedView& w = l.product.matrix[m];
-    if (!w.outliers.ptr || row >= w.n_out || int64_t(strip) * steps < block.run.first) continue;
-    const float sum = warp_sum(outlier_part(w.outliers, row, l.product.in.plain, lane));
+    if (!w.outliers.ptr || strip * steps < block.run.first) continue;
+    const int row = (strip - l.first_strip[m]) * tqn::kTileRows + i % tqn::kTileRows;
+    float sum = row < w.n_out ? outlier_part(w.outliers, row, l.product.in.plain, lane, kOutlierLanes) : 0.f;
+#pragma unroll
+    for (int d = kOutlierLanes / 2; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
     if (lane == 0) extra[i] = sum;
   }
 }
 
 // Scales the block's sums and writes the rows that are complete.
 __device__ inline void write_rows(const GemvOneLaunch& l, const OneBlock& block, int steps, const int* sums, const float* extras) {
-  for (int i = threadIdx.x; i < block.strips * tqn::kTileRows; i += kOneThreads) {
+  for (int i = threadIdx.x; i < block.rows(); i += blockDim.x) {
     const int strip = block.first_strip + i / tqn::kTileRows, r = i % tqn::kTileRows;
     const int m = matrix_of(l, strip), row = (strip - l.first_strip[m]) * tqn::kTileRows + r;
     const PackedView& w = l.product.matrix[m];
     if (row >= w.n_out) continue;
-    const int64_t begin = int64_t(strip) * steps;
-    const int here = int(min(block.run.last, begin + steps) - max(block.run.first, begin));
+    const int begin = strip * steps, here = min(block.run.last, begin + steps) - max(block.run.first, begin);
     const bool has_outliers = w.outliers.ptr != nullptr, first = begin >= block.run.first;
     int sum = sums[i];
     float extra = has_outliers && first ? extras[i] : 0.f;
@@ -188,44 +219,49 @@ __device__ inline void write_rows(const GemvOneLaunch& l, const OneBlock& block,
   }
 }
 
+// Tables for each matrix, aligned to kColumnTable so that OR can form addresses, and two values a row.
 inline int64_t gemv_one_shared_bytes(const GemvOneLaunch& l) {
-  return int64_t(l.product.count + 1) * kOneTableBytes + int64_t(l.block_strips) * tqn::kTileRows * 8;
+  return kColumnTable + int64_t(l.product.count) * kOneTableBytes + int64_t(l.block_strips) * tqn::kTileRows * 8;
 }
 
 template <int K>
-__global__ void __launch_bounds__(kOneThreads, 1) gemv_one_kernel(const __grid_constant__ GemvOneLaunch l) {
+__global__ void __launch_bounds__(one_warps(K) * kWarp, 1) gemv_one_kernel(const __grid_constant__ GemvOneLaunch l) {
   extern __shared__ __align__(16) char shared[];
-  const int steps = l.steps(), warp = threadIdx.x / kWarp;
+  const int steps = l.steps(), warp = threadIdx.x / kWarp, total = l.first_strip[l.product.count] * steps;
   const OneBlock block(l, steps);
-  const Run own = block.run.part(warp, kOneWarps);
-  // The tables' base is aligned to their size, so that OR can form addresses.
-  const uint32_t start = shared_address(shared), base = (start + kOneTableBytes - 1) / kOneTableBytes * kOneTableBytes;
-  float* tables = reinterpret_cast<float*>(shared + (base - start));
-  int* sums = reinterpret_cast<int*>(tables + l.product.count * (kOneTableBytes / sizeof(float)));
-  float* extra = reinterpret_cast<float*>(sums + block.strips * tqn::kTileRows);
+  const Run own = block.run.part<one_warps(K)>(warp);
+  const uint32_t start = shared_address(shared), base = (start + kColumnTable - 1) / kColumnTable * kColumnTable;
+  char* tables = shared + (base - start);
+  int* sums = reinterpret_cast<int*>(tables + l.product.count * kOneTableBytes);
+  float* extra = reinterpret_cast<float*>(sums + block.rows());
 
-  int64_t step = own.first;
-  int strip = int(step / steps), m = block.strips ? matrix_of(l, min(strip, l.first_strip[l.product.count] - 1)) : 0;
-  OneStream<K> stream(l.product.matrix[m], l.product.in.whole, strip - l.first_strip[m], int(step % steps));
+  int step = own.first, strip = min(step, total - 1) / steps, m = matrix_of(l, strip);  // a run without steps may begin at the end
+  const auto part = [&](int from) { return LanePart<K>(l.product.matrix[m], l.product.in.quantized, strip - l.first_strip[m], from); };
+  OneStream<K> stream(part(min(step, total - 1) - strip * steps));
   if (block.strips) {
     const int last = matrix_of(l, block.first_strip + block.strips - 1);
     for (int t = matrix_of(l, block.first_strip); t <= last; t++)
-      fill_float_table(tables + t * (kOneTableBytes / sizeof(float)), l.product.matrix[t].codebook);
+      fill_table<kOneColumns>(tables + t * kOneTableBytes, l.product.matrix[t].codebook);
   }
-  for (int i = threadIdx.x; i < block.strips * tqn::kTileRows; i += kOneThreads) sums[i] = 0;
+  for (int i = threadIdx.x; i < block.rows(); i += blockDim.x) sums[i] = 0;
+  for (int i = threadIdx.x; i < block.strips; i += blockDim.x) fetch_row_scales(l, block.first_strip + i);
   release_dependents();
   await_inputs();
+  stream.fetch_first_x();
   __syncthreads();
   if (warp % 2 == 0) sum_block_outliers(l, block, steps, extra);  // while the other warps multiply
   while (step < own.last) {
-    const int from = int(step % steps), count = min(int(min(int64_t(steps - from), own.last - step)), kExactSteps);
-    float lane_sums[kOneRows] = {};
-    stream.add(count, lane_table(base + m * kOneTableBytes), lane_sums);
-    add_warp(lane_sums, sums + (strip - block.first_strip) * tqn::kTileRows);
+    const int count = min((strip + 1) * steps, own.last) - step;
+    int* strip_sums = sums + (strip - block.first_strip) * tqn::kTileRows;
+    const uint32_t table = lane_table(base + m * kOneTableBytes);
+    int lane_sums[kOneRows] = {};
+    stream.add(count, table, lane_sums);
     step += count;
-    if (step >= own.last) break;
-    strip = int(step / steps), m = matrix_of(l, strip);
-    stream = OneStream<K>(l.product.matrix[m], l.product.in.whole, strip - l.first_strip[m], int(step % steps));
+    if (step < own.last) {
+      strip++, m = matrix_of(l, strip);
+      stream.seek(part(0));
+    }
+    add_warp(lane_sums, strip_sums);
   }
   if (warp % 2 == 1) sum_block_outliers(l, block, steps, extra);
   __syncthreads();
@@ -234,15 +270,24 @@ __global__ void __launch_bounds__(kOneThreads, 1) gemv_one_kernel(const __grid_c
 
 template <int K>
 void launch_gemv_one(const PackedProduct& product, const SplitSums& split, cudaStream_t stream) {
-  GemvOneLaunch launch{product, split, {}, 0};
+  GemvOneLaunch launch{product, split, {}, 0, 0, 0};
   for (int m = 0; m < product.count; m++) launch.first_strip[m + 1] = launch.first_strip[m] + product.matrix[m].strips;
   const int64_t strips = launch.first_strip[launch.product.count], steps = strips * launch.steps();
-  constexpr int64_t kMostStrips = 128;  // of a block: their sums stand in shared memory
+  constexpr int64_t kMostStrips = 32;  // of a block: their sums stand in shared memory
   const int64_t blocks = std::max<int64_t>(device_limits().processors, (strips + kMostStrips - 1) / kMostStrips);
+  launch.share = int(steps / blocks), launch.rest = int(steps % blocks);
   launch.block_strips = int(((steps + blocks - 1) / blocks + launch.steps() - 2) / launch.steps() + 1);
   const int64_t bytes = gemv_one_shared_bytes(launch);
+  if (bytes > device_limits().shared_bytes && product.count > 1) {  // too many tables for this device at once
+    for (int m = 0; m < product.count; m++) {
+      PackedProduct one = product;
+      one.count = 1, one.matrix[0] = product.matrix[m], one.out[0] = product.out[m];
+      launch_gemv_one<K>(one, split, stream);
+    }
+    return;
+  }
   allow_shared(gemv_one_kernel<K>, bytes);
-  launch_dependent("gemv", gemv_one_kernel<K>, dim3(unsigned(blocks)), kOneThreads, bytes, stream, launch);
+  launch_dependent("gemv", gemv_one_kernel<K>, dim3(unsigned(blocks)), one_warps(K) * kWarp, bytes, stream, launch);
 }
 
 }  // namespace tq::cuda

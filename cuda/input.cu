@@ -90,9 +90,7 @@ __device__ inline void write_quantized(const InputLaunch& l, int row, const floa
       return j < n ? static_cast<signed char>(__float2int_rn(x[padded(j)] * inverse)) : static_cast<signed char>(0);
     };
     const int64_t to = l.in.tiled ? tiled_offset(row, i, stride, kTokenTile) : row * stride + i;
-    const char4 four = make_char4(at(i), at(i + 1), at(i + 2), at(i + 3));
-    *reinterpret_cast<char4*>(out + to) = four;
-    if (l.in.whole) *reinterpret_cast<float4*>(const_cast<float*>(l.in.whole) + i) = make_float4(four.x, four.y, four.z, four.w);
+    *reinterpret_cast<char4*>(out + to) = make_char4(at(i), at(i + 1), at(i + 2), at(i + 3));
   }
 }
 

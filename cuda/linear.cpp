@@ -44,7 +44,7 @@ void Workspace::reserve_quantized(int n_in, int64_t rows) {
   InputView in;
   in.n_in = n_in;
   quantized.reserve(rows * in.quantized_stride() + kRowAlign * 64);
-  whole.reserve(in.quantized_stride() * 4), scale.reserve(rows * 4);
+  scale.reserve(rows * 4);
   vectors.reserve(rows * input_scratch_floats(n_in) * 4);
 }
 
@@ -89,8 +89,7 @@ InputView LinearRunner::packed_input(const SourceView& source, int rows, const C
   if (float_path())
     in.rotated = w_.rotated.as<float>();
   else
-    in.quantized = w_.quantized.as<int8_t>(), in.scale = w_.scale.as<float>(), in.tiled = rows > kGemvRows && has_hopper_gemm(),
-    in.whole = rows == 1 ? w_.whole.as<float>() : nullptr;
+    in.quantized = w_.quantized.as<int8_t>(), in.scale = w_.scale.as<float>(), in.tiled = rows > kGemvRows && has_hopper_gemm();
   InputView filled = in;
   filled.plain = nullptr;
   prepare_input(source, rotation_of(m), filled, Element::f16, w_.vectors.as<float>(), stream_);

@@ -9,20 +9,20 @@ namespace tq::cuda {
 
 // Device scratch that all operations of a backend share: passes run one at a time, in one stream.
 struct Workspace {
-  DeviceMemory plain, rotated, quantized, whole, scale, half;  // forms of one linear input
-  DeviceMemory vectors;                                        // rotations too wide for shared memory
-  DeviceMemory values;                                         // expanded weights
-  DeviceMemory sums, arrived;                                  // of gemv
-  DeviceMemory cos, sin, partials;                             // attention
-  DeviceMemory top;                                            // of the choice of tokens
+  DeviceMemory plain, rotated, quantized, scale, half;  // forms of one linear input
+  DeviceMemory vectors;                                 // rotations too wide for shared memory
+  DeviceMemory values;                                  // expanded weights
+  DeviceMemory sums, arrived;                           // of gemv
+  DeviceMemory cos, sin, partials;                      // attention
+  DeviceMemory top;                                     // of the choice of tokens
   DeviceMemory moe_x, moe_gate, moe_up, moe_out, moe_shared, moe_logits, moe_shared_logits, moe_routes;
   // Changes whenever memory moved, so that graphs know that their addresses are stale.
   int64_t generation() const {
     int64_t bytes = 0;
     for (const DeviceMemory* m :
-         {&plain,      &rotated, &quantized, &whole, &scale,    &half,   &vectors, &values,     &sums,       &arrived,
-          &cos,        &sin,     &partials,  &moe_x, &moe_gate, &moe_up, &moe_out, &moe_shared, &moe_logits, &moe_shared_logits,
-          &moe_routes, &top})
+         {&plain, &rotated,  &quantized, &scale,    &half,   &vectors, &values,     &sums,       &arrived,           &cos,
+          &sin,   &partials, &moe_x,     &moe_gate, &moe_up, &moe_out, &moe_shared, &moe_logits, &moe_shared_logits, &moe_routes,
+          &top})
       bytes += m->bytes();
     return bytes;
   }

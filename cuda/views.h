@@ -61,7 +61,6 @@ struct InputView {
   const float* rotated = nullptr;     // (rows, n_in)
   const int8_t* quantized = nullptr;  // rows are round_up(n_in, kRowAlign) bytes apart
   bool tiled = false;                 // or in tiles of kTokenTile rows
-  const float* whole = nullptr;       // the quantized values of a single row, as floats: (quantized_stride())
   const float* scale = nullptr;       // (rows)
   const void* half = nullptr;         // f16 or bf16, rows round_up(2 * n_in, kRowAlign) bytes apart
   constexpr int64_t quantized_stride() const { return round_up(n_in, kRowAlign); }

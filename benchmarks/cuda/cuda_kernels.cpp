@@ -89,7 +89,7 @@ class Product {
       PackedProduct product;
       product.count = 1, product.matrix[0] = m.tqn, product.out[0] = {y_.as<float>(), m.n_out, nullptr, 1, false};
       product.in.rows = rows_, product.in.n_in = int(m.n_in), product.in.quantized = workspace_.quantized.as<int8_t>(),
-      product.in.scale = workspace_.scale.as<float>(), product.in.whole = rows_ == 1 ? workspace_.whole.as<float>() : nullptr;
+      product.in.scale = workspace_.scale.as<float>();
       gemv(product, workspace_.split(), nullptr);
     });
   }
