@@ -183,7 +183,7 @@ class Backend {
   virtual std::unique_ptr<Program> prepare(std::vector<Op> ops, int64_t max_rows) = 0;
   virtual void run(Program& program, const Batch& batch) = 0;  // results are complete on return for download()
   virtual void set_threads(int decode, int prompt) { (void)decode, (void)prompt; }
-  // Seconds since the last call by kind of operation ("linear", "attention", ..., "barrier"), and whether to measure from now on.
+  // Seconds since the last call by kind of work ("linear", "attention", "norms", ..., "barrier"), and whether to measure from now on.
   virtual std::vector<std::pair<std::string, double>> profile(bool on) { return (void)on, std::vector<std::pair<std::string, double>>{}; }
   virtual bool has_f32_cache() const { return false; }
   virtual int64_t memory_bytes() const = 0;  // what this backend holds beyond the mapped file

@@ -108,7 +108,8 @@ def test_bench(tiny_tqn, capsys):
     row = result["rows"][0]
     assert row["gigabytes_per_second"] == pytest.approx(row["weight_bytes"] * row["tg"] / 1e9)
     _, out, _ = call(capsys, "bench", tiny_tqn, "--profile", *options)
-    assert "pp16 t/s" in out and "tg4 t/s" in out and "linear" in out and "attention" in out
+    assert "pp16 t/s" in out and "tg4 t/s" in out
+    assert all(kind in out for kind in ("linear", "attention", "norms", "rotation", "sampler", "barrier", "rest"))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])

@@ -105,11 +105,8 @@ class CpuBackend final : public Backend {
 
   std::vector<std::pair<std::string, double>> profile(bool on) override {
     std::lock_guard lock(mutex_);
-    std::vector<std::pair<std::string, double>> found;
-    for (const auto& [kind, time] : times_) found.emplace_back(kind, std::chrono::duration<double>(time).count());
-    times_.clear();
     profiling_ = on;
-    return found;
+    return profile_.take();
   }
 
   int64_t memory_bytes() const override {
@@ -155,8 +152,9 @@ class CpuBackend final : public Backend {
       case Op::attention:
         return "attention";
       case Op::soft_cap:
-      case Op::top:
         return "output";
+      case Op::top:
+        return "sampler";
       case Op::moe:
         return "experts";
     }
@@ -212,24 +210,11 @@ class CpuBackend final : public Backend {
   void run_steps(CpuProgram& program, const Batch& batch, const Part& part) {
     const auto [thread, threads, planned] = part;
     Worker worker{k_, *pool_, batch, thread, threads, planned, shared_->data, scratch_[size_t(thread)]->data};
-    if (profiling_ && thread == 0) return run_timed(program, worker);
-    for (const StepPtr& step : program.steps) {
-      step->run(worker);
-      worker.barrier();
-    }
-  }
-
-  // As the first thread sees it: its own work by kind of operation, and its waiting for others.
-  void run_timed(CpuProgram& program, Worker& worker) {
-    Clock::duration waited{};
-    worker.waited = &waited;
+    if (profiling_ && thread == 0) worker.profile = &profile_;
     for (size_t i = 0; i < program.steps.size(); i++) {
-      const Clock::time_point start = Clock::now();
-      waited = {};
+      const Timed timed(worker.profile, program.kinds[i]);
       program.steps[i]->run(worker);
       worker.barrier();
-      times_[program.kinds[i]] += Clock::now() - start - waited;
-      times_["barrier"] += waited;
     }
   }
 
@@ -245,7 +230,7 @@ class CpuBackend final : public Backend {
   std::map<std::pair<int64_t, uint64_t>, std::shared_ptr<const RotationPlan>> plans_;
   std::vector<std::weak_ptr<Buffer>> buffers_;
   bool profiling_ = false;
-  std::map<std::string_view, Clock::duration> times_;
+  Profile profile_;  // of the first thread
 };
 
 }  // namespace

@@ -21,6 +21,7 @@ bool same_form(const CpuMatrix& a, const CpuMatrix& b) { return a.host.packed ==
 
 void fill_form(const Worker& w, const CpuMatrix& m, const float* plain, const Form& form, int64_t r, float* work) {
   if (!m.host.packed) return;
+  const Timed timed(w.profile, "rotation");
   const int64_t n = m.n_in;
   const float* rotated = plain;
   if (form.rotated) work = form.rotated + r * n;
@@ -64,9 +65,11 @@ const float* plain_row(const Worker& w, const LinearInput& in, int64_t r, float*
   switch (in.kind) {
     case LinearInput::plain:
       return x;
-    case LinearInput::rms_norm:
+    case LinearInput::rms_norm: {
+      const Timed timed(w.profile, "norms");
       w.k.rms_norm(x, data(in.weight), in.x.width, in.eps, out);
       break;
+    }
     case LinearInput::gated:
       (in.activation == GatedActivation::silu ? w.k.silu_mul : w.k.gelu_mul)(x, row(in.up, r), in.x.width, out);
       break;

@@ -3,11 +3,11 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <memory>
 
 #include "backend/backend.h"
+#include "backend/cpu/profile.h"
 #include "backend/cpu/thread_pool.h"
 #include "kernels/kernels.h"
 
@@ -73,8 +73,6 @@ class WorkQueue {
   alignas(64) std::atomic<int64_t> next_{0};
 };
 
-using Clock = std::chrono::steady_clock;
-
 // One thread's view of the running pass.
 struct Worker {
   const Kernels& k;
@@ -85,11 +83,10 @@ struct Worker {
   uint8_t* shared;   // scratch seen by all threads, free at the start of a step
   uint8_t* scratch;  // this thread's own
   int64_t rows() const { return int64_t(batch.tokens.size()); }
-  Clock::duration* waited = nullptr;  // time at barriers, where it is measured
+  Profile* profile = nullptr;  // where this thread's time is measured
   void barrier() {
-    const Clock::time_point start = waited ? Clock::now() : Clock::time_point();
+    const Timed timed(profile, "barrier");
     pool.barrier();
-    if (waited) *waited += Clock::now() - start;
   }
   Range share(int64_t n) const { return {n * thread / threads, n * (thread + 1) / threads}; }
   // A chunk that gives each thread several turns, so that one that was held up does not hold up all.
