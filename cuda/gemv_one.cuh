@@ -15,6 +15,8 @@ namespace tq::cuda {
 
 // Warps of a block: fewer have more registers to decode ahead in (96 with 20), which formats with a trellis repay.
 constexpr int one_warps(int k) { return tqn::is_trellis(k) ? 20 : 24; }
+// Steps of a turn of the loop: more save moves between registers, which longer code repays at k = 2 alone.
+constexpr int one_turn(int k) { return k == 2 ? 4 : 2; }
 inline constexpr int kOneRows = 16;                           // rows of a tile that a lane owns
 inline constexpr int kTileLanes = tqn::kTileRows / kOneRows;  // lanes of a tile
 inline constexpr int kOneTiles = kWarp / kTileLanes;          // tiles of a step
@@ -89,22 +91,29 @@ class OneStream {
  public:
   __device__ explicit OneStream(const LanePart<K>& first) : at_(first) { now_.fetch_codes(at_); }
   __device__ void fetch_first_x() { now_.fetch_x(at_); }
-  // The lane's sums over `count` consecutive steps of a strip. Two steps a turn, so that what was fetched need not move.
+  // The lane's sums over `count` consecutive steps of a strip. An even number of steps a turn, so that what was fetched need not move.
   __device__ void add(int count, uint32_t table, int (&sums)[kOneRows]) {
 #pragma unroll 1
-    for (; count > 1; count -= 2) {
-      Fetched<K> second;
-      second.fetch(at_, 1);
-      now_.multiply(table, sums);
-      at_.advance(2);
-      now_.fetch(at_, 0);
-      second.multiply(table, sums);
+    for (; count >= one_turn(K); count -= one_turn(K)) {
+#pragma unroll
+      for (int i = 0; i < one_turn(K); i += 2) {
+        Fetched<K> second;
+        second.fetch(at_, i + 1);
+        now_.multiply(table, sums);
+        __syncwarp();  // else the next loads come first, and need registers of their own
+        now_.fetch(at_, i + 2);
+        second.multiply(table, sums);
+        if (i + 2 < one_turn(K)) __syncwarp();
+      }
+      at_.advance(one_turn(K));
     }
-    if (count == 0) return;
-    Fetched<K> last = now_;
-    at_.advance(1);
-    now_.fetch(at_, 0);
-    last.multiply(table, sums);
+#pragma unroll 1
+    for (; count > 0; count--) {
+      Fetched<K> last = now_;
+      at_.advance(1);
+      now_.fetch(at_, 0);
+      last.multiply(table, sums);
+    }
   }
   // Goes on with another strip; its codes mostly follow, and are there.
   __device__ void seek(const LanePart<K>& part) {
