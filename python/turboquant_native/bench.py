@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -164,18 +165,21 @@ class Bench:
     def _profile(self) -> dict[str, float]:
         """Seconds of each kind of work over one generation, tokens drawn with the default options; "rest" is what passes do not count:
         waking threads and the calls from Python."""
-        sampler, drawing = self._core.Sampler(seed=1), 0.0
-        best_suffice = sampler.needed_candidates(self.context.n_vocab) > 0
-        self.context.profile(True)
+        context, sampler, drawing = self.context, self._core.Sampler(seed=1), 0.0
+        best_suffice = sampler.needed_candidates(context.n_vocab) > 0
+        context.profile(True)
         start = time.perf_counter()
         for position in range(self._args.generate):
             token = self._tokens[position : position + 1]
-            found = self.context.eval_best(token, position) if best_suffice else self.context.eval(token, position)
+            if best_suffice:
+                draw = partial(sampler.sample_best, context.eval_best(token, position))
+            else:
+                draw = partial(sampler.sample, context.eval(token, position), [])
             drawn = time.perf_counter()
-            sampler.sample_best(found) if best_suffice else sampler.sample(found, [])
+            draw()
             drawing += time.perf_counter() - drawn
         total = time.perf_counter() - start
-        seconds: dict[str, float] = self.context.profile(False)
+        seconds: dict[str, float] = context.profile(False)
         seconds["sampler"] = seconds.get("sampler", 0.0) + drawing
         seconds["rest"] = total - sum(seconds.values())
         return seconds
