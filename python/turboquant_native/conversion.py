@@ -270,6 +270,7 @@ def write_model(
     quiet: bool = True,
     extra_metadata: dict[str, Any] | None = None,
     settings: str = "",
+    title: str = "converting",
 ) -> Summary:
     """Convert `source` to the file `target` as `plan` says; the file appears only when it is complete.
 
@@ -280,6 +281,7 @@ def write_model(
         quiet: show no progress.
         extra_metadata: further keys of the file.
         settings: what else decides the rounder's results: only a run with the same goes on from an interrupted one.
+        title: of the progress bar.
     Raises ConvertError, OSError (no space, no permission).
     """
     start = time.monotonic()
@@ -290,7 +292,7 @@ def write_model(
     key = fingerprint(source, [repr(tensor) for tensor in plan], settings)
     with (
         ContainerWriter(target, source.architecture.gguf, overwrite=overwrite, key=key, resume=resume) as writer,
-        Progress(sum(tensor.weights for tensor in plan), "converting", quiet) as progress,
+        Progress(sum(tensor.weights for tensor in plan), title, quiet) as progress,
     ):
         tokenizer = source.tokenizer.metadata() if source.tokenizer else {}
         for name, value in {**source.metadata(), **tokenizer, **(extra_metadata or {})}.items():

@@ -88,7 +88,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("activations", "end-loss"),
         help="how calibration tokens count: all alike, or by the gradient of the model's loss, which needs torch (default: activations)",
     )
-    quality.add_argument("--effort", choices=("fast", "normal", "max"), help="calibration tokens and measurements (default: normal)")
+    quality.add_argument(
+        "--effort",
+        choices=("fast", "normal", "max"),
+        help="24, 64 or 256 windows of calibration text; normal and max also make the file of a simple rule's widths and keep the better "
+        "(default: normal)",
+    )
     quality.add_argument(
         "--calib-cache", type=Path, metavar="DIR", help="keep reference, text and sensitivities here for the next file of this model"
     )

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from . import _core
 from .calibrate import SequentialRounder, Settings, layer_of
 from .calibration_text import default_windows, file_windows, sample
-from .conversion import Options, Summary, TensorPlan, check_target, fingerprint, make_plan, plan_table, write_model
+from .conversion import Options, Summary, TensorPlan, check_target, fingerprint, make_plan, plain_rounding, plan_table, write_model
 from .end_loss import GradientMeter, check_available, token_weights
 from .errors import ConvertError
 from .evaluate import divergence, normalize
@@ -32,8 +32,9 @@ from .journal import one_maker
 from .progress import Progress, duration
 from .sensitivity import NOISE_BITS, Sensitivity, SensitivityMeter
 from .sources import Source
-from .widths import WidthChooser, at_width
+from .widths import Decision, WidthChooser, at_width
 
+_ALLOCATED, _SIMPLE_RULE = "allocated", "ends higher"  # plans
 HESSIANS = ("activations", "end-loss")  # all alike; by the gradient of the model's loss
 _PROBES, _PROBE_LEN = 8, 128
 _FREQUENCY_WINDOWS = 4  # of the calibration text, for the tokens' mean probabilities
@@ -48,7 +49,7 @@ class Effort:
     Attributes:
         windows: of the calibration text.
         sensitivity_windows: how many of them the sensitivities' Hessians see.
-        verify: make the file of a simple rule too, and keep the better.
+        verify: make the file of a simple rule too, keep the better, and measure what calibration gained over plain rounding.
     """
 
     windows: int
@@ -56,7 +57,7 @@ class Effort:
     verify: bool = False
 
 
-EFFORTS = {"fast": Effort(24, 8), "normal": Effort(64, 24), "max": Effort(256, 64, verify=True)}
+EFFORTS = {"fast": Effort(24, 8), "normal": Effort(64, 24, verify=True), "max": Effort(256, 64, verify=True)}
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class Report:
     measured_kld: float | None = None
     outliers: dict[str, float] = field(default_factory=dict)  # of the whole file
     candidates: dict[str, float] = field(default_factory=dict)  # plan -> measured KL divergence
+    plain_kld: float | None = None  # measured: of the same widths and outliers by plain rounding
     summary: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
@@ -125,7 +127,20 @@ class Report:
         outliers = f"{self.outliers['fraction']:.3%} of the weights, {self.outliers['bits_per_weight']:.4f} bits per weight of the file"
         predicted = "" if self.predicted_kld is None else f" (predicted {self.predicted_kld:.4f})"
         loss = f"KL divergence on held-out sampled text: {self.measured_kld:.4f} nats a token{predicted}"
-        return f"{times}\nof the rounding: {parts}\noutliers: {outliers}\n{loss}"
+        return "\n".join([times, f"of the rounding: {parts}", f"outliers: {outliers}", loss, *self._gains()])
+
+    def _gains(self) -> list[str]:
+        """A line for each stage whose gain is known: the divergence with it and without."""
+        lines = []
+        if self.plain_kld is not None:
+            lines.append(f"  error feedback and corrections: {self.measured_kld:.4f}, by plain rounding {self.plain_kld:.4f}")
+        if _SIMPLE_RULE in self.candidates:
+            allocated, simple = self.candidates[_ALLOCATED], self.candidates[_SIMPLE_RULE]
+            kept = "" if allocated <= simple else "; the simple rule's are kept"
+            lines.append(f"  widths by sensitivity: {allocated:.4f}, by a simple rule (ends of the stack higher) {simple:.4f}{kept}")
+        if self.outlier_gains:
+            lines.append(f"  outliers: {sum(self.outlier_gains.values()):.4f} less than without them, as predicted")
+        return lines
 
 
 @dataclass(frozen=True)
@@ -146,6 +161,7 @@ class Quantizer:
         self._work = target.with_name(f".{target.name}.work")
         self._effort = EFFORTS[request.effort]
         self._widths = WidthChooser(source, options, request)
+        self._decision: Decision | None = None
         self._built: dict[str, _Built] = {}
         self._weights: dict[str, NDArray[np.float32]] = {}
         context = int(source.hyperparameters.get("context_length", request.seq_len))
@@ -171,6 +187,8 @@ class Quantizer:
             self._weights = self._stage("gradients", lambda: self._token_weights(model, tokens))
         plans = {label: _in_order(plan) for label, plan in self._plans(sensitivity).items()}
         best = self._build_best(plans, model, tokens, probes, sensitivity)
+        if self._effort.verify:
+            self.report.plain_kld = self._stage("plain rounding", partial(self._measure_plain, plans[best], model, probes))
         model.close()
         self._report(plans[best], sensitivity, self._built[best])
         self._write_plan(plans[best])
@@ -205,11 +223,10 @@ class Quantizer:
         """What to build, by a name for each."""
         if not self._widths.chooses:
             return {"given": self._widths.given()}
-        decision = self._widths.allocate(sensitivity, self._frequency, self._header_bytes())
-        self.report.predicted_kld, self.report.outlier_gains = decision.predicted_kld, decision.outlier_gains
-        plans = {"allocated": decision.plan}
+        self._decision = self._widths.allocate(sensitivity, self._frequency, self._header_bytes())
+        plans = {_ALLOCATED: self._decision.plan}
         if self._effort.verify:
-            plans["ends higher"] = self._widths.ends_higher(self._header_bytes())
+            plans[_SIMPLE_RULE] = self._widths.ends_higher(self._header_bytes())
         return plans
 
     def _write_plan(self, plan: Sequence[TensorPlan]) -> None:
@@ -356,20 +373,24 @@ class Quantizer:
             path = self._file_of(plan)
             done = path.with_suffix(".done")
             if not done.exists():
-                built = self._stage(f"rounding, {label}", partial(self._write, path, model, tokens, plan, sensitivity))
+                built = self._stage(f"rounding, {label}", partial(self._write, path, model, tokens, plan, sensitivity, label))
                 _write_whole(done, json.dumps(asdict(built)).encode())
             stored = json.loads(done.read_text())
             self._built[label] = _Built(**{**stored, "summary": Summary(**{**stored["summary"], "path": str(self._target)})})
             self.report.candidates[label] = self._stage("measuring", partial(self._measure, path, model, probes))
         best = min(plans, key=self.report.candidates.__getitem__)
         self.report.measured_kld = self.report.candidates[best]
+        if best == _ALLOCATED and self._decision is not None:
+            self.report.predicted_kld, self.report.outlier_gains = self._decision.predicted_kld, self._decision.outlier_gains
         return best
 
     def _file_of(self, plan: list[TensorPlan]) -> Path:
         """In the work folder, where an interrupted run may have made files of other plans."""
         return self._work / f"{fingerprint(self._source, repr(plan))[:16]}.gguf"
 
-    def _write(self, path: Path, model: Any, tokens: NDArray[np.int32], plan: list[TensorPlan], sensitivity: Sensitivity) -> _Built:
+    def _write(
+        self, path: Path, model: Any, tokens: NDArray[np.int32], plan: list[TensorPlan], sensitivity: Sensitivity, label: str
+    ) -> _Built:
         specs = {tensor.name: tensor.spec for tensor in plan if tensor.spec is not None}
         settings = json.dumps([asdict(self._settings), (self._work / "key").read_text()])
         states = path.with_suffix(".states")
@@ -386,9 +407,19 @@ class Quantizer:
             self._threads,
             self._weights,
         )
-        summary = write_model(self._source, plan, path, rounder=rounder, overwrite=True, resume=True, quiet=self._quiet, settings=settings)
+        title = f"rounding ({label})"
+        summary = write_model(
+            self._source, plan, path, rounder=rounder, overwrite=True, resume=True, quiet=self._quiet, settings=settings, title=title
+        )
         shutil.rmtree(states)
         return _Built(summary, rounder.errors, rounder.watch.seconds)
+
+    def _measure_plain(self, plan: list[TensorPlan], model: Any, probes: NDArray[np.int32]) -> float:
+        """KL divergence where every weight of a plan is rounded for itself."""
+        path = self._work / "plain.gguf"
+        rounder = plain_rounding(self._threads)
+        write_model(self._source, plan, path, rounder=rounder, overwrite=True, resume=True, quiet=self._quiet, title="plain rounding")
+        return self._measure(path, model, probes)
 
     def _measure(self, path: Path, model: Any, probes: NDArray[np.int32]) -> float:
         """KL divergence of a file from the reference on sampled text that calibration has not seen."""

@@ -24,6 +24,8 @@ from turboquant_native.quantizer import Effort, Quantizer, Request
 from turboquant_native.sensitivity import SensitivityMeter
 from turboquant_native.sources import open_source
 
+_FULL_EFFORTS = quantizer.EFFORTS
+
 
 @pytest.fixture(autouse=True)
 def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,11 +163,32 @@ def test_verification_keeps_the_better_plan(folder: Path, tmp_path: Path) -> Non
     measured = run.report.candidates
     assert set(measured) == {"allocated", "ends higher"}
     assert run.report.measured_kld == min(measured.values())
-    file = _core.GgufFile(tmp_path / "m.gguf")
-    assert {name: entry["bits"] for name, entry in file.quantized().items()} == {
-        name: tensor["bits"] for name, tensor in run.report.tensors.items() if "bits" in tensor
-    }
+    assert run.report.plain_kld is not None and run.report.plain_kld > run.report.measured_kld
+    assert _widths(tmp_path / "m.gguf") == {name: tensor["bits"] for name, tensor in run.report.tensors.items() if "bits" in tensor}
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("better", ["allocated", "ends higher"])
+def test_what_is_reported_is_of_the_plan_that_was_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: str) -> None:
+    """Whichever plan measures better, its widths are in the file, and only the allocation's own file has its predictions."""
+    losses = iter([0.1, 0.2] if better == "allocated" else [0.2, 0.1])  # of the allocation's file, of the simple rule's
+    monkeypatch.setattr(Quantizer, "_measure", lambda *_: next(losses))
+    monkeypatch.setattr(Quantizer, "_measure_plain", lambda *_: 0.7)
+    plan = tmp_path / "plan.json"
+    run = convert(folder, tmp_path / "m.gguf", Request(bpw=5, effort="max", seq_len=32, plan=plan))
+    assert _widths(tmp_path / "m.gguf") == {name: entry["bits"] for name, entry in json.loads(plan.read_text()).items()}
+    assert (run.report.measured_kld, run.report.plain_kld) == (0.1, 0.7)
+    assert (run.report.predicted_kld is not None) == (better == "allocated")
+    assert ("simple rule's are kept" in run.report.text()) == (better == "ends higher")
+    assert "0.1000, by plain rounding 0.7000" in run.report.text()
+
+
+def _widths(path: Path) -> dict[str, int]:
+    return {name: entry["bits"] for name, entry in _core.GgufFile(path).quantized().items()}
+
+
+def test_by_default_a_conversion_is_verified() -> None:
+    assert not _FULL_EFFORTS["fast"].verify and _FULL_EFFORTS[Request.effort].verify and _FULL_EFFORTS["max"].verify
 
 
 def test_an_unfinished_run_with_other_widths_leaves_no_trace(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,8 +277,9 @@ def test_killed_runs_go_on_to_the_identical_file(tmp_path: Path, monkeypatch: py
 # Converts argv[1] to argv[2], and kills its own process before the argv[3]-th step that leaves something on the disk or encodes a matrix.
 SUICIDE = """
 import os, pathlib, signal, sys
-from turboquant_native import calibrate, calibration_text, container, convert_hf_to_tq, journal
+from turboquant_native import calibrate, calibration_text, container, convert_hf_to_tq, journal, quantizer
 
+quantizer.EFFORTS["normal"] = quantizer.Effort(24, 8, verify=True)
 left = int(sys.argv[3])
 
 def deadly(step):
@@ -273,7 +297,7 @@ container._Spool._write = deadly(container._Spool._write)
 calibrate.quantize_matrix = deadly(calibrate.quantize_matrix)
 journal.Journal.put = deadly(journal.Journal.put)
 calibration_text._SLOTS = 4
-sys.exit(convert_hf_to_tq.main([*sys.argv[1:3], "--bpw", "4.5", "--effort", "fast", "--threads", "1", "--quiet"]))
+sys.exit(convert_hf_to_tq.main([*sys.argv[1:3], "--bpw", "4.5", "--threads", "1", "--quiet"]))
 """
 
 
