@@ -138,7 +138,7 @@ class Summary:
     Attributes:
         bpw: bits per weight of all tensors (the tokenizer is not counted).
         bpw_layers: of the tensors that are neither embedding nor output.
-        ratio: size of the model in FP16 over the file's.
+        ratio: size of the model's tensors in FP16 over theirs.
         relative_error: root of squared error over squared weights, of the quantized matrices; 0 when there are none.
         peak_bytes: the process's largest resident memory.
         notes: tensors not stored as asked, and why.
@@ -326,14 +326,14 @@ def _write_tensor(
 
 
 def _summarize(source: Source, plan: Sequence[TensorPlan], target: Path, size: int, error: float, seconds: float) -> Summary:
-    layers = [tensor for tensor in plan if not tensor.is_embedding]
+    layers, bpw = [tensor for tensor in plan if not tensor.is_embedding], bits_per_weight(plan)
     return Summary(
         path=str(target),
         file_bytes=size,
         parameters=source.parameters,
-        bpw=bits_per_weight(plan),
+        bpw=bpw,
         bpw_layers=bits_per_weight(layers),
-        ratio=2 * source.parameters / size,
+        ratio=16 / bpw if bpw else 0.0,
         relative_error=error,
         seconds=seconds,
         peak_bytes=peak_memory(),
