@@ -30,6 +30,7 @@ from .sources import Source
 Floats = NDArray[np.float32]
 _HEAD_ROWS = 64  # of one pass of LayerRunner.head
 _BATCH_ROWS = 4096  # rows whose products are summed by one matrix multiplication
+_BLOCK = 1024  # rows and columns of a part of a Hessian
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,12 @@ class SiteStatistics:
         self._waiting = 0  # rows whose products are not in the sums yet
         self._rows: dict[str, Floats] = {}
         self._sums: dict[str, Floats] = {}
+        self._means: dict[str, Floats] = {}  # in the sums' place: a wide layer's take a gigabyte
 
     def add(self, x: Floats, reference: Floats | None = None, lacking: Floats | None = None, weight: Floats | None = None) -> None:
         """Rows x (n, width), the original's rows, what the matrix is asked to add to its outputs (n, n_out), and how much each row counts
-        for error feedback (n,). All are copied."""
+        for error feedback (n,). All are copied. Not after a mean was asked for."""
+        assert not self._means
         weighted = None if weight is None else weight[:, None] * x
         for first in range(0, len(x), _BATCH_ROWS):
             part = slice(first, first + _BATCH_ROWS)
@@ -97,20 +100,24 @@ class SiteStatistics:
 
     def _mean(self, name: str) -> Floats | None:
         self._multiply()
-        total = self._sums.get(name)
-        return None if total is None else total / np.float32(max(self.rows, 1))
+        if name in self._sums:
+            total = self._sums.pop(name)
+            self._means[name] = np.divide(total, np.float32(max(self.rows, 1)), out=total)
+            if name in ("h", "w"):
+                _make_symmetric(total)
+        return self._means.get(name)
 
     @property
     def hessian(self) -> Floats | None:
         """(width, width), symmetric; None where no row came by or all were zero."""
         h = self._mean("h")
-        return None if h is None or not h.any() else (h + h.T) / 2
+        return h if h is not None and h.any() else None
 
     @property
     def weighted_hessian(self) -> Floats | None:
         """The same with the tokens' weights; the Hessian itself where there are none."""
         h = self._mean("w")
-        return self.hessian if h is None or not h.any() else (h + h.T) / 2
+        return h if h is not None and h.any() else self.hessian
 
     def target(self, w: Floats, settings: Settings) -> Floats:
         """What to round in place of w (n_out, width)."""
@@ -120,8 +127,20 @@ class SiteStatistics:
         right = np.zeros_like(w) if b is None else b
         if c is not None:
             right = right + np.float32(settings.cross) * (w @ (c - h))
-        damped = h + np.float32(settings.correction_damping * np.trace(h) / len(h)) * np.eye(len(h), dtype=np.float32)
-        return np.ascontiguousarray(w + np.linalg.solve(damped, right.T).T, dtype=np.float32)
+        diagonal = np.diag(h).copy()
+        h.flat[:: len(h) + 1] += np.float32(settings.correction_damping * np.trace(h) / len(h))
+        correction = np.linalg.solve(h, right.T).T
+        h.flat[:: len(h) + 1] = diagonal
+        return np.ascontiguousarray(w + correction, dtype=np.float32)
+
+
+def _make_symmetric(h: Floats) -> None:
+    """h becomes (h + h^T) / 2, in its place."""
+    for first in range(0, len(h), _BLOCK):
+        for second in range(first, len(h), _BLOCK):
+            rows, columns = slice(first, first + _BLOCK), slice(second, second + _BLOCK)
+            h[rows, columns] = (h[rows, columns] + h[columns, rows].T) / 2
+            h[columns, rows] = h[rows, columns].T
 
 
 def adds_branches_directly(metadata: dict[str, Any], tensors: Iterator[str] | list[str]) -> bool:

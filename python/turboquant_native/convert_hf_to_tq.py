@@ -91,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     quality.add_argument(
         "--effort",
         choices=("fast", "normal", "max"),
-        help="24, 64 or 256 windows of calibration text; normal and max also make the file of a simple rule's widths and keep the better "
+        help="24, 64 or 256 windows of calibration text; normal and max also make the file of a simple rule's widths, and keep that if it is better "
         "(default: normal)",
     )
     quality.add_argument(

@@ -116,7 +116,8 @@ def take_outliers(
 def rotate_hessian(hessian: NDArray[np.float32], seed: int, threads: int = 0) -> NDArray[np.float32]:
     """R H R^T for a Hessian (n_in, n_in) of the original basis."""
     half = _core.rotate_rows(hessian, seed, threads=threads)
-    return _core.rotate_rows(np.ascontiguousarray(half.T), seed, threads=threads)
+    half = np.ascontiguousarray(half.T)  # a wide layer's takes a gigabyte: none is kept longer than it is needed
+    return _core.rotate_rows(half, seed, threads=threads)
 
 
 def _rounding_order(hessian: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -125,6 +126,15 @@ def _rounding_order(hessian: NDArray[np.float32]) -> tuple[NDArray[np.int32], ND
     blocks = np.argsort(-strength, kind="stable")
     columns = (blocks[:, None] * _core.TILE_COLS + np.arange(_core.TILE_COLS)).ravel()
     return blocks.astype(np.int32), columns
+
+
+def _error_feedback(hessian: NDArray[np.float32], spec: MatrixSpec, threads: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The order of the blocks of columns, and the feedback of their errors in that order."""
+    if spec.seed is not None:
+        hessian = rotate_hessian(hessian, spec.seed, threads)
+    order, columns = _rounding_order(hessian)
+    hessian = np.ascontiguousarray(hessian[np.ix_(columns, columns)])
+    return order, _core.feedback(hessian, spec.damping, threads)
 
 
 def quantize_matrix(
@@ -155,9 +165,7 @@ def quantize_matrix(
     rotated = rest if spec.seed is None else _core.rotate_rows(rest, spec.seed, threads=threads)
     options: dict[str, Any] = {"codebook": spec.codebook, "threads": threads, "progress": progress, "device": device}
     if hessian is not None:
-        rotated_hessian = hessian if spec.seed is None else rotate_hessian(hessian, spec.seed, threads)
-        options["order"], columns = _rounding_order(rotated_hessian)
-        options["feedback"] = _core.feedback(np.ascontiguousarray(rotated_hessian[np.ix_(columns, columns)]), spec.damping, threads)
+        options["order"], options["feedback"] = _error_feedback(hessian, spec, threads)
     packed = _core.encode(rotated, spec.bits, **options)
     error = packed.squared_error + _outlier_error(w, outliers)
     return QuantizedMatrix(packed, spec.seed, outliers, error)

@@ -49,7 +49,7 @@ class Effort:
     Attributes:
         windows: of the calibration text.
         sensitivity_windows: how many of them the sensitivities' Hessians see.
-        verify: make the file of a simple rule too, keep the better, and measure what calibration gained over plain rounding.
+        verify: make the file of a simple rule too, keep that where it measures clearly better, and measure plain rounding beside.
     """
 
     windows: int
@@ -117,6 +117,7 @@ class Report:
     measured_kld: float | None = None
     outliers: dict[str, float] = field(default_factory=dict)  # of the whole file
     candidates: dict[str, float] = field(default_factory=dict)  # plan -> measured KL divergence
+    kept: str = ""  # the plan of the file
     plain_kld: float | None = None  # measured: of the same widths and outliers by plain rounding
     summary: dict[str, Any] = field(default_factory=dict)
 
@@ -136,8 +137,10 @@ class Report:
             lines.append(f"  error feedback and corrections: {self.measured_kld:.4f}, by plain rounding {self.plain_kld:.4f}")
         if _SIMPLE_RULE in self.candidates:
             allocated, simple = self.candidates[_ALLOCATED], self.candidates[_SIMPLE_RULE]
-            kept = "" if allocated <= simple else "; the simple rule's are kept"
-            lines.append(f"  widths by sensitivity: {allocated:.4f}, by a simple rule (ends of the stack higher) {simple:.4f}{kept}")
+            kept = "simple rule's" if self.kept == _SIMPLE_RULE else "first"
+            lines.append(
+                f"  widths by sensitivity: {allocated:.4f}, by a simple rule {simple:.4f} (ends of the stack higher); kept: the {kept}"
+            )
         if self.outlier_gains:
             lines.append(f"  outliers: {sum(self.outlier_gains.values()):.4f} less than without them, as predicted")
         return lines
@@ -368,7 +371,8 @@ class Quantizer:
         probes: NDArray[np.int32],
         sensitivity: Sensitivity,
     ) -> str:
-        """Makes the file of every plan in the work folder; the name of the one that diverges least."""
+        """Makes the file of every plan in the work folder; the name of the best."""
+        measured: dict[str, NDArray[np.float64]] = {}
         for label, plan in plans.items():
             path = self._file_of(plan)
             done = path.with_suffix(".done")
@@ -377,9 +381,12 @@ class Quantizer:
                 _write_whole(done, json.dumps(asdict(built)).encode())
             stored = json.loads(done.read_text())
             self._built[label] = _Built(**{**stored, "summary": Summary(**{**stored["summary"], "path": str(self._target)})})
-            self.report.candidates[label] = self._stage("measuring", partial(self._measure, path, model, probes))
-        best = min(plans, key=self.report.candidates.__getitem__)
-        self.report.measured_kld = self.report.candidates[best]
+            measured[label] = self._stage("measuring", partial(self._measure, path, model, probes))
+            self.report.candidates[label] = float(measured[label].mean())
+        best = next(iter(plans))
+        if len(plans) > 1 and _is_clearly_less(measured[_SIMPLE_RULE], measured[_ALLOCATED]):
+            best = _SIMPLE_RULE
+        self.report.kept, self.report.measured_kld = best, self.report.candidates[best]
         if best == _ALLOCATED and self._decision is not None:
             self.report.predicted_kld, self.report.outlier_gains = self._decision.predicted_kld, self._decision.outlier_gains
         return best
@@ -419,13 +426,13 @@ class Quantizer:
         path = self._work / "plain.gguf"
         rounder = plain_rounding(self._threads)
         write_model(self._source, plan, path, rounder=rounder, overwrite=True, resume=True, quiet=self._quiet, title="plain rounding")
-        return self._measure(path, model, probes)
+        return float(self._measure(path, model, probes).mean())
 
-    def _measure(self, path: Path, model: Any, probes: NDArray[np.int32]) -> float:
-        """KL divergence of a file from the reference on sampled text that calibration has not seen."""
+    def _measure(self, path: Path, model: Any, probes: NDArray[np.int32]) -> NDArray[np.float64]:
+        """(rows,) KL divergence of a file from the reference on sampled text that calibration has not seen."""
         rounded = _core.Model(str(path), precision="f32", threads=self._threads)
         try:
-            return float(divergence(_logprobs(model, probes), _logprobs(rounded, probes)).mean())
+            return divergence(_logprobs(model, probes), _logprobs(rounded, probes))
         finally:
             rounded.close()
 
@@ -457,6 +464,12 @@ def _stamps(path: Path | None) -> list[tuple[str, int, int]]:
         return []
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+
+
+def _is_clearly_less(some: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
+    """Whether the mean is lower by more than chance allows: two standard errors of the difference, row by row."""
+    less = others - some
+    return float(less.mean()) > 2 * float(less.std(ddof=1)) / len(less) ** 0.5
 
 
 def _logits(model: Any, window: NDArray[np.int32]) -> NDArray[np.float32]:
