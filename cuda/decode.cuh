@@ -66,14 +66,23 @@ struct Codes {
   uint32_t word[kWords];
 };
 
+// Codes are read once and need no first-level cache, but for loads that each take a part of every 32 bytes: without it each would fetch all.
+template <bool Whole>
 __device__ inline uint4 stream_load4(const void* p) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  if constexpr (Whole)
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  else
+    asm volatile("ld.global.nc.L1::evict_first.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
   return v;
 }
+template <bool Whole>
 __device__ inline uint2 stream_load2(const void* p) {
   uint2 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  if constexpr (Whole)
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  else
+    asm volatile("ld.global.nc.L1::evict_first.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
   return v;
 }
 
@@ -84,13 +93,13 @@ __device__ inline void load_codes(const uint8_t* p, Codes<K, Rows>& codes) {
   if constexpr (kOwn % 4 == 0) {
 #pragma unroll
     for (int i = 0; i < kOwn; i += 4) {
-      const uint4 v = stream_load4(p + 4 * i);
+      const uint4 v = stream_load4<kOwn == 4>(p + 4 * i);
       codes.word[i] = v.x, codes.word[i + 1] = v.y, codes.word[i + 2] = v.z, codes.word[i + 3] = v.w;
     }
   } else if constexpr (kOwn % 2 == 0) {
 #pragma unroll
     for (int i = 0; i < kOwn; i += 2) {
-      const uint2 v = stream_load2(p + 4 * i);
+      const uint2 v = stream_load2<kOwn == 2>(p + 4 * i);
       codes.word[i] = v.x, codes.word[i + 1] = v.y;
     }
   } else {
@@ -129,9 +138,15 @@ __device__ inline uint32_t bits_from(const Codes<K, Rows>& codes) {
   return codes.word[i] >> shift;
 }
 
-// The codebook index of a step, shifted to kEntryShift; the bits around it are noise that look_up masks.
-// Windows 16 bits apart share one shift: a dot product of the register's two upper bytes hashes the upper one (only the 13 low bits count,
-// so that 256 times the multiplier fits 16 bits).
+// The multiplier of a window in the low half of a register, its product's low bits at kEntryShift: kLowHash; of one in the upper half, by a
+// dot product of the two upper bytes (only the 13 low bits count, so that 256 times the multiplier fits 16 bits): kHighHash.
+inline constexpr uint32_t kHashBits = (tqn::kCodebookSize << kEntryShift) - 1;
+template <int K>
+inline constexpr uint32_t kLowHash = tqn::multiplier(K) << (kEntryShift - 6);
+template <int K>
+inline constexpr uint32_t kHighHash = kLowHash<K> | (kLowHash<K> << 8 & kHashBits) << 16;
+
+// The codebook index of a step, shifted to kEntryShift; the bits around it are noise that look_up masks. Windows 16 bits apart share one shift.
 template <int Step, int K, int Rows>
 __device__ inline uint32_t index_bits(const Codes<K, Rows>& codes) {
   constexpr int bit = K * Step;
@@ -139,10 +154,22 @@ __device__ inline uint32_t index_bits(const Codes<K, Rows>& codes) {
     if constexpr (bit % 32 == 0) return codes.word[bit / 32] << kEntryShift;
     return bits_from<bit>(codes) << kEntryShift;
   } else {
-    constexpr uint32_t m = tqn::multiplier(K) << (kEntryShift - 6), low_bits = (tqn::kCodebookSize << kEntryShift) - 1;
-    if constexpr (bit % 32 == 16 || (bit % 32 > 16 && 32 % K == 0))
-      return __dp2a_hi(m | (m << 8 & low_bits) << 16, bits_from<bit - 16>(codes), 0u);
-    return bits_from<bit>(codes) * m;
+    if constexpr (bit % 32 == 16 || (bit % 32 > 16 && 32 % K == 0)) return __dp2a_hi(kHighHash<K>, bits_from<bit - 16>(codes), 0u);
+    return bits_from<bit>(codes) * kLowHash<K>;
+  }
+}
+
+// Of a step and of the one eight later. At k = 3 their windows begin three bytes apart, at the same bit of a byte: where that is one of the
+// first five, two bytes hold a window, so that one permutation of bytes and one shift serve both, and often the next pair too.
+template <int Step, int K, int Rows>
+__device__ inline void index_bits_of_two(const Codes<K, Rows>& codes, uint32_t& first, uint32_t& second) {
+  constexpr int byte = K * Step / 8, shift = K * Step % 8, word = byte / 4, at = byte % 4;
+  if constexpr (K == 3 && shift <= 16 - tqn::kWindowBits && byte % 3 != 2) {  // in each third byte one such window begins, no two
+    constexpr uint32_t bytes = at | (at + 1) << 4 | (at + 3) << 8 | (at + 4) << 12;
+    const uint32_t both = __byte_perm(codes.word[word], codes.word[word + 1], bytes) >> shift;
+    first = both * kLowHash<K>, second = __dp2a_hi(kHighHash<K>, both, 0u);
+  } else {
+    first = index_bits<Step>(codes), second = index_bits<Step + 8>(codes);
   }
 }
 

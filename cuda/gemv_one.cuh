@@ -42,18 +42,26 @@ struct Run {
   }
 };
 
-template <int Row, int K>
-__device__ inline int row_product(const Codes<K, kOneRows>& codes, uint32_t table, int x, int sum) {
-  const uint32_t three = look_up<0>(table, index_bits<4 * Row>(codes)) | look_up<1>(table, index_bits<4 * Row + 1>(codes)) |
-                         look_up<2>(table, index_bits<4 * Row + 2>(codes));
-  const uint32_t fourth = look_up<0>(table, index_bits<4 * Row + 3>(codes));
+__device__ inline int row_product(const uint32_t (&index)[tqn::kTileCols], uint32_t table, int x, int sum) {
+  const uint32_t three = look_up<0>(table, index[0]) | look_up<1>(table, index[1]) | look_up<2>(table, index[2]);
+  const uint32_t fourth = look_up<0>(table, index[3]);
   return __dp4a(int(fourth), int(uint32_t(x) >> 24), __dp4a(int(three), x, sum));
 }
 
-template <int K, int... Rows>
+// Rows Row and Row + 2, whose windows are eight steps apart.
+template <int Row, int K>
+__device__ inline void add_two_rows(const Codes<K, kOneRows>& codes, uint32_t table, int x, int (&sums)[kOneRows]) {
+  constexpr int step = Row * tqn::kTileCols;
+  uint32_t first[tqn::kTileCols], second[tqn::kTileCols];
+  index_bits_of_two<step>(codes, first[0], second[0]), index_bits_of_two<step + 1>(codes, first[1], second[1]);
+  index_bits_of_two<step + 2>(codes, first[2], second[2]), index_bits_of_two<step + 3>(codes, first[3], second[3]);
+  sums[Row] = row_product(first, table, x, sums[Row]), sums[Row + 2] = row_product(second, table, x, sums[Row + 2]);
+}
+
+template <int K, int... Fours>
 __device__ inline void add_rows(const Codes<K, kOneRows>& codes, uint32_t table, int x, int (&sums)[kOneRows],
-                                std::integer_sequence<int, Rows...>) {
-  ((sums[Rows] = row_product<Rows>(codes, table, x, sums[Rows])), ...);
+                                std::integer_sequence<int, Fours...>) {
+  ((add_two_rows<4 * Fours>(codes, table, x, sums), add_two_rows<4 * Fours + 1>(codes, table, x, sums)), ...);
 }
 
 // Where a lane's part of a step lies; the strip's other steps follow it.
@@ -81,7 +89,7 @@ struct Fetched {
   __device__ void multiply(uint32_t table, int (&sums)[kOneRows]) {
     const int lane = threadIdx.x % kWarp, after = lane / kTileLanes * kTileLanes + (lane + 1) % kTileLanes;
     if constexpr (tqn::is_trellis(K)) codes.word[Codes<K, kOneRows>::kOwn] = __shfl_sync(~0u, codes.word[0], after);
-    add_rows(codes, table, x, sums, std::make_integer_sequence<int, kOneRows>());
+    add_rows(codes, table, x, sums, std::make_integer_sequence<int, kOneRows / 4>());
   }
 };
 
