@@ -1,11 +1,14 @@
-// GEMV, GEMM and the encoder, beside a copy and beside cuBLAS (FP16; loaded when the machine has it, for comparison only).
-//   cuda_kernels [gemv] [gemm] [encode]
+// GEMV, GEMM and the encoder, beside a copy and beside cuBLAS (FP16; loaded when the machine has it, for comparison only); and the GEMV's
+// loop without loads.
+//   cuda_kernels [gemv] [loop] [gemm] [encode]
 #include <dlfcn.h>
 
 #include <cstdio>
 #include <cstring>
 #include <memory>
 
+#include "decode_loop.h"
+#include "device.h"
 #include "encode.h"
 #include "launch.h"
 #include "linear.h"
@@ -125,6 +128,18 @@ void gemv_table(const Cublas& cublas) {
   }
 }
 
+void loop_table() {
+  const double copy = copy_bandwidth();
+  std::printf("\nGEMV's loop without loads, %d processors. copy: %.0f GB/s\n%-14s %2s %9s %7s\n", device_limits().processors, copy / 1e9,
+              "shape", "k", "us", "% copy");
+  for (const Shape s : {kShapes[0], kShapes[4]})
+    for (const int k : {2, 3, 4}) {
+      const double weights = double(s.n_out) * s.n_in;
+      const double t = decode_step_seconds(k) * weights / double(decode_step_weights()) / device_limits().processors;
+      std::printf("%5dx%-8d %2d %9.2f %7.1f\n", s.n_out, s.n_in, k, t * 1e6, 100 * weights * k / 8 / t / copy);
+    }
+}
+
 void gemm_table(const Cublas& cublas) {
   std::printf("\nLayer (quantize + product).\n%-14s %2s %6s %9s %9s %9s %8s\n", "shape", "k", "tokens", "us", "TFLOP/s", "cuBLAS us",
               "% cuBLAS");
@@ -170,6 +185,7 @@ int main(int argc, char** argv) {
     const Cublas cublas;
     if (!cublas) std::printf("no cuBLAS on this machine: no comparison\n");
     if (wanted("gemv")) gemv_table(cublas);
+    if (wanted("loop")) loop_table();
     if (wanted("gemm")) gemm_table(cublas);
     if (wanted("encode")) encode_table();
   } catch (const std::exception& e) {

@@ -91,8 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     quality.add_argument(
         "--effort",
         choices=("fast", "normal", "max"),
-        help="24, 64 or 256 windows of calibration text; normal and max also make the file of a simple rule's widths, and keep that if it is better "
-        "(default: normal)",
+        help="24, 64 or 256 windows of calibration text; normal and max also make the file of a simple rule's widths, "
+        "and keep it if it is better (default: normal)",
     )
     quality.add_argument(
         "--calib-cache", type=Path, metavar="DIR", help="keep reference, text and sensitivities here for the next file of this model"
