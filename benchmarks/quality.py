@@ -36,7 +36,15 @@ class EndsHigher(Quantizer):
     """Widths by the simple rule in place of the allocation."""
 
     def _plans(self, sensitivity: Sensitivity) -> dict[str, list[TensorPlan]]:
-        return {"ends higher": self._widths.ends_higher(self._header_bytes())}
+        return {"simple rule": self._widths.ends_higher(self._header_bytes())}
+
+
+class Allocated(Quantizer):
+    """Widths by the allocation, whatever the simple rule's file measures."""
+
+    def _plans(self, sensitivity: Sensitivity) -> dict[str, list[TensorPlan]]:
+        label, plan = next(iter(super()._plans(sensitivity).items()))
+        return {label: plan}
 
 
 @dataclass(frozen=True)
@@ -73,9 +81,11 @@ def ablation() -> Iterator[Case]:
         yield Case(f"{bits} bits: outliers 0.005 of the weights", replace(linear(bits), outliers=0.005))
     for bpw in (2.67, 3.5):
         yield BUDGETS[bpw]  # all stages
-        yield Case(f"{bpw} bpw: no outliers", Options(), {"bpw": bpw, "auto_outliers": False})
+        yield Case(f"{bpw} bpw: no outliers", Options(), {"bpw": bpw, "auto_outliers": False}, maker=Allocated)
         if bpw < 3:
-            yield Case(f"{bpw} bpw: tokens weighted by gradients (end-loss)", Options(), {"bpw": bpw, "hessian": "end-loss"})
+            yield Case(
+                f"{bpw} bpw: tokens weighted by gradients (end-loss)", Options(), {"bpw": bpw, "hessian": "end-loss"}, maker=Allocated
+            )
         yield Case(f"{bpw} bpw: ends higher, no allocation", Options(), {"bpw": bpw}, maker=EndsHigher)
 
 

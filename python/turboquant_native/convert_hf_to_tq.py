@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .sources import Source
 
 _WIDTHS = (1, 2, 3, 4, 6, 8)
-_CALIBRATING = "--bpw, --size, --plan, --calib, --hessian, --effort"
+_CALIBRATING = "--bpw, --size, --plan, --calib, --calib-cache, --hessian, --effort"
 _EPILOG = """examples:
   convert_hf_to_tq.py ./SmolLM2-135M-Instruct smollm2.gguf --bits 4
   convert_hf_to_tq.py HuggingFaceTB/SmolLM2-135M-Instruct smollm2.gguf --bits 3 --outliers 0.002
@@ -91,8 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     quality.add_argument(
         "--effort",
         choices=("fast", "normal", "max"),
-        help="24, 64 or 256 windows of calibration text; normal and max also make the file of a simple rule's widths, "
-        "and keep it if it is better (default: normal)",
+        help="calibration text: 24, 64 or 256 windows of 512 tokens. With --bpw or --size, normal and max also make a second file "
+        "by a simple rule for the widths, which takes almost twice as long, and keep that one where it measures clearly better "
+        "(default: normal)",
     )
     quality.add_argument(
         "--calib-cache", type=Path, metavar="DIR", help="keep reference, text and sensitivities here for the next file of this model"
@@ -143,7 +144,8 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _is_calibrated(args: argparse.Namespace) -> bool:
-    return any(value is not None for value in (args.bpw, args.size, args.plan, args.calib, args.hessian, args.effort))
+    given = (args.bpw, args.size, args.plan, args.calib, args.calib_cache, args.hessian, args.effort)
+    return any(value is not None for value in given)
 
 
 def _calibrated(args: argparse.Namespace, source: "Source", options: "Options") -> None:

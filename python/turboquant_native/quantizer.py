@@ -27,14 +27,15 @@ from .calibration_text import default_windows, file_windows, sample
 from .conversion import Options, Summary, TensorPlan, check_target, fingerprint, make_plan, plain_rounding, plan_table, write_model
 from .end_loss import GradientMeter, check_available, token_weights
 from .errors import ConvertError
-from .evaluate import divergence, normalize
+from .evaluate import divergence, mean_and_error, normalize
 from .journal import one_maker
+from .memory import peak_memory
 from .progress import Progress, duration
 from .sensitivity import NOISE_BITS, Sensitivity, SensitivityMeter
 from .sources import Source
 from .widths import Decision, WidthChooser, at_width
 
-_ALLOCATED, _SIMPLE_RULE = "allocated", "ends higher"  # plans
+_ALLOCATED, _SIMPLE_RULE = "allocated", "simple rule"  # plans
 HESSIANS = ("activations", "end-loss")  # all alike; by the gradient of the model's loss
 _PROBES, _PROBE_LEN = 8, 128
 _FREQUENCY_WINDOWS = 4  # of the calibration text, for the tokens' mean probabilities
@@ -126,23 +127,21 @@ class Report:
         times = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self.seconds.items())
         parts = ", ".join(f"{work} {duration(seconds)}" for work, seconds in self.rounding_seconds.items())
         outliers = f"{self.outliers['fraction']:.3%} of the weights, {self.outliers['bits_per_weight']:.4f} bits per weight of the file"
-        predicted = "" if self.predicted_kld is None else f" (predicted {self.predicted_kld:.4f})"
-        loss = f"KL divergence on held-out sampled text: {self.measured_kld:.4f} nats a token{predicted}"
+        predicted = "" if self.predicted_kld is None else f" (predicted {self.predicted_kld:.4g})"
+        loss = f"KL divergence on held-out sampled text: {self.measured_kld:.4g} nats a token{predicted}"
         return "\n".join([times, f"of the rounding: {parts}", f"outliers: {outliers}", loss, *self._gains()])
 
     def _gains(self) -> list[str]:
         """A line for each stage whose gain is known: the divergence with it and without."""
         lines = []
         if self.plain_kld is not None:
-            lines.append(f"  error feedback and corrections: {self.measured_kld:.4f}, by plain rounding {self.plain_kld:.4f}")
-        if _SIMPLE_RULE in self.candidates:
+            lines.append(f"  error feedback and corrections: {self.measured_kld:.4g}, by plain rounding {self.plain_kld:.4g}")
+        if {_ALLOCATED, _SIMPLE_RULE} <= self.candidates.keys():
             allocated, simple = self.candidates[_ALLOCATED], self.candidates[_SIMPLE_RULE]
-            kept = "simple rule's" if self.kept == _SIMPLE_RULE else "first"
-            lines.append(
-                f"  widths by sensitivity: {allocated:.4f}, by a simple rule {simple:.4f} (ends of the stack higher); kept: the {kept}"
-            )
+            kept = "the simple rule's" if self.kept == _SIMPLE_RULE else "those by sensitivity"
+            lines.append(f"  widths and outliers by sensitivity: {allocated:.4g}, by a simple rule {simple:.4g}; kept: {kept}")
         if self.outlier_gains:
-            lines.append(f"  outliers: {sum(self.outlier_gains.values()):.4f} less than without them, as predicted")
+            lines.append(f"  outliers: predicted to save {sum(self.outlier_gains.values()):.2g} of it")
         return lines
 
 
@@ -171,13 +170,14 @@ class Quantizer:
         settings = Settings(windows=self._effort.windows, seq_len=min(request.seq_len, context), seed=options.seed)
         self._settings = replace(settings, **request.tuning)  # type: ignore[arg-type]
         s = self._settings
-        shared = fingerprint(source, _stamps(request.calib), s.windows, s.seq_len, s.seed, asdict(self._effort))
+        shared = fingerprint(source, _stamps(request.calib), s.windows, s.seq_len, s.seed, self._effort.sensitivity_windows)
         self._key = fingerprint(source, shared, asdict(s), _core.FORMAT_VERSION, request.hessian)
         self._shared = self._work if request.cache is None else request.cache / shared[:16]
         self.report = Report({**asdict(request), **asdict(self._settings), "plan": None, "calib": str(request.calib or "default")})
 
     def run(self, overwrite: bool = False) -> Summary:
         """All stages; the file appears when it is complete. ConvertError, OSError."""
+        start = time.monotonic()
         check_target(self._source, self._target, overwrite)
         self._check_request()
         self._open_work()
@@ -193,11 +193,14 @@ class Quantizer:
         if self._effort.verify:
             self.report.plain_kld = self._stage("plain rounding", partial(self._measure_plain, plans[best], model, probes))
         model.close()
-        self._report(plans[best], sensitivity, self._built[best])
+        built = self._built[best]
+        built = replace(built, summary=replace(built.summary, seconds=time.monotonic() - start, peak_bytes=peak_memory()))
+        self._report(plans[best], sensitivity, built)
         self._write_plan(plans[best])
         self._file_of(plans[best]).replace(self._target)
+        (self._work / "key").unlink()  # what a kill leaves of the folder from here on is of no use
         shutil.rmtree(self._work)
-        return self._built[best].summary
+        return built.summary
 
     def preview(self) -> str:
         """The table of tensors and sizes, as far as they are known without measuring anything; nothing is written. ConvertError."""
@@ -376,8 +379,8 @@ class Quantizer:
         for label, plan in plans.items():
             path = self._file_of(plan)
             done = path.with_suffix(".done")
-            if not done.exists():
-                built = self._stage(f"rounding, {label}", partial(self._write, path, model, tokens, plan, sensitivity, label))
+            if not (done.exists() and path.exists()):
+                built = self._stage(f"rounding ({label})", partial(self._write, path, model, tokens, plan, sensitivity, label))
                 _write_whole(done, json.dumps(asdict(built)).encode())
             stored = json.loads(done.read_text())
             self._built[label] = _Built(**{**stored, "summary": Summary(**{**stored["summary"], "path": str(self._target)})})
@@ -421,18 +424,24 @@ class Quantizer:
         shutil.rmtree(states)
         return _Built(summary, rounder.errors, rounder.watch.seconds)
 
-    def _measure_plain(self, plan: list[TensorPlan], model: Any, probes: NDArray[np.int32]) -> float:
-        """KL divergence where every weight of a plan is rounded for itself."""
+    def _measure_plain(self, plan: list[TensorPlan], model: Any, probes: NDArray[np.int32]) -> float | None:
+        """KL divergence where every weight of a plan is rounded for itself; None where that says nothing or the disk has no room for it."""
+        if not any(tensor.spec for tensor in plan):
+            return None
         path = self._work / "plain.gguf"
         rounder = plain_rounding(self._threads)
-        write_model(self._source, plan, path, rounder=rounder, overwrite=True, resume=True, quiet=self._quiet, title="plain rounding")
+        try:
+            write_model(self._source, plan, path, rounder=rounder, overwrite=True, resume=True, quiet=self._quiet, title="plain rounding")
+        except (ConvertError, OSError):
+            return None
         return float(self._measure(path, model, probes).mean())
 
     def _measure(self, path: Path, model: Any, probes: NDArray[np.int32]) -> NDArray[np.float64]:
-        """(rows,) KL divergence of a file from the reference on sampled text that calibration has not seen."""
+        """(probes,) mean KL divergence of a file from the reference, on sampled text that calibration has not seen."""
         rounded = _core.Model(str(path), precision="f32", threads=self._threads)
         try:
-            return divergence(_logprobs(model, probes), _logprobs(rounded, probes))
+            windows = (probe[None] for probe in probes)
+            return np.array([divergence(_logprobs(model, window), _logprobs(rounded, window)).mean() for window in windows])
         finally:
             rounded.close()
 
@@ -467,9 +476,9 @@ def _stamps(path: Path | None) -> list[tuple[str, int, int]]:
 
 
 def _is_clearly_less(some: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
-    """Whether the mean is lower by more than chance allows: two standard errors of the difference, row by row."""
-    less = others - some
-    return float(less.mean()) > 2 * float(less.std(ddof=1)) / len(less) ** 0.5
+    """Whether the mean is lower by more than chance allows: two standard errors of the difference, window by window."""
+    less, error = mean_and_error(others - some)
+    return less > 2 * error
 
 
 def _logits(model: Any, window: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -147,15 +147,16 @@ class WidthChooser:
         plan = self._asked()
         free = {tensor.name: tensor for tensor in self.allocatable()}
         spare = self._budget(plan, header) - sum(tensor.bytes for tensor in plan if tensor.name not in free)
-        size = {bits: {name: at_width(tensor, bits).bytes for name, tensor in free.items()} for bits in WIDTHS}
+        outliers = 0.0 if self._request.auto_outliers else self._options.outliers
+        size = {bits: {name: at_width(tensor, bits, outliers).bytes for name, tensor in free.items()} for bits in WIDTHS}
         low = max((bits for bits in WIDTHS if sum(size[bits].values()) <= spare), default=WIDTHS[0])
         high = WIDTHS[min(WIDTHS.index(low) + 1, len(WIDTHS) - 1)]
         spare -= sum(size[low].values())
         depth = 1 + max((layer_of(name) or 0 for name in free), default=0)
-        chosen = {name: Choice(low, 0, 0.0) for name in free}
+        chosen = {name: Choice(low, 0, 0.0, outliers) for name in free}
         for name in sorted(free, key=lambda name: -1 if (layer := layer_of(name)) is None else min(layer, depth - 1 - layer)):
             if (step := size[high][name] - size[low][name]) <= spare:
-                chosen[name], spare = Choice(high, 0, 0.0), spare - step
+                chosen[name], spare = Choice(high, 0, 0.0, outliers), spare - step
         return _apply(plan, chosen)
 
 

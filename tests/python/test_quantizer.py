@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from turboquant_native.quantize import MatrixSpec, quantize_matrix
 from turboquant_native.quantizer import Effort, Quantizer, Request
 from turboquant_native.sensitivity import SensitivityMeter
 from turboquant_native.sources import open_source
+from turboquant_native.widths import WidthChooser
 
 _FULL_EFFORTS = quantizer.EFFORTS
 
@@ -158,10 +160,10 @@ def test_budget_is_met_and_used(folder: Path, tmp_path: Path, bpw: float) -> Non
     assert used == sum(tensor["bytes"] for tensor in run.report.tensors.values())  # outliers included
 
 
-def test_verification_keeps_the_better_plan(folder: Path, tmp_path: Path) -> None:
+def test_verification_measures_both_plans_and_plain_rounding(folder: Path, tmp_path: Path) -> None:
     run = convert(folder, tmp_path / "m.gguf", Request(bpw=5, effort="max", seq_len=32))
     measured = run.report.candidates
-    assert set(measured) == {"allocated", "ends higher"}
+    assert set(measured) == {"allocated", "simple rule"}
     assert run.report.measured_kld == measured[run.report.kept]
     assert run.report.plain_kld is not None and run.report.plain_kld > run.report.measured_kld
     assert _widths(tmp_path / "m.gguf") == {name: tensor["bits"] for name, tensor in run.report.tensors.items() if "bits" in tensor}
@@ -172,7 +174,7 @@ def test_verification_keeps_the_better_plan(folder: Path, tmp_path: Path) -> Non
     ("allocated", "simple", "kept"),
     [
         ([0.1, 0.1, 0.1], [0.2, 0.2, 0.2], "allocated"),
-        ([0.3, 0.2, 0.1], [0.2, 0.1, 0.0], "ends higher"),
+        ([0.3, 0.2, 0.1], [0.2, 0.1, 0.0], "simple rule"),
         ([0.3, 0.2, 0.1], [0.1, 0.0, 0.4], "allocated"),  # better by .033 in the mean, which is chance
     ],
 )
@@ -187,10 +189,49 @@ def test_the_simple_rule_is_kept_where_it_is_clearly_better(
     run = convert(folder, tmp_path / "m.gguf", Request(bpw=5, effort="max", seq_len=32, plan=plan))
     assert run.report.kept == kept
     assert _widths(tmp_path / "m.gguf") == {name: entry["bits"] for name, entry in json.loads(plan.read_text()).items()}
-    assert run.report.measured_kld == pytest.approx(np.mean(simple if kept == "ends higher" else allocated))
+    assert run.report.measured_kld == pytest.approx(np.mean(simple if kept == "simple rule" else allocated))
     assert (run.report.predicted_kld is not None) == (kept == "allocated")
-    assert ("kept: the simple rule's" in run.report.text()) == (kept == "ends higher")
-    assert "by plain rounding 0.7000" in run.report.text()
+    assert ("kept: the simple rule's" in run.report.text()) == (kept == "simple rule")
+    assert "by plain rounding 0.7" in run.report.text()
+
+
+def test_the_simple_rule_keeps_outliers_that_were_asked_for(folder: Path, tmp_path: Path) -> None:
+    source = open_source(str(folder), None, None)
+    request = Request(bpw=5, effort="max", auto_outliers=False)
+    plan = WidthChooser(source, Options(outliers=0.01), request).ends_higher(0)
+    assert {tensor.spec.outliers for tensor in plan if tensor.spec is not None} == {0.01}
+    assert bits_per_weight(plan) <= 5
+
+
+def test_a_finished_run_that_left_its_folder_behind_can_be_repeated(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, request = tmp_path / "m.gguf", Request(bpw=5, effort="max", seq_len=32)
+    remove = shutil.rmtree
+
+    def killed(path: Path, **options: bool) -> None:
+        if out.exists():
+            raise ZeroDivisionError
+        remove(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(quantizer.shutil, "rmtree", killed)
+        with pytest.raises(ZeroDivisionError):
+            convert(folder, out, request)
+    first = out.read_bytes()
+    convert(folder, out, request)
+    assert out.read_bytes() == first and not list(tmp_path.glob(".*"))
+
+
+def test_no_room_for_the_comparison_does_not_cost_the_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = quantizer.write_model
+
+    def full(source: object, plan: object, target: Path, **options: object) -> object:
+        if target.name == "plain.gguf":
+            raise ConvertError("not enough disk space")
+        return write(source, plan, target, **options)
+
+    monkeypatch.setattr(quantizer, "write_model", full)
+    run = convert(folder, tmp_path / "m.gguf", Request(bpw=5, effort="max", seq_len=32))
+    assert run.report.plain_kld is None and "by plain rounding" not in run.report.text() and (tmp_path / "m.gguf").exists()
 
 
 def _widths(path: Path) -> dict[str, int]:
@@ -244,7 +285,7 @@ def test_size_is_never_exceeded(folder: Path, tmp_path: Path) -> None:
 def test_report_holds_what_was_measured(folder: Path, tmp_path: Path) -> None:
     convert(folder, tmp_path / "m.gguf", Request(bpw=4, effort="fast", seq_len=32))
     report = json.loads((tmp_path / "m.gguf.quant.json").read_text())
-    assert set(report["seconds"]) == {"reference", "text", "sensitivity", "rounding, allocated", "measuring"}
+    assert set(report["seconds"]) == {"reference", "text", "sensitivity", "rounding (allocated)", "measuring"}
     assert report["measured_kld"] > 0 and report["predicted_kld"] > 0
     packed = [tensor for tensor in report["tensors"].values() if "bits" in tensor]
     assert len(packed) == 15 and all(tensor["relative_error"] > 0 for tensor in packed)
