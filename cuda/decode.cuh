@@ -66,8 +66,7 @@ struct Codes {
   uint32_t word[kWords];
 };
 
-// Codes are read once and need no first-level cache, but for loads that each take a part of every 32 bytes: without it each would fetch
-// all.
+// Codes are read once and need no first-level cache, unless several loads take a part of every 32 bytes each: all would be fetched by all.
 template <bool Whole>
 __device__ inline uint4 stream_load4(const void* p) {
   uint4 v;
@@ -147,8 +146,7 @@ inline constexpr uint32_t kLowHash = tqn::multiplier(K) << (kEntryShift - 6);
 template <int K>
 inline constexpr uint32_t kHighHash = kLowHash<K> | (kLowHash<K> << 8 & kHashBits) << 16;
 
-// The codebook index of a step, shifted to kEntryShift; the bits around it are noise that look_up masks. Windows 16 bits apart share one
-// shift.
+// The codebook index of a step, shifted to kEntryShift, among noise that look_up masks. Windows 16 bits apart share one shift.
 template <int Step, int K, int Rows>
 __device__ inline uint32_t index_bits(const Codes<K, Rows>& codes) {
   constexpr int bit = K * Step;
