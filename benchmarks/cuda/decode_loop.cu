@@ -51,7 +51,10 @@ double step_seconds() {
   const DeviceMemory out(int64_t(blocks) * Warps * kWarp * 4);
   allow_shared(decode_loop<K, Warps>, kSharedBytes);
   const auto time = [&](int steps) {
-    return seconds(nullptr, 1, [&](int) { decode_loop<K, Warps><<<blocks, Warps * kWarp, kSharedBytes>>>(steps, out.as<int>()); });
+    return seconds(nullptr, 1, [&](int) {
+      decode_loop<K, Warps><<<blocks, Warps * kWarp, kSharedBytes>>>(steps, out.as<int>());
+      check(cudaGetLastError(), "decode loop");
+    });
   };
   constexpr int kFew = 400, kMany = 1200;  // of a warp: the difference is free of what begins and ends a kernel
   return (time(kMany) - time(kFew)) / double(kMany - kFew) / Warps;
