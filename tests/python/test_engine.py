@@ -119,7 +119,7 @@ def test_threads_do_not_change_results(packed_path: Path, threads: int) -> None:
     tokens = random_tokens(33)
     one = Context(Model(str(packed_path), threads=1)).eval(tokens, 0, logits="all")
     model = Model(str(packed_path), threads=threads)
-    assert f"{min(threads, _core.cpu_count())} thread" in model.backend  # more would only wait for each other
+    assert f"{min(threads, cpu_count())} thread" in model.backend  # more would only wait for each other
     np.testing.assert_allclose(Context(model).eval(tokens, 0, logits="all"), one, rtol=0, atol=1e-5 * np.abs(one).max())
 
 
