@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from turboquant_native import Llama, LlamaPromptLookupDecoding
-from turboquant_native.speculative import LlamaModelDraft
+from turboquant_native.engine.speculative import LlamaModelDraft
 
 PROMPTS = ["The quick brown fox", "lazy", "12345 times! Naïve café. " * 3, "def f(x):", "", "我想在apple工作"]
 GREEDY = {"temperature": 0.0, "max_tokens": 24}

@@ -9,7 +9,8 @@ import warnings
 import numpy as np
 import pytest
 
-from turboquant_native import Llama, LlamaRAMCache, LogitsProcessorList, StoppingCriteriaList, _core, arguments
+from turboquant_native import Llama, LlamaRAMCache, LogitsProcessorList, StoppingCriteriaList, _core
+from turboquant_native.engine import devices
 
 PROMPT = "The quick brown fox"
 GREEDY = {"temperature": 0.0, "max_tokens": 24}
@@ -395,7 +396,7 @@ def test_missing_and_broken_files(tmp_path):
     ],
 )
 def test_layers_are_given_to_devices(asked, main_gpu, split, expected):
-    assert arguments.device_parts("cuda", asked, 32, main_gpu, split) == expected
+    assert devices.device_parts("cuda", asked, 32, main_gpu, split) == expected
 
 
 def test_without_a_gpu_the_cpu_runs_the_model(tiny_tqn, monkeypatch, caplog):
@@ -404,7 +405,7 @@ def test_without_a_gpu_the_cpu_runs_the_model(tiny_tqn, monkeypatch, caplog):
         assert llm("fox", max_tokens=1)["usage"]["completion_tokens"] <= 1
     assert "no driver" in caplog.text
     with pytest.raises(ValueError, match="tensor_split"):
-        arguments.device_parts("cuda", -1, 32, 0, [0.0, 0.0])
+        devices.device_parts("cuda", -1, 32, 0, [0.0, 0.0])
 
 
 # --- text and tokens

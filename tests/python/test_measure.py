@@ -9,9 +9,11 @@ import textwrap
 import numpy as np
 import pytest
 
-from turboquant_native import Llama, _core, evaluate, multiple_choice
-from turboquant_native.cli import main
-from turboquant_native.loglikelihood import Likelihoods
+from turboquant_native import Llama, _core
+from turboquant_native.commands.cli import main
+from turboquant_native.evaluate import evaluation as evaluate
+from turboquant_native.evaluate import multiple_choice
+from turboquant_native.evaluate.loglikelihood import Likelihoods
 
 TEXT = "The quick brown fox jumps over the lazy dog, 12345 times! Naïve café.\r\n" * 12
 CTX = 32
@@ -196,7 +198,7 @@ def test_lm_evaluation_harness_runs_a_local_task(tiny_f32, tmp_path):
 
 def test_harness_requests(tiny_f32):
     lm_eval = pytest.importorskip("lm_eval.api.instance")
-    from turboquant_native.harness import TurboquantLM
+    from turboquant_native.evaluate.harness import TurboquantLM
 
     def requests(kind, *arguments):
         return [lm_eval.Instance(kind, {}, given, 0) for given in arguments]
