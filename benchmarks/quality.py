@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from turboquant_native import _core, quantizer
-from turboquant_native.conversion import Options, TensorPlan, make_plan, write_model
-from turboquant_native.evaluate import CachedReference, LiveReference, Scorer, evaluate, text_windows
-from turboquant_native.journal import one_maker
-from turboquant_native.quantizer import Quantizer, Request
-from turboquant_native.sensitivity import Sensitivity
-from turboquant_native.sources import open_source
+from turboquant_native import _core
+from turboquant_native.calibrate import quantizer
+from turboquant_native.calibrate.quantizer import Quantizer, Request
+from turboquant_native.calibrate.sensitivity import Sensitivity
+from turboquant_native.common.journal import one_maker
+from turboquant_native.convert.conversion import Options, TensorPlan, make_plan, write_model
+from turboquant_native.convert.sources import open_source
+from turboquant_native.evaluate.evaluation import CachedReference, LiveReference, Scorer, evaluate, text_windows
 
 WINDOWS, CTX = 16, 512
 PRECISIONS = ("f32", "int8")  # of the activations

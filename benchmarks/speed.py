@@ -22,7 +22,8 @@ from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 
-from turboquant_native import _core, synthetic
+from turboquant_native import _core
+from turboquant_native.convert import synthetic
 
 ROOT = Path(__file__).resolve().parent
 

@@ -13,21 +13,21 @@ from importlib.metadata import version as _distribution_version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .cache import LlamaRAMCache, LlamaState
-    from .grammar import LlamaGrammar
-    from .llama import Llama
-    from .sampling import LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteriaList
-    from .speculative import LlamaPromptLookupDecoding
+    from .api.cache import LlamaRAMCache, LlamaState
+    from .api.llama import Llama
+    from .engine.grammar import LlamaGrammar
+    from .engine.sampling import LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteriaList
+    from .engine.speculative import LlamaPromptLookupDecoding
 
 _EXPORTS = {
-    "Llama": "llama",
-    "LlamaGrammar": "grammar",
-    "LlamaPromptLookupDecoding": "speculative",
-    "LlamaRAMCache": "cache",
-    "LlamaState": "cache",
-    "LogitsProcessorList": "sampling",
-    "MinTokensLogitsProcessor": "sampling",
-    "StoppingCriteriaList": "sampling",
+    "Llama": "api.llama",
+    "LlamaGrammar": "engine.grammar",
+    "LlamaPromptLookupDecoding": "engine.speculative",
+    "LlamaRAMCache": "api.cache",
+    "LlamaState": "api.cache",
+    "LogitsProcessorList": "engine.sampling",
+    "MinTokensLogitsProcessor": "engine.sampling",
+    "StoppingCriteriaList": "engine.sampling",
 }
 
 __all__ = [

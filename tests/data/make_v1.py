@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from turboquant_native.container import ContainerWriter, Outliers
+from turboquant_native.convert.container import ContainerWriter, Outliers
 
 WIDTH, FEED_FORWARD, HEADS, KV_HEADS, VOCAB, BASE, EPSILON = 24, 40, 3, 1, 96, 10000.0, 1e-5
 HEAD = WIDTH // HEADS

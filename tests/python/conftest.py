@@ -13,7 +13,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def convert(source: Path, target: Path, *options: str) -> Path:
-    from turboquant_native import convert_hf_to_tq
+    from turboquant_native.commands import convert as convert_hf_to_tq
 
     assert convert_hf_to_tq.main([str(source), str(target), "--quiet", *options]) == 0
     return target

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from turboquant_native.allocate import Choice, allocate
-from turboquant_native.errors import ConvertError
+from turboquant_native.calibrate.allocation import Choice, allocate
+from turboquant_native.common.errors import ConvertError
 
 WIDTHS = (1, 2, 3, 4, 6, 8)
 

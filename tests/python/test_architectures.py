@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from tiny_models import write_gguf
 from turboquant_native import _core
-from turboquant_native.architectures import ARCHITECTURES
-from turboquant_native.conversion import Options, make_plan, write_model
-from turboquant_native.sources import open_source
+from turboquant_native.convert.architectures import ARCHITECTURES
+from turboquant_native.convert.conversion import Options, make_plan, write_model
+from turboquant_native.convert.sources import open_source
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

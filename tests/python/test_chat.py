@@ -5,7 +5,7 @@ import json
 import pytest
 
 from turboquant_native import Llama, LlamaGrammar
-from turboquant_native.chat_format import TemplateError
+from turboquant_native.api.chat_format import TemplateError
 
 MESSAGES = [{"role": "user", "content": "The quick brown fox"}]
 GREEDY = {"temperature": 0.0, "max_tokens": 20}

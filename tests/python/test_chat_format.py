@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 
-from turboquant_native.chat_format import NAMED_FORMATS, TemplateError, choose_template, render
+from turboquant_native.api.chat_format import NAMED_FORMATS, TemplateError, choose_template, render
 
 MESSAGES = [{"role": "system", "content": "Be <brief> & kind."}, {"role": "user", "content": "Hi"}]
 

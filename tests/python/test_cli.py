@@ -10,8 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from turboquant_native import Llama, _core, synthetic
-from turboquant_native.cli import main
+from turboquant_native import Llama, _core
+from turboquant_native.commands.cli import main
+from turboquant_native.convert import synthetic
 
 PROMPT = "The quick brown fox"
 SAMPLING = ["-n", "12", "--temp", "0", "--ctx", "128"]
@@ -164,7 +165,7 @@ def test_wrong_usage(capsys):
 
 
 def test_ctrl_c_is_clean(tiny_tqn):
-    code = f"from turboquant_native.cli import main; raise SystemExit(main(['bench', {str(tiny_tqn)!r}, '-r', '100000']))"
+    code = f"from turboquant_native.commands.cli import main; raise SystemExit(main(['bench', {str(tiny_tqn)!r}, '-r', '100000']))"
 
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:

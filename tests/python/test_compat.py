@@ -27,7 +27,7 @@ def test_importing_registers_llama_cpp():
         assert Same is LlamaGrammar and importlib.util.find_spec("llama_cpp") and llama_cpp.Llama is Llama
         print(Llama.__module__)
     """)
-    assert names == ["turboquant_native.llama"]
+    assert names == ["turboquant_native.api.llama"]
 
 
 def test_the_real_package_is_left_alone():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from turboquant_native import _core
-from turboquant_native.inspection import describe, verify
+from turboquant_native.convert.inspection import describe, verify
 
 DATA = Path(__file__).parents[1] / "data"
 EPSILON = float(np.finfo(np.float32).eps)

@@ -14,9 +14,10 @@ import gguf
 import numpy as np
 import pytest
 
-from turboquant_native import _core, container
-from turboquant_native.container import ContainerWriter, Outliers, OutputError
-from turboquant_native.inspection import describe, verify
+from turboquant_native import _core
+from turboquant_native.convert import container
+from turboquant_native.convert.container import ContainerWriter, Outliers, OutputError
+from turboquant_native.convert.inspection import describe, verify
 
 
 def packed(n_out: int, n_in: int, bits: int, seed: int = 0) -> Any:

@@ -14,11 +14,12 @@ from safetensors.numpy import load_file, save_file
 
 import local_hub
 from tiny_models import LLAMA, gguf_tokenizer_keys, llama_tensors, save_llama, train_bpe, write_gguf
-from turboquant_native import conversion, convert_hf_to_tq
 from turboquant_native._core import GgufFile
-from turboquant_native.conversion import Options, make_plan, write_model
-from turboquant_native.errors import ConvertError
-from turboquant_native.sources import open_source
+from turboquant_native.commands import convert as convert_hf_to_tq
+from turboquant_native.common.errors import ConvertError
+from turboquant_native.convert import conversion
+from turboquant_native.convert.conversion import Options, make_plan, write_model
+from turboquant_native.convert.sources import open_source
 
 
 @pytest.fixture
@@ -239,7 +240,7 @@ def hub(model: Path) -> Any:
 
 
 def convert_from_hub(endpoint: str, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "turboquant_native.convert_hf_to_tq", *arguments]
+    command = [sys.executable, "-m", "turboquant_native.commands.convert", *arguments]
     environment = local_hub.environment(endpoint, tmp_path / "hf")
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tiny_models import save_llama
-from turboquant_native import conversion, convert_hf_to_tq
-from turboquant_native.inspection import verify
+from turboquant_native.commands import convert as convert_hf_to_tq
+from turboquant_native.convert import conversion
+from turboquant_native.convert.inspection import verify
 
 MATRICES = 15  # of the tiny model: the embedding and seven in each of two layers
 
@@ -62,7 +63,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(conversion, "quantize_matrix", interrupt)
-    monkeypatch.setattr("turboquant_native.quantizer.default_windows", interrupt)
+    monkeypatch.setattr("turboquant_native.calibrate.quantizer.default_windows", interrupt)
     target = tmp_path / "model.gguf"
     assert convert(save_llama(tmp_path / "model"), target, *options) == 130
     err = capsys.readouterr().err

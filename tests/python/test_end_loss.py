@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 
 from tiny_models import LLAMA, save_llama
-from turboquant_native import _core, end_loss, quantizer
-from turboquant_native.architectures import by_model_type
-from turboquant_native.calibrate import Settings, SiteStatistics
-from turboquant_native.calibration_text import draw
-from turboquant_native.conversion import Options, make_plan, write_model
-from turboquant_native.end_loss import KINDS, GradientMeter, check_available, token_weights
-from turboquant_native.errors import ConvertError
-from turboquant_native.journal import Journal
-from turboquant_native.quantizer import Effort, Quantizer, Request, _logits
-from turboquant_native.sources import open_source
+from turboquant_native import _core
+from turboquant_native.calibrate import end_loss
+from turboquant_native.calibrate import request as requests
+from turboquant_native.calibrate.end_loss import KINDS, GradientMeter, check_available, token_weights
+from turboquant_native.calibrate.quantizer import Quantizer, _logits
+from turboquant_native.calibrate.request import Effort, Request
+from turboquant_native.calibrate.rounding import Settings, SiteStatistics
+from turboquant_native.calibrate.text import draw
+from turboquant_native.common.errors import ConvertError
+from turboquant_native.common.journal import Journal
+from turboquant_native.convert.architectures import by_model_type
+from turboquant_native.convert.conversion import Options, make_plan, write_model
+from turboquant_native.convert.sources import open_source
 
 READERS = {
     "attn_q": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -34,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantizer, "EFFORTS", {"fast": Effort(6, 3)})
+    monkeypatch.setattr(requests, "EFFORTS", {"fast": Effort(6, 3)})
 
 
 def convert(model: Path, out: Path, **request: Any) -> Quantizer:

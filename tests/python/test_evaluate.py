@@ -5,7 +5,8 @@ import struct
 import numpy as np
 import pytest
 
-from turboquant_native import evaluate, kld_base
+from turboquant_native.evaluate import evaluation as evaluate
+from turboquant_native.evaluate import kld_base
 
 
 def softmax64(logits):

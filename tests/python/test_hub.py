@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import local_hub
-from turboquant_native import hub
+from turboquant_native.api import hub
 
 
 def run(endpoint, home, code):

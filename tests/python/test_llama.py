@@ -9,7 +9,9 @@ import warnings
 import numpy as np
 import pytest
 
-from turboquant_native import Llama, LlamaRAMCache, LogitsProcessorList, StoppingCriteriaList, _core, arguments
+from turboquant_native import Llama, LlamaRAMCache, LogitsProcessorList, StoppingCriteriaList, _core
+from turboquant_native.engine import devices
+from turboquant_native.engine.slots import Slot
 
 PROMPT = "The quick brown fox"
 GREEDY = {"temperature": 0.0, "max_tokens": 24}
@@ -247,8 +249,8 @@ def test_logits_before_anything_is_an_error(llm):
 def counted(llm, monkeypatch):
     """Counts tokens that the engine evaluates."""
     evaluated = []
-    original = type(llm._cache)._hold
-    monkeypatch.setattr(type(llm._cache), "_hold", lambda self, new: evaluated.append(len(new)) or original(self, new))
+    original = Slot.append
+    monkeypatch.setattr(Slot, "append", lambda self, new: evaluated.append(len(new)) or original(self, new))
     return evaluated
 
 
@@ -395,7 +397,7 @@ def test_missing_and_broken_files(tmp_path):
     ],
 )
 def test_layers_are_given_to_devices(asked, main_gpu, split, expected):
-    assert arguments.device_parts("cuda", asked, 32, main_gpu, split) == expected
+    assert devices.device_parts("cuda", asked, 32, main_gpu, split) == expected
 
 
 def test_without_a_gpu_the_cpu_runs_the_model(tiny_tqn, monkeypatch, caplog):
@@ -404,7 +406,7 @@ def test_without_a_gpu_the_cpu_runs_the_model(tiny_tqn, monkeypatch, caplog):
         assert llm("fox", max_tokens=1)["usage"]["completion_tokens"] <= 1
     assert "no driver" in caplog.text
     with pytest.raises(ValueError, match="tensor_split"):
-        arguments.device_parts("cuda", -1, 32, 0, [0.0, 0.0])
+        devices.device_parts("cuda", -1, 32, 0, [0.0, 0.0])
 
 
 # --- text and tokens
@@ -455,9 +457,9 @@ def test_interleaved_streams_do_not_disturb_each_other(llm, monkeypatch):
     for i, stream in enumerate(streams):
         texts[i] += joined(stream)
     assert texts == alone
-    # each prompt at most twice (once more in a cache of its own), then token by token
-    assert sum(evaluated) <= 2 * sum(map(len, prompts)) + 2 * options["max_tokens"]
-    assert llm._contexts == {llm._context}
+    # each prompt once, then token by token
+    assert sum(evaluated) <= sum(map(len, prompts)) + 2 * options["max_tokens"]
+    assert len(llm.engine.scheduler.slots) == 2
 
 
 def test_closed_while_generating_raises(tiny_tqn):

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from tiny_models import LLAMA, save_llama
-from turboquant_native import _core, convert_hf_to_tq, quantize
-from turboquant_native.conversion import Options, make_plan, write_model
-from turboquant_native.quantize import MatrixSpec, input_site, quantize_matrix, rotation_seed, take_outliers
-from turboquant_native.sources import open_source
+from turboquant_native import _core
+from turboquant_native.commands import convert as convert_hf_to_tq
+from turboquant_native.convert import quantize
+from turboquant_native.convert.conversion import Options, make_plan, write_model
+from turboquant_native.convert.quantize import MatrixSpec, input_site, quantize_matrix, rotation_seed, take_outliers
+from turboquant_native.convert.sources import open_source
 
 # Mean squared error of the formats on N(0, 1) (docs/format.md); a few per cent more on small matrices, whose tails vary.
 DISTORTION = {1: 0.2765, 2: 0.0702, 3: 0.0184, 4: 0.0054, 6: 0.00066}

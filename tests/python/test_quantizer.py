@@ -14,24 +14,29 @@ import numpy as np
 import pytest
 
 from tiny_models import LLAMA, llama_tensors, save_llama
-from turboquant_native import _core, calibration_text, convert_hf_to_tq, quantizer
-from turboquant_native.calibrate import SequentialRounder, Settings, SiteStatistics, relative_error
-from turboquant_native.calibration_text import cut_windows, default_windows, file_windows
-from turboquant_native.conversion import Options, bits_per_weight, make_plan, write_model
-from turboquant_native.errors import ConvertError
-from turboquant_native.progress import Stopwatch
-from turboquant_native.quantize import MatrixSpec, quantize_matrix
-from turboquant_native.quantizer import Effort, Quantizer, Request
-from turboquant_native.sensitivity import SensitivityMeter
-from turboquant_native.sources import open_source
-from turboquant_native.widths import WidthChooser
+from turboquant_native import _core
+from turboquant_native.calibrate import quantizer
+from turboquant_native.calibrate import request as requests
+from turboquant_native.calibrate import text as calibration_text
+from turboquant_native.calibrate.quantizer import Quantizer
+from turboquant_native.calibrate.request import Effort, Request
+from turboquant_native.calibrate.rounding import SequentialRounder, Settings, SiteStatistics, relative_error
+from turboquant_native.calibrate.sensitivity import SensitivityMeter
+from turboquant_native.calibrate.text import cut_windows, default_windows, file_windows
+from turboquant_native.calibrate.widths import WidthChooser
+from turboquant_native.commands import convert as convert_hf_to_tq
+from turboquant_native.common.errors import ConvertError
+from turboquant_native.common.progress import Stopwatch
+from turboquant_native.convert.conversion import Options, bits_per_weight, make_plan, write_model
+from turboquant_native.convert.quantize import MatrixSpec, quantize_matrix
+from turboquant_native.convert.sources import open_source
 
-_FULL_EFFORTS = quantizer.EFFORTS
+_FULL_EFFORTS = requests.EFFORTS
 
 
 @pytest.fixture(autouse=True)
 def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantizer, "EFFORTS", {"fast": Effort(6, 3), "max": Effort(6, 3, verify=True)})
+    monkeypatch.setattr(requests, "EFFORTS", {"fast": Effort(6, 3), "max": Effort(6, 3, verify=True)})
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +273,7 @@ def _then_fail(method, after: int):
 
 def test_stopwatch_counts_inner_work_once(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 3.0, 6.0, 10.0, 20.0])
-    monkeypatch.setattr("turboquant_native.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("turboquant_native.common.progress.time.monotonic", lambda: next(clock))
     watch = Stopwatch()
     with watch("passes"), watch("products"):  # from 0 to 6, from 1 to 3
         pass
@@ -328,9 +333,12 @@ def test_killed_runs_go_on_to_the_identical_file(tmp_path: Path, monkeypatch: py
 # Converts argv[1] to argv[2], and kills its own process before the argv[3]-th step that leaves something on the disk or encodes a matrix.
 SUICIDE = """
 import os, pathlib, signal, sys
-from turboquant_native import calibrate, calibration_text, container, convert_hf_to_tq, journal, quantizer
+from turboquant_native.calibrate import rounding as calibrate, text as calibration_text, quantizer, request as requests
+from turboquant_native.convert import container
+from turboquant_native.commands import convert as convert_hf_to_tq
+from turboquant_native.common import journal
 
-quantizer.EFFORTS["normal"] = quantizer.Effort(24, 8, verify=True)
+requests.EFFORTS["normal"] = requests.Effort(24, 8, verify=True)
 left = int(sys.argv[3])
 
 def deadly(step):
@@ -402,7 +410,7 @@ def test_a_cache_serves_other_files_and_leaves_alone_what_else_is_in_its_folder(
 
 def test_running_processes_share_a_cache(folder: Path, tmp_path: Path) -> None:
     cache, request = tmp_path / "cache", ["--effort", "fast", "--bpw", "4.5", "--threads", "1", "--quiet"]
-    command = [sys.executable, "-m", "turboquant_native.convert_hf_to_tq", str(folder)]
+    command = [sys.executable, "-m", "turboquant_native.commands.convert", str(folder)]
     outs = [tmp_path / f"{i}.gguf" for i in range(3)]
     runs = [subprocess.Popen([*command, str(out), *request, "--calib-cache", str(cache)]) for out in outs]
     assert [run.wait() for run in runs] == [0, 0, 0]
@@ -461,7 +469,7 @@ def test_calibration_files(folder: Path, tmp_path: Path) -> None:
 
 
 def test_default_text_is_deterministic_and_mixed(folder: Path, tmp_path: Path) -> None:
-    from turboquant_native.conversion import make_plan, write_model
+    from turboquant_native.convert.conversion import make_plan, write_model
 
     source = open_source(str(folder), None, None)
     write_model(source, make_plan(source, Options(outtype="f32")), tmp_path / "f32.gguf")

@@ -6,20 +6,22 @@ from pathlib import Path
 import pytest
 
 from tiny_models import save_llama
-from turboquant_native import quantizer, report
-from turboquant_native.cli import main
-from turboquant_native.conversion import Options, make_plan, write_model
-from turboquant_native.quantizer import Effort, Quantizer, Request
-from turboquant_native.sources import open_source
+from turboquant_native.calibrate import request as requests
+from turboquant_native.calibrate.quantizer import Quantizer
+from turboquant_native.calibrate.request import Effort, Request
+from turboquant_native.commands.cli import main
+from turboquant_native.convert.conversion import Options, make_plan, write_model
+from turboquant_native.convert.sources import open_source
+from turboquant_native.evaluate import report
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("report")
     source = open_source(str(save_llama(folder / "model")), None, None)
-    quantizer.EFFORTS["tiny"] = Effort(3, 2)
+    requests.EFFORTS["tiny"] = Effort(3, 2)
     Quantizer(source, folder / "a<b.gguf", Options(), Request(bpw=4, effort="tiny", auto_outliers=False, seq_len=16), threads=1).run()
-    del quantizer.EFFORTS["tiny"]
+    del requests.EFFORTS["tiny"]
     write_model(source, make_plan(source, Options(bits=3, outliers=0.01)), folder / "plain.gguf")
     return [folder / "a<b.gguf", folder / "plain.gguf"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from turboquant_native.streaming import TextStream
+from turboquant_native.engine.streaming import TextStream
 
 
 def collect(pieces, stop=()):

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from tiny_models import LLAMA, TEXT, gguf_tokenizer_keys, save_llama
 from turboquant_native._core import GgufFile
-from turboquant_native.errors import ConvertError
-from turboquant_native.tokenizer import adds_bos, merges_of_scores, rebuild, tokenizer_of_folder, tokenizer_of_gguf
+from turboquant_native.common.errors import ConvertError
+from turboquant_native.convert.tokenizer import adds_bos, merges_of_scores, rebuild, tokenizer_of_folder, tokenizer_of_gguf
 
 TEXTS = [
     "Hello world's end, they'LL see 3.14159 and 1234567 in 2024.",

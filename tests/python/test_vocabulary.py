@@ -6,8 +6,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
 
 from tiny_models import TEXT, train_bpe
-from turboquant_native.streaming import TextStream
-from turboquant_native.vocabulary import Vocabulary
+from turboquant_native.engine.streaming import TextStream
+from turboquant_native.engine.vocabulary import Vocabulary
 
 TEXTS = ["The quick brown fox", " leading and trailing ", "naïve café 我想 🚀", "unknown: ß∂ƒ 한국", "a\n\n  b\t", "12345"]
 

@@ -13,20 +13,20 @@ from types import ModuleType
 from typing import Any
 
 from .. import __version__
-from ..arguments import (
+from ..api.arguments import (
     LLAMA_POOLING_TYPE_CLS,
     LLAMA_POOLING_TYPE_LAST,
     LLAMA_POOLING_TYPE_MEAN,
     LLAMA_POOLING_TYPE_NONE,
     LLAMA_POOLING_TYPE_UNSPECIFIED,
 )
-from ..cache import LlamaRAMCache, LlamaState
-from ..grammar import LlamaGrammar
-from ..llama import LLAMA_DEFAULT_SEED, Llama
-from ..llama_tokenizer import LlamaTokenizer
-from ..sampling import LogitsProcessor, LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteria, StoppingCriteriaList
-from ..speculative import LlamaDraftModel, LlamaPromptLookupDecoding
-from ..vocabulary import Vocabulary
+from ..api.cache import LlamaRAMCache, LlamaState
+from ..api.llama import LLAMA_DEFAULT_SEED, Llama
+from ..api.llama_tokenizer import LlamaTokenizer
+from ..engine.grammar import LlamaGrammar
+from ..engine.sampling import LogitsProcessor, LogitsProcessorList, MinTokensLogitsProcessor, StoppingCriteria, StoppingCriteriaList
+from ..engine.speculative import LlamaDraftModel, LlamaPromptLookupDecoding
+from ..engine.vocabulary import Vocabulary
 
 LlamaCache = LlamaRAMCache
 LLAMA_SPLIT_MODE_NONE, LLAMA_SPLIT_MODE_LAYER, LLAMA_SPLIT_MODE_ROW = 0, 1, 2

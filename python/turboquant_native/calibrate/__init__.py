@@ -1,0 +1,1 @@
+"""Calibrated conversion: statistics, rounding with error feedback, sensitivities, widths."""

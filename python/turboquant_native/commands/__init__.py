@@ -1,0 +1,1 @@
+"""The command line `tqn`: one module a verb, with its arguments and nothing else."""

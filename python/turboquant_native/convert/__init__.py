@@ -1,0 +1,1 @@
+"""From a source model to a file: sources, architectures, tokenizers, the plan, the container."""

@@ -1,0 +1,173 @@
+"""Looking at model files without running them: `verify` finds damage and names it, `describe` lists what is inside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType
+
+from .._core import FormatError, GgufFile, UnsupportedError, cpu_count
+from .container import CHECKSUMS_KEY, HEADER_KEY, PLANE_SUFFIXES, header_digest
+
+EMBEDDINGS = ("token_embd.weight", "output.weight")
+DEFAULT_ALIGNMENT = 32  # GGUF's, where a file names none
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found. problems: one sentence each, naming the tensor (or the header); empty: the file is whole."""
+
+    path: str
+    size: int
+    tensors: int
+    checksummed: int  # tensors that a checksum covers; 0: the file has none, so only its structure was checked
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify(path: str | os.PathLike[str], threads: int = 0) -> Verification:
+    """Checks structure, header, every tensor's SHA-256, padding and the rules of packed matrices. Never raises for a damaged file.
+
+    Raises OSError where the file cannot be read.
+    """
+    path = os.fspath(path)
+    try:
+        file = GgufFile(path, validate=False)
+    except (FormatError, UnsupportedError) as error:
+        return Verification(path, os.path.getsize(path), 0, 0, [str(error)])
+    problems, checksums = _header_problems(file)
+    names = [name for name, _, _ in file.tensors()]
+    with ThreadPoolExecutor(threads or cpu_count()) as pool:
+        digests = list(pool.map(lambda name: hashlib.sha256(_bytes(file, name)).hexdigest(), names if checksums else []))
+    for name, digest in zip(names, digests, strict=False):
+        if checksums.get(name) is None:
+            problems.append(f"tensor {name}: has no checksum")
+        elif checksums[name] != digest:
+            problems.append(f"tensor {name}: its data is damaged (SHA-256 {digest}, recorded {checksums[name]})")
+    problems += [f"tensor {name}: is missing, its checksum is there" for name in checksums if name not in set(names)]
+    problems += _padding_problems(file) if checksums else []
+    try:
+        file.quantized()
+    except (FormatError, UnsupportedError) as error:
+        problems.append(str(error))
+    return Verification(path, file.size, len(names), sum(name in checksums for name in names), problems)
+
+
+def _bytes(file: GgufFile, name: str) -> memoryview:
+    return file.data(name).reshape(-1).view(np.uint8).data
+
+
+def _header_problems(file: GgufFile) -> tuple[list[str], dict[str, Any]]:
+    """What is wrong with the header, and the checksums of the tensors that it records."""
+    recorded = file.metadata.get(CHECKSUMS_KEY)
+    if recorded is None and HEADER_KEY not in file.metadata:
+        return [], {}
+    with open(file.path, "rb") as stream:
+        digest, _ = header_digest(stream.read(file.data_offset))
+    problems = [] if digest and digest == file.metadata.get(HEADER_KEY) else ["header: damaged (its SHA-256 is not the recorded one)"]
+    try:
+        checksums = json.loads(recorded) if isinstance(recorded, str) else None
+    except ValueError:
+        checksums = None
+    if not isinstance(checksums, dict):
+        return [*problems, f"header: {CHECKSUMS_KEY} is not a JSON object"], {}
+    return problems, checksums
+
+
+def _padding_problems(file: GgufFile) -> list[str]:
+    """Bytes that belong to no tensor must be zeros: between tensors, and up to the alignment after the last."""
+    problems, at, before = [], file.data_offset, "the header"
+    with open(file.path, "rb") as stream:
+        for name, offset, size in sorted(file.places(), key=lambda place: place[1]):
+            stream.seek(at)
+            if any(stream.read(offset - at)):
+                problems.append(f"padding after {before}: damaged")
+            at, before = offset + size, f"tensor {name}"
+    alignment = file.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    extra = file.size - (at + alignment - 1) // alignment * alignment
+    if extra:
+        problems.append(
+            f"end of file: {extra} bytes more than the tensors need" if extra > 0 else f"end of file: {-extra} bytes of padding are missing"
+        )
+    return problems
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """One row of the table: a packed matrix with all its planes, or an ordinary tensor."""
+
+    name: str
+    type: str  # "TQN3", "F32", ...
+    shape: tuple[int, ...]  # NumPy order
+    bytes: int  # of all planes
+    outliers: int
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.bytes / self.elements
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """What `describe` returns. Bits per weight count all tensors (codes, scales, codebooks, outliers, norms), not the tokenizer."""
+
+    path: str
+    architecture: str
+    size: int  # bytes of the whole file
+    tensors: list[TensorSummary]
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.elements for tensor in self.tensors)
+
+    @property
+    def tensor_bytes(self) -> int:
+        return sum(tensor.bytes for tensor in self.tensors)
+
+    @property
+    def outliers(self) -> int:
+        return sum(tensor.outliers for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return _bits_per_weight(self.tensors)
+
+    @property
+    def bits_per_weight_without_embeddings(self) -> float:
+        return _bits_per_weight([tensor for tensor in self.tensors if tensor.name not in EMBEDDINGS])
+
+
+def _bits_per_weight(tensors: list[TensorSummary]) -> float:
+    elements = sum(tensor.elements for tensor in tensors)
+    return 8 * sum(tensor.bytes for tensor in tensors) / elements if elements else 0.0
+
+
+def describe(path: str | os.PathLike[str] | GgufFile) -> FileSummary:
+    """The table of a file's tensors, in file order. Raises FormatError for a damaged file, OSError where it cannot be read."""
+    file = path if isinstance(path, GgufFile) else GgufFile(path)
+    sizes = {name: size for name, _, size in file.places()}
+    packed = file.quantized()
+    rows = []
+    for name, type_number, shape in file.tensors():
+        matrix, dot, suffix = name.rpartition(".")
+        if matrix not in packed or dot + suffix not in PLANE_SUFFIXES:
+            rows.append(TensorSummary(name, GGMLQuantizationType(type_number).name, shape, sizes[name], 0))
+        elif dot + suffix == PLANE_SUFFIXES[0]:
+            entry = packed[matrix]
+            size = sum(sizes.get(matrix + plane, 0) for plane in PLANE_SUFFIXES)
+            rows.append(TensorSummary(matrix, f"TQN{entry['bits']}", (entry["n_out"], entry["n_in"]), size, entry["outliers"]))
+    return FileSummary(file.path, str(file.metadata.get("general.architecture", "unknown")), file.size, rows)

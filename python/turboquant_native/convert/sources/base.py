@@ -1,0 +1,144 @@
+"""What a conversion reads: one model, its tensors under their final names, one at a time as float32."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.errors import ConvertError, listing
+from ..architectures import Architecture, Hyperparameters, Shape, tensor_shapes
+from ..tokenizer import TokenizerData
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where a tensor comes from: rows [start, stop) of a stored tensor, of one expert where experts are stacked; None: all of it."""
+
+    stored: str
+    rows: tuple[int, int] | None = None
+    expert: int | None = None
+
+
+class Source(ABC):
+    """A model to convert. Subclasses fill the attributes, then call `_bind`.
+
+    Attributes:
+        path: the folder or file, for messages.
+        name: a title for general.name.
+        general: further `general.*` strings (license, author ...).
+        shapes: tensors under their final names, in file order, (n_out, n_in) or (n,).
+        parameters: elements of all tensors.
+    """
+
+    path: Path
+    name: str
+    architecture: Architecture
+    hyperparameters: Hyperparameters
+    general: dict[str, str]
+    tokenizer: TokenizerData | None
+    shapes: dict[str, Shape]
+
+    @property
+    def parameters(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+    @property
+    def tied(self) -> bool:
+        """Whether the embedding is also the output matrix."""
+        return "output.weight" not in self.shapes
+
+    def metadata(self) -> dict[str, Any]:
+        """Keys of the file that describe the model: general.* and <arch>.*, in order."""
+        arch = self.architecture.gguf
+        general = {"general.architecture": arch, "general.type": "model", "general.name": self.name, **self.general}
+        return general | {f"{arch}.{key}": value for key, value in self.hyperparameters.items()}
+
+    @abstractmethod
+    def read(self, name: str) -> NDArray[np.float32]:
+        """A tensor in its final orientation and convention, float32; peak memory is this tensor."""
+
+    def stored_files(self) -> list[Path]:
+        """Files that the target must not overwrite."""
+        return [self.path]
+
+    def _bind(self, stored: dict[str, tuple[str, Shape]], unknown: list[str], needs_output: bool = False) -> dict[str, Piece]:
+        """Match stored tensors (by GGUF name: own name and shape) with what the architecture needs; every problem in one message.
+
+        `unknown` are stored tensors without a GGUF name; `needs_output`: the embedding may not stand in for the output matrix.
+        """
+        required, optional = tensor_shapes(self.architecture, self.hyperparameters)
+        if needs_output:
+            required["output.weight"] = optional["output.weight"]
+        pieces: dict[str, Piece] = {}
+        found: dict[str, Shape] = {}
+        for gguf_name, (own_name, shape) in stored.items():
+            for name, piece, piece_shape in split_fused(gguf_name, own_name, shape, self.hyperparameters):
+                if name in required or name in optional:
+                    pieces[name], found[name] = piece, piece_shape
+                else:
+                    unknown.append(own_name)
+        expected = {**required, **optional}
+        missing = [name for name in required if name not in found] + _missing_biases(found, self.hyperparameters["block_count"])
+        wrong = [f"{name} is {_text(found[name])}, expected {_text(expected[name])}" for name in found if found[name] != expected[name]]
+        problems = [
+            f"{what}: {listing(names)}"
+            for what, names in (
+                ("missing tensors", missing),
+                ("tensors with no place in this architecture", unknown),
+                ("wrong shapes", wrong),
+            )
+            if names
+        ]
+        if problems:
+            raise ConvertError(f"{self.path}: not a complete {self.architecture.model_type} model; " + "; ".join(problems))
+        self.shapes = {name: shape for name, shape in _file_order(expected) if name in found}
+        return pieces
+
+
+def _text(shape: Shape) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _missing_biases(found: dict[str, Shape], n_layers: int) -> list[str]:
+    """Biases that some layers have and others lack."""
+    kinds = {match[1] for name in found if (match := re.fullmatch(r"blk\.\d+\.(attn_\w+\.bias)", name))}
+    return [f"blk.{layer}.{kind}" for layer in range(n_layers) for kind in sorted(kinds) if f"blk.{layer}.{kind}" not in found]
+
+
+def _file_order(shapes: dict[str, Shape]) -> Iterator[tuple[str, Shape]]:
+    """Tensors outside the layers first, then layer by layer; the same for every kind of source."""
+    return iter(sorted(shapes.items(), key=lambda item: int(item[0].split(".")[1]) if item[0].startswith("blk.") else -1))
+
+
+def split_fused(gguf_name: str, own_name: str, shape: Shape, hp: Hyperparameters) -> Iterator[tuple[str, Piece, Shape]]:
+    """The final tensors inside a stored one: (name, piece, shape). q, k and v in one matrix, gate and up in one, stacked experts."""
+    layer, _, kind = gguf_name.rpartition(".attn_qkv.")
+    if layer:
+        head_dim = hp["attention.key_length"]
+        heads = (hp["attention.head_count"], hp["attention.head_count_kv"], hp["attention.head_count_kv"])
+        widths = [(f"{layer}.attn_{part}.{kind}", n * head_dim) for part, n in zip("qkv", heads, strict=True)]
+        yield from _split_rows(widths, own_name, shape)
+    elif gguf_name.endswith(".ffn_up.weight") and len(shape) == 2 and shape[0] == 2 * hp["feed_forward_length"]:
+        gate = gguf_name.replace("ffn_up", "ffn_gate")
+        yield from _split_rows([(gate, shape[0] // 2), (gguf_name, shape[0] // 2)], own_name, shape)
+    elif gguf_name.endswith("_exps.weight") and len(shape) == 3:
+        for expert in range(shape[0]):
+            yield gguf_name.replace("_exps.", f".{expert}."), Piece(own_name, expert=expert), shape[1:]
+    elif gguf_name.endswith(".ffn_gate_inp_shexp.weight"):
+        yield gguf_name, Piece(own_name), shape[-1:] if shape[:-1] in ((), (1,)) else shape
+    else:
+        yield gguf_name, Piece(own_name), shape
+
+
+def _split_rows(widths: list[tuple[str, int]], own_name: str, shape: Shape) -> Iterator[tuple[str, Piece, Shape]]:
+    start = 0
+    for name, width in widths:
+        yield name, Piece(own_name, rows=(start, start + width)), (max(0, min(width, shape[0] - start)), *shape[1:])
+        start += width
+    if start < shape[0]:
+        raise ConvertError(f"{own_name}: {shape[0]} rows where its parts need {start}")

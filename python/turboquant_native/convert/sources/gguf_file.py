@@ -1,0 +1,103 @@
+"""A model in a GGUF file, of any type that the gguf package can dequantize."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf.quants import QuantError
+from numpy.typing import NDArray
+
+from ..._core import FormatError, GgufFile, UnsupportedError
+from ...common.errors import ConvertError, listing
+from ..architectures import Shape, by_gguf_name, hyperparameters_of_gguf
+from ..tokenizer import tokenizer_of_gguf
+from .base import Source
+from .safetensors_file import widen_bf16
+
+# Stored, but recomputed by every engine.
+_IGNORED_SUFFIXES = ("attn_rot_embd.weight", ".attn_rot_embd")
+# Descriptive strings that stay with the model.
+_GENERAL = ("author", "organization", "license", "license.name", "license.link", "description", "url", "source.url")
+
+
+_PART = re.compile(r"(.*-)\d{5}-of-(\d{5})\.gguf")
+
+
+def _open(path: Path) -> GgufFile:
+    try:
+        return GgufFile(str(path))
+    except (FormatError, UnsupportedError, OSError) as error:
+        raise ConvertError(str(error)) from None
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files of the model that `path` is one of, the first of which has the metadata: NAME-00001-of-00003.gguf ..."""
+    match = _PART.fullmatch(path.name)
+    count = int(match[2]) if match else 0
+    if match is None or count == 0:
+        return [path]
+    parts = [path.with_name(f"{match[1]}{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    if absent := [part.name for part in parts if not part.is_file()]:
+        raise ConvertError(f"{path}: parts of the model are not there: {listing(absent)}")
+    return parts
+
+
+class GgufSource(Source):
+    """A GGUF file, or all the parts of a split one, in llama.cpp's conventions."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._paths = _parts(path)
+        files = [_open(part) for part in self._paths]
+        metadata = files[0].metadata
+        if "turboquant.tensors" in metadata:
+            raise ConvertError(f"{path}: the file is already quantized to TQN; convert the original one")
+        if metadata.get("split.count", 1) != len(files):
+            raise ConvertError(f"{path}: split.count is {metadata.get('split.count', 1)}, but the name says {len(files)}")
+        self._files = {name: file for file in files for name, _, _ in file.tensors()}
+        self._types = {name: (kind, shape) for file in files for name, kind, shape in file.tensors()}
+        self._describe(metadata)
+        stored: dict[str, tuple[str, Shape]] = {
+            name: (name, shape) for name, (_, shape) in self._types.items() if not name.endswith(_IGNORED_SUFFIXES)
+        }
+        self._pieces = self._bind(stored, unknown=[])
+        self.tokenizer = tokenizer_of_gguf(metadata)
+
+    def stored_files(self) -> list[Path]:
+        return self._paths
+
+    def _describe(self, metadata: dict[str, Any]) -> None:
+        name = metadata.get("general.architecture")
+        if not isinstance(name, str):
+            raise ConvertError(f"{self.path}: no general.architecture, so not a language model")
+        self.architecture = by_gguf_name(name, has_experts=bool(metadata.get(f"{name}.expert_count", 0)))
+        if "token_embd.weight" not in self._types:
+            raise ConvertError(f"{self.path}: missing tensors: token_embd.weight")
+        self.hyperparameters = hyperparameters_of_gguf(self.architecture, metadata, n_vocab=self._types["token_embd.weight"][1][0])
+        self.name = str(metadata.get("general.name", self.path.stem))
+        self.general = {f"general.{key}": metadata[f"general.{key}"] for key in _GENERAL if f"general.{key}" in metadata}
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        piece = self._pieces[name]
+        kind = gguf.GGMLQuantizationType(self._types[piece.stored][0])
+        data = self._files[piece.stored].data(
+            piece.stored
+        )  # the leading dimensions are the tensor's; the last one holds numbers, or bytes of blocks
+        if piece.expert is not None:
+            data = data[piece.expert]
+        if piece.rows is not None:
+            data = data[piece.rows[0] : piece.rows[1]]
+        try:
+            return np.ascontiguousarray(_to_float32(data, kind).reshape(self.shapes[name]))
+        except (NotImplementedError, QuantError):
+            raise ConvertError(f"{self.path}: {piece.stored} has type {kind.name}, which cannot be read") from None
+
+
+def _to_float32(data: NDArray[Any], kind: gguf.GGMLQuantizationType) -> NDArray[np.float32]:
+    if kind == gguf.GGMLQuantizationType.BF16:
+        return widen_bf16(data.view(np.uint16))
+    if data.dtype.kind == "f":
+        return data.astype(np.float32)
+    return gguf.dequantize(data, kind)

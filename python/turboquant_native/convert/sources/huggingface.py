@@ -1,0 +1,132 @@
+"""A model in a Hugging Face folder: config.json, safetensors (one file or shards), tokenizer."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.errors import ConvertError
+from ..architectures import Architecture, Shape, by_model_type, hyperparameters_of_config, permute_heads, rope_tensors
+from ..tokenizer import tokenizer_of_folder
+from .base import Piece, Source
+from .safetensors_file import SafetensorsFile
+
+# Stored, but no weights of the text model.
+_IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*\.masked_bias|.*vision_tower\..*|.*multi_modal_projector\..*")
+_TEXT_PREFIX = re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.)")
+_EXPERT = re.compile(r"model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.experts\.(\d+)\.(\w+)\.weight")
+_EXPERT_PARTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ConvertError names the file and the place."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConvertError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ConvertError(f"{path}: holds no JSON object")
+    return content
+
+
+def _text_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    if quantization := config.get("quantization_config"):
+        raise ConvertError(
+            f"{path}: the checkpoint is already quantized (quantization_config: {quantization.get('quant_method', 'unknown method')}); "
+            "convert the original one"
+        )
+    text = config.get("text_config")
+    if isinstance(text, dict):
+        config = {**config, **text}  # the outer part has special token ids that the text part may lack
+    if not isinstance(config.get("model_type"), str):
+        raise ConvertError(f"{path}: model_type is {config.get('model_type')!r}, expected a name")
+    return config
+
+
+class HuggingFaceSource(Source):
+    """A folder as `save_pretrained` writes it, or as a hub snapshot has it."""
+
+    def __init__(self, folder: Path, name: str | None = None) -> None:
+        self.path = folder
+        if not (folder / "config.json").is_file():
+            raise ConvertError(f"{folder}: no config.json, so not a Hugging Face model folder")
+        self.config = _text_config(folder / "config.json")
+        self.architecture: Architecture = by_model_type(self.config["model_type"])
+        self.hyperparameters = hyperparameters_of_config(self.architecture, self.config)
+        self.name = str(self.config.get("_model_name_or_path") or name or folder.resolve().name)
+        self.general = {}
+        self._files = _open_shards(folder)
+        self._rope = rope_tensors({**self.architecture.defaults, **self.config}, self.hyperparameters)
+        self._pieces = self._map_tensors()
+        self.tokenizer = tokenizer_of_folder(folder, self.hyperparameters["vocab_size"], self.config)
+
+    def stored_files(self) -> list[Path]:
+        return [self.path, self.path / "config.json", *sorted({file.path for file in self._files.values()})]
+
+    def _map_tensors(self) -> dict[str, Piece]:
+        names = tensor_names(self.architecture, self.hyperparameters["block_count"])
+        stored: dict[str, tuple[str, Shape]] = {name: (name, tensor.shape) for name, tensor in self._rope.items()}
+        unknown: list[str] = []
+        tied = {**self.architecture.defaults, **self.config}.get("tie_word_embeddings")
+        for own_name, file in self._files.items():
+            if _IGNORED.fullmatch(own_name) or (tied and own_name.endswith("lm_head.weight")):
+                continue
+            if gguf_name := gguf_tensor_name(own_name, names):
+                stored[gguf_name] = (own_name, file.shapes[own_name])
+            else:
+                unknown.append(own_name)
+        return self._bind(stored, unknown, needs_output=tied is False)
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        if name in self._rope:
+            return self._rope[name]
+        piece = self._pieces[name]
+        w = self._files[piece.stored].read(piece.stored, piece.expert, piece.rows).reshape(self.shapes[name])
+        return self._to_gguf_convention(name, w)
+
+    def _to_gguf_convention(self, name: str, w: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.architecture.paired_rope and re.search(r"attn_[qk]\.", name):
+            heads = self.hyperparameters["attention.head_count" if "attn_q." in name else "attention.head_count_kv"]
+            w = permute_heads(w, heads)
+        if self.architecture.norm_offset and name.endswith("norm.weight"):
+            w = w + np.float32(1)
+        return np.ascontiguousarray(w)
+
+
+def tensor_names(architecture: Architecture, n_layers: int) -> gguf.TensorNameMap:
+    """What gguf_tensor_name looks names up in."""
+    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.gguf)
+    return gguf.get_tensor_name_map(arch, n_layers)
+
+
+def gguf_tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
+    """llama.cpp's name of a Hugging Face tensor; None when it has none."""
+    name = _TEXT_PREFIX.sub("model.", name).replace("model.lm_head", "lm_head")
+    if match := _EXPERT.fullmatch(name):
+        layer, expert, part = match.groups()
+        return f"blk.{layer}.ffn_{_EXPERT_PARTS[part]}.{expert}.weight" if part in _EXPERT_PARTS else None
+    return names.get_name(name, try_suffixes=(".weight", ".bias"))
+
+
+def _open_shards(folder: Path) -> dict[str, SafetensorsFile]:
+    """Every stored tensor's file; all shards that the index names must be there."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = {str(shard) for shard in read_json(index).get("weight_map", {}).values()}
+        if outside := [shard for shard in shards if Path(shard).name != shard]:
+            raise ConvertError(f"{index}: names files outside its folder: {', '.join(outside)}")
+        paths = sorted(folder / shard for shard in shards)
+        if absent := [path.name for path in paths if not path.is_file()]:
+            raise ConvertError(f"{index}: names shards that are not there: {', '.join(absent)}")
+    else:
+        single = folder / "model.safetensors"  # some folders hold the weights in a second form too
+        paths = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    if not paths:
+        has_bin = any(folder.glob("pytorch_model*.bin"))
+        raise ConvertError(f"{folder}: no safetensors files" + (" (pytorch_model.bin is not read: it can run code)" if has_bin else ""))
+    return {name: file for path in paths for file in [SafetensorsFile(path)] for name in file.shapes}
