@@ -125,9 +125,9 @@ class Model:
     def file(self) -> GgufFile: ...
     @property
     def config(self) -> dict[str, Any]:
-        """architecture, n_layers, n_embd, n_vocab, n_ctx_train, norm_eps; "layers": a dict for each layer, whose "mixer" ("attention": n_heads,
-        n_kv_heads, head_dim, window, rope_base, rope_dims) and "feed_forward" ("gated": n_ff; "experts": n_ff, n_experts, n_experts_used,
-        n_ff_shared) say what else is in it."""
+        """architecture, n_layers, n_embd, n_vocab, n_ctx_train, norm_eps; and "layers", a dict for each layer. Its "mixer" is "attention"
+        (n_heads, n_kv_heads, head_dim, window, rope_base, rope_dims), its "feed_forward" "gated" (n_ff) or "experts" (n_ff, n_experts,
+        n_experts_used, n_ff_shared)."""
     @property
     def backend(self) -> str: ...
     @property
@@ -183,7 +183,7 @@ class Context:
     def eval_best(self, tokens: NDArray[np.int32], position: int, slot: int = 0) -> NDArray[np.void]:
         """The same, (64,) best tokens after the last one, as `forward_best` gives them."""
     def positions(self, slot: int = 0) -> int:
-        """How many positions a slot holds. A pass may start at that position or at an earlier one, to which the slot then goes back first."""
+        """How many positions a slot holds. A pass may start there, or earlier: then the slot first goes back to that position."""
     def rewind(self, slot: int, n: int) -> None:
         """The slot forgets all but its first n positions. UnsupportedError where a layer cannot go back: start again at 0, or restore."""
     def snapshot(self, slot: int) -> Snapshot:
