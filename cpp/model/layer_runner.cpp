@@ -173,7 +173,7 @@ struct LayerRunner::Impl {
     std::vector<Assignment> all;
     const std::vector<float> logits = moe.shared_router ? product(moe.shared_router, x) : std::vector<float>{};
     for (int64_t r = 0; r < int64_t(x.size()) / moe.in.x.width; r++)
-      all.push_back({r, moe.alpha * (logits.empty() ? 1 : 1 / (1 + std::exp(-logits[size_t(r)])))});
+      all.push_back({r, moe.alpha * (logits.empty() ? 1 : shared_expert_weight(logits[size_t(r)]))});
     run_expert({moe.shared_gate, moe.shared_up, moe.shared_down}, moe.activation, all, x, y, tap);
   }
 

@@ -59,6 +59,16 @@ TEST("workers that slept wake up") {
   CHECK_EQ(calls.load(), 15);
 }
 
+TEST("waiting threads spin less after long sleeps, and more again after short ones") {
+  using namespace std::chrono_literals;
+  tq::cpu::SpinLimit limit;
+  CHECK_EQ(limit.pauses(), tq::cpu::SpinLimit::kMost);
+  for (int i = 0; i < 20; i++) limit.waited(3ms);
+  CHECK_EQ(limit.pauses(), tq::cpu::SpinLimit::kLeast);
+  for (int i = 0; i < 20; i++) limit.waited(i % 2 ? 0us : 20us);
+  CHECK_EQ(limit.pauses(), tq::cpu::SpinLimit::kMost);
+}
+
 TEST("pools come and go, used or not") {
   for (int i = 0; i < 50; i++) {
     ThreadPool pool(1 + i % 4);

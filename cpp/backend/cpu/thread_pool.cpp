@@ -23,13 +23,16 @@ inline void pause() {
 #endif
 }
 
-// True when `word` was seen to differ from `old`.
-bool spin(const std::atomic<uint32_t>& word, uint32_t old, SpinLimit& limit) {
+// Waits until `word` differs from `old`; returns how long it slept.
+std::chrono::nanoseconds await_change(const std::atomic<uint32_t>& word, uint32_t old, SpinLimit& limit) {
   for (int i = limit.pauses(); i > 0; i--) {
-    if (word.load(std::memory_order_acquire) != old) return limit.spun(), true;
+    if (word.load(std::memory_order_acquire) != old) return limit.waited({}), std::chrono::nanoseconds{};
     pause();
   }
-  return limit.slept(), false;
+  const auto start = std::chrono::steady_clock::now();
+  word.wait(old, std::memory_order_acquire);
+  const std::chrono::nanoseconds slept = std::chrono::steady_clock::now() - start;
+  return limit.waited(slept), slept;
 }
 
 }  // namespace
@@ -39,11 +42,8 @@ void Barrier::wait() {
   if (threads == 1) return;
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads) {
-    if (spin(phase_, phase, limit_)) return;
-    const auto start = std::chrono::steady_clock::now();
-    phase_.wait(phase, std::memory_order_acquire);
-    const auto slept = std::chrono::steady_clock::now() - start;
-    slept_.fetch_add(std::chrono::nanoseconds(slept).count(), std::memory_order_relaxed);
+    const int64_t slept = await_change(phase_, phase, limit_).count();
+    if (slept > 0) slept_.fetch_add(slept, std::memory_order_relaxed);
     return;
   }
   arrived_.store(0, std::memory_order_relaxed);
@@ -103,7 +103,7 @@ void ThreadPool::Crew::stop() {
 
 void ThreadPool::Crew::work(int thread) {
   for (uint32_t seen = 0;;) {
-    if (!spin(command, seen, limit)) command.wait(seen, std::memory_order_acquire);
+    await_change(command, seen, limit);
     seen = command.load(std::memory_order_acquire);
     const uint32_t threads = seen & kThreadMask;
     if (threads == 0) return;

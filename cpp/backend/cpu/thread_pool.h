@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <thread>
@@ -11,17 +12,17 @@
 
 namespace tq::cpu {
 
-// How long to spin before sleeping. Spinning answers fastest as long as the awaited thread is running; when it is not, because others use
-// the cores too, spinning takes time from whoever has something to do. So the limit falls when a wait ends in sleep and rises when it does
-// not.
+// How long to spin before sleeping. Spinning answers fastest as long as the awaited thread is running. When it is not, because others use
+// the cores too, spinning takes time from whoever has something to do, and the wait is as long as the system's time slices. So the limit
+// falls after a long sleep and rises after a short one, or none.
 class SpinLimit {
  public:
+  static constexpr int kLeast = 64, kMost = 4096;
   int pauses() const { return pauses_.load(std::memory_order_relaxed); }
-  void spun() { set(std::min(2 * pauses(), kMost)); }
-  void slept() { set(std::max(pauses() / 2, kLeast)); }
+  void waited(std::chrono::nanoseconds slept) { set(slept < kShort ? std::min(2 * pauses(), kMost) : std::max(pauses() / 2, kLeast)); }
 
  private:
-  static constexpr int kLeast = 64, kMost = 4096;
+  static constexpr std::chrono::microseconds kShort{500};
   void set(int pauses) {
     if (pauses != this->pauses()) pauses_.store(pauses, std::memory_order_relaxed);
   }
