@@ -9,7 +9,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parent / "python"))
-from page_server import PageServer, Script, answer, delta, finish, words
+from page_server import PageServer, Script, delta, finish, words
 
 MODEL = "Qwen3-4B-tqn3"
 QUESTION = "Write a Python function that merges two sorted lists. How fast is it?"
@@ -71,11 +71,18 @@ def open_page(browser: Browser, server: PageServer, width: int, height: int, sch
     return page
 
 
+def stream(text: str, thought: str = "", prompt: int = 31) -> Script:
+    """An answer at about 40 tokens a second; figures that fit it."""
+    chunks = [*(delta(reasoning_content=f"{word} ") for word in thought.split()), *words(text)]
+    usage = {"prompt_tokens": prompt, "completion_tokens": len(chunks)}
+    return [*(part for chunk in chunks for part in (chunk, 0.024)), finish(), {"choices": [], "usage": usage}]
+
+
 def ask(page: Page, text: str, wait: bool = True) -> None:
     page.fill("#prompt", text)
     page.press("#prompt", "Enter")
     if wait:
-        expect(page.locator(".message").last).to_have_attribute("data-status", "done")
+        expect(page.locator(".message").last).to_have_attribute("data-status", "done", timeout=30_000)
 
 
 def shoot(page: Page, path: Path) -> None:
@@ -86,8 +93,7 @@ def shoot(page: Page, path: Path) -> None:
 
 
 def chat(browser: Browser, server: PageServer, target: Path, size: tuple[int, int], scheme: str) -> None:
-    thinking = [part for word in THOUGHT.split(" ") for part in (delta(reasoning_content=f"{word} "), 0.06)]
-    server.script = [[*thinking, *answer(ANSWER)]]
+    server.script = [stream(ANSWER, THOUGHT)]
     page = open_page(browser, server, *size, scheme)
     ask(page, QUESTION)
     shoot(page, target)
@@ -95,12 +101,12 @@ def chat(browser: Browser, server: PageServer, target: Path, size: tuple[int, in
 
 def tools(browser: Browser, server: PageServer, target: Path) -> None:
     growing: Script = [part for word in words("It is not only the wind: the mountains behind the city") for part in (word, 0.04)]
-    server.script = [[delta(tool_calls=[CALL]), finish("tool_calls")], answer(TOOL_ANSWER), [*growing, 5.0]]
+    server.script = [[delta(tool_calls=[CALL]), finish("tool_calls")], stream(TOOL_ANSWER, prompt=288), [*growing, 5.0]]
     page = open_page(browser, server, 1180, 800, "dark")
     ask(page, TOOL_QUESTION)
     page.locator(".tool-answers textarea").fill('[{"city": "Oslo", "celsius": -4, "wind": 3}, {"city": "Bergen", "celsius": 5, "wind": 9}]')
     page.get_by_role("button", name="Send the result").click()
-    expect(page.locator(".message.assistant").last).to_have_attribute("data-status", "done")
+    expect(page.locator(".message.assistant").last).to_have_attribute("data-status", "done", timeout=30_000)
     ask(page, "And why does it rain there so much?", wait=False)
     expect(page.locator(".message").last).to_contain_text("behind the city")
     shoot(page, target)

@@ -11,7 +11,7 @@ from typing import Any
 from turboquant_native.server import page_files
 
 Chunk = dict[str, Any]
-Script = list[Chunk | float | bytes]  # a chunk, seconds to wait, or bytes as they stand
+Script = list[Chunk | float | bytes | threading.Event]  # a chunk, seconds to wait, bytes as they stand, or what to wait for
 USAGE = {"prompt_tokens": 21, "completion_tokens": 12, "total_tokens": 33, "prompt_tokens_details": {"cached_tokens": 5}}
 TIMINGS = {"prompt_per_second": 120.5, "predicted_per_second": 23.4, "prompt_n": 16, "predicted_n": 12, "cached_n": 5}
 
@@ -62,6 +62,7 @@ class PageServer(ThreadingHTTPServer):
         self.models = [{"id": "tiny", "object": "model", "owned_by": "turboquant-native", "meta": {"n_params": 135_000_000}}]
         self.requests: list[dict[str, Any]] = []
         self.closed = threading.Event()
+        self.go = threading.Event()  # for scripts that wait until a test has looked
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     @property
@@ -144,6 +145,8 @@ class Handler(BaseHTTPRequestHandler):
                 yield part
             elif isinstance(part, dict):
                 yield f"data: {json.dumps(part)}\n\n".encode()
+            elif isinstance(part, threading.Event):
+                part.wait(60)
             else:
                 time.sleep(part)
         if script[-1:] != [BROKEN]:

@@ -6,8 +6,8 @@ import { Component, html } from "./preact.js";
 import { store } from "./store.js";
 import { whole } from "./text.js";
 
-const FIRST = 24;
-const STEP = 24;
+const FIRST = 16;
+const STEP = 8;
 const BOTTOM = 8; // pixels that still count as the bottom
 
 const whenIdle = globalThis.requestIdleCallback ?? ((call) => setTimeout(call, 60));
@@ -74,18 +74,29 @@ export class Conversation extends Component {
 
   render({ chat, busy }, { shown, pinned }) {
     const messages = path(chat);
+    const versions = countVersions(chat);
     return html`
       <div class="conversation">
         <div class="scroller" ref=${(node) => (this.scroller = node)} onScroll=${this.onScroll} onWheel=${this.onWheel} tabindex="-1">
-          <div class="messages" ref=${(node) => (this.list = node)}>
+          <div class="messages" role="log" aria-busy=${busy} ref=${(node) => (this.list = node)}>
             ${!messages.length && html`<${Welcome} />`}
-            ${messages.slice(-Math.max(shown, 1)).map((message) => html`<${Message} key=${message.id} message=${message} chat=${chat} busy=${busy} />`)}
+            ${messages.slice(-shown).map((message) => html`
+              <${Message} key=${message.id} message=${message} chat=${chat} last=${message.id === chat.leaf} versions=${versions.get(versionKey(message))} />
+            `)}
           </div>
         </div>
         ${!pinned && html`<${IconButton} name="down" label="To the newest message" class="icon-button to-end" onClick=${() => this.pin()} />`}
       </div>
     `;
   }
+}
+
+const versionKey = ({ parent, role }) => `${parent} ${role}`;
+
+function countVersions(chat) {
+  const counts = new Map();
+  for (const message of chat.messages) counts.set(versionKey(message), (counts.get(versionKey(message)) ?? 0) + 1);
+  return counts;
 }
 
 const Welcome = () => html`

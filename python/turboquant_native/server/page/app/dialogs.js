@@ -7,10 +7,13 @@ import { count, download, whole } from "./text.js";
 
 function Dialog({ title, children }) {
   const node = useRef();
-  useEffect(() => node.current.showModal(), []);
+  useEffect(() => {
+    node.current.showModal();
+    if (!node.current.querySelector("[autofocus]")) node.current.focus(); // not the close button
+  }, []);
   const outside = ({ target }) => target === node.current && node.current.close();
   return html`
-    <dialog ref=${node} aria-label=${title} onClose=${() => store.show(null)} onClick=${outside}>
+    <dialog ref=${node} tabindex="-1" aria-label=${title} onClose=${() => store.show(null)} onClick=${outside}>
       <div class="dialog-body">
         <div class="dialog-head"><h2>${title}</h2><${IconButton} name="close" label="Close" onClick=${() => node.current.close()} /></div>
         ${children}

@@ -21,7 +21,13 @@ export class Message extends Component {
     this.forget();
   }
 
-  render({ message, chat, busy }, { editing }) {
+  // A change of the message's own content comes through `watch`; 500 others stay as they are.
+  shouldComponentUpdate(next, state) {
+    const { message, last, versions } = this.props;
+    return next.message !== message || next.last !== last || next.versions !== versions || state.editing !== this.state.editing;
+  }
+
+  render({ message, chat, last, versions }, { editing }) {
     if (message.role === "tool") return html`<${ToolResult} message=${message} call=${callOf(chat, message)} />`;
     const stopEditing = () => this.setState({ editing: false });
     return html`
@@ -30,8 +36,8 @@ export class Message extends Component {
           ? html`<${Editor} message=${message} done=${stopEditing} />`
           : message.role === "user"
             ? html`<${Question} message=${message} />`
-            : html`<${Answer} message=${message} chat=${chat} />`}
-        ${!editing && !growing(message) && html`<${Actions} message=${message} chat=${chat} busy=${busy} edit=${() => this.setState({ editing: true })} />`}
+            : html`<${Answer} message=${message} last=${last} />`}
+        ${!editing && !growing(message) && html`<${Actions} message=${message} chat=${chat} versions=${versions} edit=${() => this.setState({ editing: true })} />`}
       </article>
     `;
   }
@@ -57,13 +63,13 @@ const Question = ({ message }) => html`
   </div>
 `;
 
-function Answer({ message, chat }) {
+function Answer({ message, last }) {
   const live = growing(message);
-  const asks = message.toolCalls?.length && !live && chat.leaf === message.id;
+  const asks = message.toolCalls?.length && !live && last;
   return html`
     ${message.reasoning && html`<${Reasoning} message=${message} live=${live} />`}
     ${message.content && html`<${Markdown} text=${message.content} live=${live} />`}
-    ${message.toolCalls?.map((call) => html`<${ToolCall} key=${call.id} call=${call} />`)}
+    ${message.toolCalls?.map((call, i) => html`<${ToolCall} key=${i} call=${call} />`)}
     ${asks ? html`<${ToolAnswers} message=${message} />` : null}
     ${live && html`<${Waiting} message=${message} />`}
     ${message.status === "stopped" && html`<p class="remark">Stopped.</p>`}
@@ -127,7 +133,7 @@ function Figures({ message }) {
   const parts = [];
   if (usage?.completion_tokens) parts.push(count(usage.completion_tokens, "token"));
   if (message.rate) parts.push(rate(message.rate));
-  if (elapsed) parts.push(seconds(elapsed));
+  if (elapsed && message.content) parts.push(seconds(elapsed));
   const cached = timings?.cached_n ?? usage?.cached_tokens;
   const details = [
     usage?.prompt_tokens && `Prompt: ${count(usage.prompt_tokens, "token")}${cached ? `, ${whole(cached)} of them kept from before` : ""}`,
@@ -137,33 +143,33 @@ function Figures({ message }) {
   return html`<span class="figures" title=${details.join("\n")}>${parts.join(" · ")}</span>`;
 }
 
-function Actions({ message, chat, busy, edit }) {
+// What changes a chat is hidden by its style while an answer grows in it.
+function Actions({ message, chat, versions, edit }) {
   const mine = message.role === "user";
   return html`
     <div class="actions">
-      <${Variants} message=${message} chat=${chat} busy=${busy} />
+      ${versions > 1 && html`<${Versions} message=${message} chat=${chat} />`}
       ${message.content && html`<${CopyButton} text=${message.content} />`}
-      ${!busy && html`
+      <span class="when-idle">
         ${!mine && html`<${IconButton} name="again" label="Answer again" onClick=${() => store.regenerate(message)} />`}
         ${(mine || message.content) && html`<${IconButton} name="edit" label="Edit" class="icon-button edit-message" onClick=${edit} />`}
         <${IconButton} name="trash" label="Delete from here" onClick=${() => store.removeMessage(message)} />
-      `}
+      </span>
       ${!mine && html`<${Figures} message=${message} />`}
     </div>
   `;
 }
 
 // Other versions of a question or an answer.
-function Variants({ message, chat, busy }) {
+function Versions({ message, chat }) {
   const all = siblings(chat, message);
-  if (all.length < 2) return null;
   const at = all.indexOf(message);
   const go = (step) => store.choose(all[at + step]);
   return html`
-    <span class="variants">
-      <${IconButton} name="left" label="Version before" disabled=${busy || at === 0} onClick=${() => go(-1)} />
+    <span class="versions when-idle">
+      <${IconButton} name="left" label="Version before" disabled=${at === 0} onClick=${() => go(-1)} />
       ${at + 1}/${all.length}
-      <${IconButton} name="right" label="Version after" disabled=${busy || at + 1 === all.length} onClick=${() => go(1)} />
+      <${IconButton} name="right" label="Version after" disabled=${at + 1 === all.length} onClick=${() => go(1)} />
     </span>
   `;
 }

@@ -100,6 +100,11 @@ class Store {
     this.changed();
   }
 
+  // When the page closes: what has been written of running answers.
+  keepRunning() {
+    for (const chat of this.#open.values()) db.save(chat);
+  }
+
   fresh() {
     this.#show(tree.newChat());
   }
@@ -188,6 +193,7 @@ class Store {
     if (message.role === "assistant") {
       message.content = content;
       this.chat.updated = Date.now();
+      this.touched(message.id);
       return this.#keepShown();
     }
     this.chat.leaf = message.parent;

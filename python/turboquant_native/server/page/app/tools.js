@@ -3,10 +3,16 @@ import { icon } from "./icons.js";
 import { html, useState } from "./preact.js";
 import { store } from "./store.js";
 
-// JSON with indents; text that is not (yet) JSON as it came.
+const SHORT = 72; // characters that stay on one line
+
+// A number as it was written: 12345678901234567890 has more digits than a double holds.
+const exact = (name, value, { source } = {}) => (typeof value === "number" && source && JSON.rawJSON ? JSON.rawJSON(source) : value);
+
+// Long JSON with indents; what is short, or not (yet) JSON, as it came.
 function readable(text) {
+  if (text.length <= SHORT) return text;
   try {
-    return JSON.stringify(JSON.parse(text), null, 2);
+    return JSON.stringify(JSON.parse(text, exact), null, 2);
   } catch {
     return text;
   }
@@ -34,11 +40,11 @@ export function ToolAnswers({ message }) {
     store.answerTools(message, results);
   };
   return html`
-    <form class="tool-answers" onSubmit=${send}>
+    <form class="tool-answers when-idle" onSubmit=${send}>
       ${message.toolCalls.map((call, i) => html`
         <label>Result of ${call.function.name}<textarea rows="2" value=${results[i]} onInput=${(event) => write(i, event.target.value)}></textarea></label>
       `)}
-      <div class="buttons"><button type="submit" class="primary" disabled=${store.busy}>Send ${results.length > 1 ? "the results" : "the result"}</button></div>
+      <div class="buttons"><button type="submit" class="primary">Send ${results.length > 1 ? "the results" : "the result"}</button></div>
     </form>
   `;
 }
