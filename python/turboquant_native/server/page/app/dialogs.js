@@ -89,7 +89,7 @@ function Parameter({ name }) {
   const [label, explanation, , , step] = PARAMETERS[name];
   const [text, setText] = useState(String(store.settings.parameters[name] ?? ""));
   const { error } = readParameter(name, text);
-  const preset = store.server.props?.default_generation_settings?.[name];
+  const preset = store.defaults[name];
   const change = ({ target }) => {
     const read = readParameter(name, target.value);
     setText(target.value);
@@ -189,11 +189,13 @@ function rowsOf(object) {
 function Model() {
   const { models, props } = store.server;
   const { id, created, object, ...others } = models.find((model) => model.id === store.model) ?? {};
-  const rows = rowsOf({ id, n_ctx: store.context, build_info: props?.build_info, ...others });
-  const presets = rowsOf(props?.default_generation_settings).filter(([name]) => name !== LABELS.n_ctx);
+  const { model, n_ctx, chat_template, default_generation_settings, ...facts } = props ?? {};
+  const { n_ctx: _, ...defaults } = store.defaults;
+  const rows = new Map(rowsOf({ id, n_ctx: store.context, ...others, ...facts })); // a name that both tell stands once
+  const presets = rowsOf(defaults);
   return html`
     <${Dialog} title="About this model">
-      <${Table} rows=${rows} />
+      <${Table} rows=${[...rows]} />
       ${presets.length > 0 && html`<h3>The server's defaults</h3><${Table} rows=${presets} />`}
     <//>
   `;

@@ -84,7 +84,6 @@ document.addEventListener("click", async ({ target }) => {
 
 store.subscribe(applyTheme);
 for (const query of [NARROW, DARK]) query.addEventListener("change", () => store.changed());
-addEventListener("focus", () => ["offline", "loading"].includes(store.server.state) && store.connect());
 addEventListener("pagehide", () => store.keepRunning());
 await store.start();
 render(html`<${App} />`, document.querySelector("#app"));

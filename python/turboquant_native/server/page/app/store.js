@@ -7,6 +7,9 @@ import { loadSettings, saveSettings } from "./settings.js";
 import { count, newId } from "./text.js";
 
 const SAVE_EVERY = 2000; // ms, while an answer grows
+const ASK_AGAIN = 5000; // ms, while the server does not answer
+
+const STATES = { 401: "locked", 503: "loading" };
 
 class Store {
   settings = loadSettings();
@@ -16,6 +19,7 @@ class Store {
   server = { state: "connecting", models: [], props: null, error: null };
   notice = null; // { text, undo }
   dialog = null; // "settings" | "model" | "shortcuts"
+  #again = 0; // timer of the next try to connect
   #listeners = new Set();
   #watchers = new Map(); // message id -> function
   #open = new Map(); // chat id -> chat whose answer is running: the object that grows must be the one that is shown
@@ -58,14 +62,16 @@ class Store {
   // ---- server
 
   async connect() {
+    clearTimeout(this.#again);
     const { key, model } = this.settings;
     try {
       const models = await client.models(key);
       if (model && !models.some(({ id }) => id === model)) this.settings.model = "";
-      const props = await client.props(key, models.length > 1 ? this.settings.model : "").catch(() => null);
+      const props = await client.props(key, models.length > 1 ? this.settings.model : "");
       this.server = { state: "ready", models, props, error: null };
     } catch (error) {
-      this.server = { ...this.server, state: error.status === 401 ? "locked" : error.status === 503 ? "loading" : "offline", error };
+      this.server = { ...this.server, state: STATES[error.status] ?? "offline", error };
+      if (this.server.state !== "locked") this.#again = setTimeout(() => this.connect(), ASK_AGAIN);
     }
     this.changed();
   }
@@ -77,6 +83,12 @@ class Store {
   get context() {
     const { props } = this.server;
     return props?.n_ctx ?? props?.default_generation_settings?.n_ctx ?? null;
+  }
+
+  // What a request gets that says nothing; llama-server has these one level deeper.
+  get defaults() {
+    const settings = this.server.props?.default_generation_settings;
+    return settings?.params ?? settings ?? {};
   }
 
   // ---- chats
