@@ -175,7 +175,20 @@ function Data() {
   `;
 }
 
-const LABELS = { id: "Name", n_ctx: "Context (tokens)", build_info: "Server", owned_by: "Owner" };
+const LABELS = {
+  id: "Name",
+  state: "State",
+  owned_by: "Owner",
+  architecture: "Architecture",
+  n_params: "Parameters",
+  n_ctx: "Context (tokens)",
+  n_vocab: "Vocabulary (tokens)",
+  n_embd: "Width",
+  total_slots: "Conversations at a time",
+  model_path: "File",
+  build_info: "Server",
+  ...Object.fromEntries(Object.entries(PARAMETERS).map(([name, [label]]) => [name, label])),
+};
 
 // Whatever the server tells about the model, as rows of text.
 function rowsOf(object) {
