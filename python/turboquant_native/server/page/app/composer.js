@@ -2,7 +2,7 @@
 import { path } from "./chat.js";
 import { tokenCount } from "./client.js";
 import { IconButton, icon } from "./icons.js";
-import { html, useEffect, useRef, useState } from "./preact.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./preact.js";
 import { store } from "./store.js";
 import { count, whole } from "./text.js";
 
@@ -51,8 +51,8 @@ export function Composer() {
     setText("");
     setFiles([]);
   };
-  useEffect(() => fit(area.current), [text]);
-  useEffect(() => !TOUCH.matches && area.current.focus(), [store.chat.id]);
+  useLayoutEffect(() => fit(area.current), [text]);
+  useLayoutEffect(() => !TOUCH.matches && area.current.focus(), [store.chat.id]);
   const onKey = (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !TOUCH.matches) {
       event.preventDefault();

@@ -1,13 +1,13 @@
 // Settings, the model's data, the keys.
 import { IconButton } from "./icons.js";
-import { html, useEffect, useRef, useState } from "./preact.js";
+import { html, useLayoutEffect, useRef, useState } from "./preact.js";
 import { PARAMETERS, readParameter, readTools } from "./settings.js";
 import { store } from "./store.js";
 import { count, download, whole } from "./text.js";
 
 function Dialog({ title, children }) {
   const node = useRef();
-  useEffect(() => {
+  useLayoutEffect(() => {
     node.current.showModal();
     if (!node.current.querySelector("[autofocus]")) node.current.focus(); // not the close button
   }, []);

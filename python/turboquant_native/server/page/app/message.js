@@ -2,7 +2,7 @@
 import { find, siblings } from "./chat.js";
 import { IconButton, icon } from "./icons.js";
 import { Markdown } from "./markdown.js";
-import { Component, html, useEffect, useRef, useState } from "./preact.js";
+import { Component, html, useLayoutEffect, useRef, useState } from "./preact.js";
 import { rateOf } from "./generate.js";
 import { store } from "./store.js";
 import { copyText, count, rate, seconds, whole } from "./text.js";
@@ -188,11 +188,12 @@ function Editor({ message, done }) {
   const [text, setText] = useState(message.content);
   const area = useRef();
   const mine = message.role === "user";
-  useEffect(() => {
+  // Before the next key arrives: layout effects run at once, others after a frame.
+  useLayoutEffect(() => {
     area.current.focus();
     area.current.setSelectionRange(text.length, text.length);
   }, []);
-  useEffect(() => {
+  useLayoutEffect(() => {
     area.current.style.height = "auto";
     area.current.style.height = `${area.current.scrollHeight}px`;
   }, [text]);
