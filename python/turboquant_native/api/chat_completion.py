@@ -8,45 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.generation import TokenLogprob
 from ..engine.grammar import LlamaGrammar
-from . import chat_format
+from .chat_prompt import Message, prompt_of
 from .completion import Completion, CompletionRequest, token_name, usage
 
 if TYPE_CHECKING:
     from .llama import Llama
-
-Message = dict[str, Any]
-
-
-def prompt_of(llm: "Llama", messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None, **values: Any) -> list[int]:
-    """Tokens of a conversation by the model's template, ready for the assistant's turn. The template writes BOS itself."""
-    vocabulary = llm.vocabulary
-    template = chat_format.choose_template(llm.chat_format, llm.metadata, lambda text: vocabulary.id_of(text) >= 0)
-    text = chat_format.render(
-        template,
-        [_plain(index, message) for index, message in enumerate(messages)],
-        tools=list(tools) if tools else None,
-        bos_token=_text_of(llm, vocabulary.bos),
-        eos_token=_text_of(llm, vocabulary.eos),
-        **values,
-    )
-    return vocabulary.encode(text, special=True)
-
-
-def _text_of(llm: "Llama", token: int) -> str:
-    return token_name(llm, token) if token >= 0 else ""
-
-
-def _plain(index: int, message: Message) -> Message:
-    """A message whose content is text; ValueError names the message that has no role, or parts that are no text."""
-    if not isinstance(message, dict) or "role" not in message:
-        raise ValueError(f"message {index} has no role")
-    content = message.get("content")
-    if isinstance(content, list):
-        kinds = {part.get("type") for part in content} - {"text"}
-        if kinds:
-            raise ValueError(f"message {index} has content of type {', '.join(map(str, sorted(kinds)))}; only text is supported")
-        content = "".join(part["text"] for part in content)
-    return {**message, "content": "" if content is None else content}
 
 
 def grammar_for(response_format: dict[str, Any] | None) -> LlamaGrammar | None:
@@ -86,6 +52,7 @@ class ChatCompletion:
         request: sampling and limits; its prompt and grammar are set here.
         tools, tool_choice: the tools go to the template; a tool that is demanded by name constrains the answer to its arguments.
         response_format: constrains the answer.
+        chat_template_kwargs: more variables of the template.
     """
 
     def __init__(
@@ -97,12 +64,13 @@ class ChatCompletion:
         tool_choice: Any = None,
         response_format: dict[str, Any] | None = None,
         model: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         self._llm, self._tool = llm, forced_tool(tools, tool_choice)
         grammar = request.grammar or grammar_for(response_format)
         if self._tool is not None:
             grammar = LlamaGrammar.from_json_schema(self._tool.get("parameters") or {"type": "object"})
-        prompt = prompt_of(llm, messages, None if tool_choice == "none" else tools)
+        prompt = prompt_of(llm, messages, None if tool_choice == "none" else tools, chat_template_kwargs)
         self._with_logprobs = request.logprobs is not None
         self._completion = Completion(llm, replace(request, prompt=prompt, grammar=grammar))
         self._head: dict[str, Any] = {"id": f"chatcmpl-{uuid.uuid4()}", "created": int(time.time()), "model": model or llm.model_path}

@@ -49,7 +49,8 @@ class Llama:
         use_mlock: keep the weights in memory. use_mmap: accepted; files are always mapped.
         type_k, type_v: None or 1 (float16), the cache's only type.
         flash_attn: accepted; attention never stores its score matrix.
-        chat_format: a named template instead of the file's. chat_handler: a function in place of `create_chat_completion`'s own formatting.
+        chat_format: a template instead of the file's default: chatml, llama-3, gemma, one of the file's by name, or jinja2 text.
+        chat_handler: a function in place of `create_chat_completion`'s own formatting.
         draft_model: guesses tokens ahead, see `turboquant_native.speculative`.
         precision: "int8" activations for packed matrices, or "f32", the slow reference.
         verbose: log at INFO, otherwise at DEBUG (to `logging`; nothing is printed).
@@ -463,6 +464,7 @@ class Llama:
         logit_bias: dict[Any, float] | None = None,
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """Answers a conversation through the model's chat template.
@@ -470,11 +472,12 @@ class Llama:
         Args:
             messages: [{"role": "system" | "user" | "assistant" | "tool", "content": text or text parts}, ...].
             functions, function_call: OpenAI's old names, not supported: use tools.
-            tools: given to the template.
+            tools: given to the template; the file's template "tool_use" is used where it has one.
             tool_choice: "none", "auto", or {"type": "function", "function": {"name": ...}}, which constrains the answer to that tool's
                 arguments and returns a tool call; "required" is the same for a single tool.
             response_format: {"type": "text" | "json_object" | "json_schema", ...}; constrains the answer.
             logprobs, top_logprobs: report log-probabilities, with so many alternatives a token.
+            chat_template_kwargs: more variables of the template, such as {"enable_thinking": False}.
             The rest is `create_completion`'s.
 
         Returns:
@@ -502,7 +505,7 @@ class Llama:
             grammar=grammar,
             logit_bias=logit_bias,
         )
-        chat = ChatCompletion(self, messages, request, tools, tool_choice, response_format, model)
+        chat = ChatCompletion(self, messages, request, tools, tool_choice, response_format, model, chat_template_kwargs)
         return chat.stream() if stream else chat.finish()
 
     def create_chat_completion_openai_v1(self, *args: Any, **kwargs: Any) -> Any:
