@@ -8,12 +8,11 @@ much text as they can, and so would lose some of them. What is written as a term
 from collections.abc import Sequence
 from string import hexdigits
 
-from .gbnf_terminals import Alternatives, Grammar, Item, choose_terminals
+from .gbnf_terminals import LAST, Alternatives, Grammar, Item, choose_terminals
 
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "[": "[", "]": "]"}
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 _WORD = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
-_LAST = 0x10FFFF
 
 
 def to_lark(text: str) -> str:
@@ -146,7 +145,8 @@ class _Reader:
         if kind in _ESCAPES:
             return _ESCAPES[kind]
         digits = self._text[self._at : self._at + _HEX_DIGITS.get(kind, 0)]
-        if len(digits) != _HEX_DIGITS.get(kind) or not all(digit in hexdigits for digit in digits) or int(digits, 16) > _LAST:
+        hexadecimal = len(digits) == _HEX_DIGITS.get(kind) and all(digit in hexdigits for digit in digits)
+        if not hexadecimal or int(digits, 16) > LAST or 0xD800 <= int(digits, 16) < 0xE000:
             raise self._error(f"unknown escape \\{kind}{digits}", self._at - 2)
         self._at += len(digits)
         return chr(int(digits, 16))
@@ -191,7 +191,8 @@ class _Reader:
         while (symbol := self._symbol()) is not None:
             self._space(newlines=nested)
             while self._peek() and self._peek() in "*+?{":
-                symbol = self._group([[(symbol, *self._repetition())]])
+                least, most = self._repetition()
+                symbol = self._group([[(symbol, least, most)] if most != 0 else []])
                 self._space(newlines=nested)
             items.append((symbol, 1, 1))
         return items

@@ -173,7 +173,10 @@ class _Chooser:
     def _build_sequence(self, to: _Automaton, sequence: list[Item]) -> tuple[bool, int, int]:
         nullable, first, last = True, 0, 0
         for symbol, least, most in sequence:
-            for copy in range(max(least, 1) if most is None else most):
+            copies = max(least, 1) if most is None else most
+            if copies > _MAX_POSITIONS:
+                raise _TooLargeError
+            for copy in range(copies):
                 empty, starts, ends = self._build(to, symbol)
                 if most is None:
                     self._connect(to, ends, starts)
