@@ -143,7 +143,7 @@ class _Closer:
 
     def _rewritten(self, schema: dict[str, Any], branch: Callable[[Schema], Schema]) -> dict[str, Any]:
         """A schema with `branch` applied to what it combines, and everything below closed."""
-        result = {}
+        result: dict[str, Any] = {}
         for key, part in schema.items():
             if key in _LISTS and isinstance(part, list):
                 result[key] = [branch(each) for each in part]
@@ -210,6 +210,10 @@ class _Closer:
         return parts
 
 
+_UUID = "^[0-9a-f]{{8}}-[0-9a-f]{{4}}-{version}[0-9a-f]{{3}}-[89ab][0-9a-f]{{3}}-[0-9a-f]{{12}}$"
+_UUIDS = {f"uuid{version}": _UUID.format(version=version) for version in range(1, 9)}
+
+
 class _Relaxer:
     """Leaves out what llguidance refuses even where it is lenient."""
 
@@ -225,6 +229,9 @@ class _Relaxer:
         result = {key: self._relaxed(key, part) for key, part in schema.items()}
         if isinstance(result.get("pattern"), str) and not self._is_regex(result["pattern"]):
             self.left_out.append(f"pattern {result.pop('pattern')!r}")
+        kind = result.get("format")
+        if isinstance(kind, str) and kind in _UUIDS and "pattern" not in result:  # pydantic's names
+            result["pattern"] = _UUIDS[result.pop("format")]
         self._relax_names(result)
         return result
 
