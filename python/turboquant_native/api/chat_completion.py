@@ -4,15 +4,15 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..engine.generation import TokenLogprob
 from ..engine.grammar import LlamaGrammar
 from .chat_prompt import Message, prompt_of
-from .completion import Completion, CompletionRequest, token_name, usage
-
-if TYPE_CHECKING:
-    from .llama import Llama
+from .completion import Completion, CompletionRequest, usage
+from .logprobs import Offsets, token_name
+from .session import Session
+from .tool_choice import DemandedCall, demanded
 
 
 def grammar_for(response_format: dict[str, Any] | None) -> LlamaGrammar | None:
@@ -30,34 +30,19 @@ def grammar_for(response_format: dict[str, Any] | None) -> LlamaGrammar | None:
     raise ValueError(f"response_format has the unknown type {kind!r}; known: text, json_object, json_schema")
 
 
-def forced_tool(tools: Sequence[dict[str, Any]] | None, tool_choice: Any) -> dict[str, Any] | None:
-    """The function that `tool_choice` demands, None when the model may choose."""
-    if tool_choice in (None, "none", "auto"):
-        return None
-    if tool_choice == "required" and tools and len(tools) == 1:
-        return dict(tools[0]["function"])
-    if not isinstance(tool_choice, dict):
-        raise ValueError(f"tool_choice={tool_choice!r} with {len(tools or ())} tools is not supported; give none, auto, or a tool by name")
-    name = tool_choice.get("function", {}).get("name")
-    for tool in tools or ():
-        if tool.get("function", {}).get("name") == name:
-            return dict(tool["function"])
-    raise ValueError(f"tool_choice names {name!r}, which is not among the tools")
-
-
 class ChatCompletion:
     """One chat request: the completion below it, and the shapes above it.
 
     Args:
         request: sampling and limits; its prompt and grammar are set here.
-        tools, tool_choice: the tools go to the template; a tool that is demanded by name constrains the answer to its arguments.
+        tools, tool_choice: the tools go to the template; a call that is demanded constrains the answer.
         response_format: constrains the answer.
         chat_template_kwargs: more variables of the template.
     """
 
     def __init__(
         self,
-        llm: "Llama",
+        session: Session,
         messages: Sequence[Message],
         request: CompletionRequest,
         tools: Sequence[dict[str, Any]] | None = None,
@@ -66,19 +51,22 @@ class ChatCompletion:
         model: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        self._llm, self._tool = llm, forced_tool(tools, tool_choice)
+        functions = demanded(tools, tool_choice)
+        self._session, self._demanded = session, DemandedCall(functions) if functions else None
         grammar = request.grammar or grammar_for(response_format)
-        if self._tool is not None:
-            grammar = LlamaGrammar.from_json_schema(self._tool.get("parameters") or {"type": "object"})
-        prompt = prompt_of(llm, messages, None if tool_choice == "none" else tools, chat_template_kwargs)
+        if self._demanded is not None:
+            grammar = self._demanded.grammar()
+        prompt = prompt_of(session, messages, None if tool_choice == "none" else tools, chat_template_kwargs)
         self._with_logprobs = request.logprobs is not None
-        self._completion = Completion(llm, replace(request, prompt=prompt, grammar=grammar))
-        self._head: dict[str, Any] = {"id": f"chatcmpl-{uuid.uuid4()}", "created": int(time.time()), "model": model or llm.model_path}
+        self._completion = Completion(session, replace(request, prompt=prompt, grammar=grammar))
+        self._head: dict[str, Any] = {"id": f"chatcmpl-{uuid.uuid4()}", "created": int(time.time()), "model": model or session.model_path}
 
     def finish(self) -> dict[str, Any]:
         """The whole answer."""
         result = self._completion.finish()
-        message = {"role": "assistant", "content": result.text} if self._tool is None else self._call_message(result.text)
+        message = (
+            {"role": "assistant", "content": result.text} if self._demanded is None else self._call_message(self._demanded, result.text)
+        )
         choice = {
             "index": 0,
             "message": message,
@@ -90,33 +78,40 @@ class ChatCompletion:
     def stream(self) -> Iterator[dict[str, Any]]:
         """The answer in pieces: the role, the text, the finish reason."""
         yield self._chunk({"role": "assistant"})
-        first, waiting = True, []
+        offsets, length, first = Offsets(self._session.vocabulary), 0, True
+        waiting: list[tuple[int, TokenLogprob]] = []
         for chunk in self._completion.chunks():
-            waiting += chunk.logprobs
-            if chunk.text:
-                delta = {"content": chunk.text} if self._tool is None else self._call_delta(chunk.text, first)
-                yield self._chunk(delta, self._logprobs(waiting))
+            length += len(chunk.text)
+            waiting = self._completion.visible(waiting + self._completion.place(chunk.logprobs, offsets), length)
+            text = chunk.text if self._demanded is None else self._demanded.push(chunk.text)
+            if text:
+                delta = {"content": text} if self._demanded is None else self._call_delta(self._demanded, text, first)
+                yield self._chunk(delta, self._logprobs([entry for _, entry in waiting]))
                 first, waiting = False, []
+        if self._demanded is not None and (text := self._demanded.finish()):
+            yield self._chunk(self._call_delta(self._demanded, text, first), self._logprobs([entry for _, entry in waiting]))
         yield self._chunk({}, finish_reason=self._reason(self._completion.generation.finish_reason))
 
     def _reason(self, reason: str | None) -> str | None:
         """A call whose arguments are complete ends with "tool_calls"."""
-        return "tool_calls" if self._tool is not None and reason == "stop" else reason
+        return "tool_calls" if self._demanded is not None and reason == "stop" else reason
 
     def _chunk(self, delta: dict[str, Any], logprobs: Any = None, finish_reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
 
-    def _call(self, arguments: str) -> dict[str, Any]:
-        assert self._tool is not None
-        return {"id": "call_0_" + self._head["id"], "type": "function", "function": {"name": self._tool["name"], "arguments": arguments}}
+    def _call(self, name: str | None, arguments: str) -> dict[str, Any]:
+        return {"id": "call_0_" + self._head["id"], "type": "function", "function": {"name": name, "arguments": arguments}}
 
-    def _call_message(self, arguments: str) -> dict[str, Any]:
-        call = self._call(arguments)
+    def _call_message(self, demanded: DemandedCall, text: str) -> dict[str, Any]:
+        arguments = demanded.push(text) + demanded.finish()
+        if demanded.name is None:  # cut before it was known
+            return {"role": "assistant", "content": text}
+        call = self._call(demanded.name, arguments)
         return {"role": "assistant", "content": None, "tool_calls": [call], "function_call": call["function"]}
 
-    def _call_delta(self, text: str, first: bool) -> dict[str, Any]:
-        call = self._call(text) if first else {"function": {"arguments": text}}
+    def _call_delta(self, demanded: DemandedCall, text: str, first: bool) -> dict[str, Any]:
+        call = self._call(demanded.name, text) if first else {"function": {"arguments": text}}
         return {"tool_calls": [{"index": 0, **call}]}
 
     def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
@@ -130,4 +125,8 @@ class ChatCompletion:
         return {"content": content, "refusal": None}
 
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
-        return {"token": token_name(self._llm, token), "bytes": list(self._llm.vocabulary.piece(token)), "logprob": logprob}
+        return {
+            "token": token_name(self._session.vocabulary, token),
+            "bytes": list(self._session.vocabulary.piece(token)),
+            "logprob": logprob,
+        }

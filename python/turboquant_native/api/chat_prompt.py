@@ -1,19 +1,17 @@
 """From messages to the tokens of a prompt, through the model's chat template."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import chat_format
-from .completion import token_name
-
-if TYPE_CHECKING:
-    from .llama import Llama
+from .logprobs import token_name
+from .session import Session
 
 Message = dict[str, Any]
 
 
 def prompt_of(
-    llm: "Llama",
+    session: Session,
     messages: Sequence[Message],
     tools: Sequence[dict[str, Any]] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -24,21 +22,21 @@ def prompt_of(
         tools: given to the template, which is then the file's "tool_use" where it has one.
         chat_template_kwargs: more variables of the template, such as {"enable_thinking": False}.
     """
-    vocabulary = llm.vocabulary
-    template = chat_format.choose_template(llm.chat_format, llm.metadata, lambda text: vocabulary.id_of(text) >= 0, bool(tools))
+    vocabulary = session.vocabulary
+    template = chat_format.choose_template(session.chat_format, session.metadata, lambda text: vocabulary.id_of(text) >= 0, bool(tools))
     knows_calls = "tool_calls" in template
     values = {
         "tools": list(tools) if tools else None,
-        "bos_token": _text_of(llm, vocabulary.bos),
-        "eos_token": _text_of(llm, vocabulary.eos),
+        "bos_token": _text_of(session, vocabulary.bos),
+        "eos_token": _text_of(session, vocabulary.eos),
         **_checked(chat_template_kwargs),
     }
     text = chat_format.render(template, [_plain(index, message, knows_calls) for index, message in enumerate(messages)], **values)
     return vocabulary.encode(text, special=True)
 
 
-def _text_of(llm: "Llama", token: int) -> str:
-    return token_name(llm, token) if token >= 0 else ""
+def _text_of(session: Session, token: int) -> str:
+    return token_name(session.vocabulary, token) if token >= 0 else ""
 
 
 def _checked(given: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,19 @@ class LlamaGrammar:
         (such as "uniqueItems") is left out, with a warning that names it; "oneOf" is "anyOf".
         """
         return cls(*_of_schema(json_schema))
+
+    @classmethod
+    def from_json_schemas(cls, frames: Mapping[str, tuple[dict[str, Any], str]]) -> "LlamaGrammar":
+        """One of several schemas, each between fixed texts: {text before: (schema, text after)}."""
+        parts, left_out = [], []
+        for before, (schema, after) in frames.items():
+            prepared, relaxed = json_schemas.prepare(schema, _is_regex)
+            with_options = {"x-guidance": JSON_OPTIONS, **(prepared if isinstance(prepared, dict) else {"anyOf": [prepared]})}
+            parts.append(f"{json.dumps(before)} %json {json.dumps(with_options)} {json.dumps(after)}")
+            left_out += relaxed
+        rules = "".join(f"part{i}: {part}\n" for i, part in enumerate(parts))
+        lark = f"start: {' | '.join(f'part{i}' for i in range(len(parts)))}\n{rules}"
+        return cls(_llguidance().LLMatcher.grammar_from_lark(lark), left_out)
 
     @classmethod
     def from_regex(cls, regex: str) -> "LlamaGrammar":
