@@ -1,14 +1,19 @@
 """GBNF as llama.cpp reads it: context-free down to the character, held against a recognizer that is written here."""
 
+import json
 import random
 import re
 
+import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 llguidance = pytest.importorskip("llguidance")
 
+from tiny_models import train_bpe  # noqa: E402
 from turboquant_native import LlamaGrammar  # noqa: E402
 from turboquant_native.engine.gbnf import to_lark  # noqa: E402
+from turboquant_native.engine.vocabulary import Vocabulary  # noqa: E402
 
 
 class Bytes:
@@ -249,3 +254,67 @@ def test_quoted_text_is_text_and_angle_brackets_are_the_token():
     token = 'root ::= <tool_call> "x" | "(" root ")"'
     assert accepts(token, [257, ord("x")]) and not accepts(token, "<tool_call>x")
     assert accepts("root ::= <[257]>+", [257, 257])
+
+
+QUOTED = {
+    "gbnf": lambda text: LlamaGrammar.from_string(f'root ::= "{text}"'),
+    "recursive gbnf": lambda text: LlamaGrammar.from_string(f'root ::= "{text}" | "(" root ")"'),
+    "lark": lambda text: LlamaGrammar.from_string(f'start: "{text}"'),
+    "regex": lambda text: LlamaGrammar.from_regex(re.escape(text)),
+    "schema": lambda text: LlamaGrammar.from_json_schema({"const": text}),
+}
+
+
+@pytest.mark.parametrize("kind", QUOTED)
+@pytest.mark.parametrize("special", [True, False])
+def test_names_of_tokens_in_a_models_text(tmp_path, kind, special):
+    """Of control tokens the text is written by other tokens; a token that is not special (Qwen's <tool_call>) is text itself."""
+    tokenizer = train_bpe()
+    added = AddedToken("<tool_call>", special=special, normalized=False)
+    (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([added])
+    vocabulary = Vocabulary({"tokenizer.huggingface.json": tokenizer.to_str(), "tokenizer.ggml.eos_token_id": 1}, 321)
+    text = "<tool_call>x"
+    processor = QUOTED[kind](text).processor(vocabulary, 0)
+    written: list[int] = []
+    for _ in range(40):
+        logits = processor(np.array(written, np.intc), np.zeros(321, np.float32))
+        if special:
+            assert logits[320] == -np.inf
+        written.append(int(np.argmax(logits)))  # the first that is allowed
+        if written[-1] in vocabulary.end_tokens:
+            break
+    found = vocabulary.decode(written[:-1], special=True).decode()
+    assert found.strip("()") == (json.dumps(text) if kind == "schema" else text) or kind == "recursive gbnf"
+    token = LlamaGrammar.from_string('root ::= <tool_call> "x"').processor(vocabulary, 0)
+    assert np.flatnonzero(np.isfinite(token(np.array([], np.intc), np.zeros(321, np.float32)))).tolist() == [320]
+
+
+def sentencepiece(name: str) -> Vocabulary:
+    """A tokenizer that puts a space before a text, and falls back to bytes."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", "a", "b", "\u2581a", "ab", "\u2581ab", "aba"]
+    merges = [("a", "b"), ("\u2581", "a"), ("\u2581a", "b"), ("ab", "a")]
+    model = models.BPE({piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    prepend, spaces = normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")
+    tokenizer.normalizer = normalizers.Sequence([prepend, spaces] if name == "prefix" else [spaces])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    return Vocabulary({"tokenizer.huggingface.json": tokenizer.to_str(), "tokenizer.ggml.eos_token_id": 2}, len(pieces))
+
+
+@pytest.mark.parametrize("name", ["prefix", "none"])
+@pytest.mark.parametrize("text", ["ab", "aba é ab", " ab", "🚀\n", "</s>"])
+def test_text_without_a_choice_is_written_as_it_is(name, text):
+    vocabulary = sentencepiece(name)
+    processor = LlamaGrammar.from_string(f"root ::= {json.dumps(text, ensure_ascii=False)}").processor(vocabulary, 0)
+    written: list[int] = []
+    while not written or written[-1] not in vocabulary.end_tokens:
+        logits = processor(np.array(written, np.intc), np.zeros(vocabulary.n_vocab, np.float32))
+        written.append(int(np.argmax(logits)))
+    assert b"".join(vocabulary.piece(token) for token in written[:-1]).decode() == text
+
+
+def test_a_control_token_that_the_model_has_not_is_named():
+    vocabulary = Vocabulary({"tokenizer.huggingface.json": train_bpe().to_str(), "tokenizer.ggml.eos_token_id": 1}, 320)
+    with pytest.raises(ValueError, match="<tool_call>"):
+        LlamaGrammar.from_string('root ::= <tool_call> "x"').processor(vocabulary, 0)

@@ -13,7 +13,7 @@ import pytest
 from turboquant_native.api.template_process import TemplateError, TemplateProcess
 
 VALUES = {"messages": [{"role": "user", "content": "Hi"}], "add_generation_prompt": True}
-SECONDS, MEMORY = 0.25, 64 << 20
+SECONDS, MEMORY = 0.15, 64 << 20
 LIMITS = "exceeds its limits"
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from . import json_schema as json_schemas
 from .gbnf import to_lark
+from .grammar_tokens import grammar_tokenizer
 from .vocabulary import Vocabulary
 
 Logits = NDArray[np.float32]
@@ -24,6 +24,7 @@ _MAX_CHAIN = 1000  # llguidance's stack overflows, and the process with it, wher
 _MAX_ITEMS = 1 << 20
 _OPAQUE = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*')  # of a Lark grammar: strings, expressions, comments
 _HEAD = re.compile(r"^[?!]?(\w+)[^:\n|]*:", re.MULTILINE)
+_TOKEN = re.compile(r"<[^\s\[\]>]+>")  # by name; only in Lark text made of GBNF, where all other text is escaped
 _NAME = re.compile(r"\w+")
 
 
@@ -51,6 +52,18 @@ def check_chains(lark: str) -> None:
             stack.append(iter(_NAME.findall(bodies[name])))
             if len(stack) > _MAX_CHAIN:
                 raise ValueError(f"the grammar cannot be used: its rules refer to each other more than {_MAX_CHAIN} deep")
+
+
+def _with_ids(lark: str, vocabulary: Vocabulary) -> str:
+    """A grammar that gives tokens by their ids: by name the library knows only those that are special."""
+
+    def numbered(found: "re.Match[str]") -> str:
+        token = vocabulary.id_of(found[0])
+        if not 0 <= token < vocabulary.n_vocab:
+            raise ValueError(f"the grammar names {found[0]}, which is no token of this model")
+        return f"<[{token}]>"
+
+    return str(_llguidance().LLMatcher.grammar_from_lark(_TOKEN.sub(numbered, lark)))
 
 
 def _is_regex(pattern: str) -> bool:
@@ -83,6 +96,7 @@ class LlamaGrammar:
             if not message.startswith("oneOf"):  # which is anyOf, as documented
                 warnings.warn(f"the JSON schema is not followed in all: {message}", stacklevel=3)
         self._compiled = compiled
+        self._gbnf: str | None = None  # Lark text made of GBNF, where it names tokens
 
     @classmethod
     def from_string(cls, grammar: str, verbose: bool = True) -> "LlamaGrammar":
@@ -97,7 +111,9 @@ class LlamaGrammar:
             lark = to_lark(grammar)
         except ValueError as error:
             raise ValueError(f"the GBNF grammar cannot be read: {error}") from error
-        return cls.from_lark(lark)
+        compiled = cls.from_lark(lark)
+        compiled._gbnf = lark if _TOKEN.search(lark) else None
+        return compiled
 
     @classmethod
     def from_file(cls, file: str | Path, verbose: bool = True) -> "LlamaGrammar":
@@ -139,22 +155,16 @@ class LlamaGrammar:
 
     def processor(self, vocabulary: Vocabulary, n_prompt: int) -> Callable[[NDArray[np.intc], Logits], Logits]:
         """A logits processor for one completion whose prompt has n_prompt tokens."""
-        return _GrammarProcessor(self._compiled, vocabulary, n_prompt)
-
-
-@lru_cache(maxsize=4)
-def _tokenizer(tokenizer_json: str, n_vocab: int, end_tokens: tuple[int, ...]) -> Any:
-    """llguidance's view of a tokenizer; building it takes a tenth of a second."""
-    return _llguidance().LLTokenizer(tokenizer_json, n_vocab=n_vocab, eos_token=list(end_tokens))
+        compiled = self._compiled if self._gbnf is None else _with_ids(self._gbnf, vocabulary)
+        return _GrammarProcessor(compiled, vocabulary, n_prompt)
 
 
 class _GrammarProcessor:
     """Takes away every token that the grammar does not allow next."""
 
     def __init__(self, compiled: str, vocabulary: Vocabulary, n_prompt: int) -> None:
-        tokenizer = _tokenizer(vocabulary.json, vocabulary.n_vocab, tuple(sorted(vocabulary.end_tokens)))
         self._matcher = _llguidance().LLMatcher(
-            tokenizer, compiled, log_level=0, limits=_llguidance().LLParserLimits(step_max_items=_MAX_ITEMS)
+            grammar_tokenizer(vocabulary), compiled, log_level=0, limits=_llguidance().LLParserLimits(step_max_items=_MAX_ITEMS)
         )
         self._seen = n_prompt
         self._check()
