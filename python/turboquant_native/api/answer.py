@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..engine.vocabulary import Vocabulary
 from . import reasoning, tool_calls
 from .reasoning import ReasoningSplitter
 from .tool_calls import AnswerEvent, CallArguments, CallParser, CallStart, ReasoningDelta, TextDelta
@@ -23,6 +24,11 @@ class AnswerReader:
     def calls(self) -> int:
         """Calls that have begun."""
         return self._parser.calls if self._parser else 0
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the answer stands inside of the thinking."""
+        return self._splitter is not None and self._splitter.is_thinking
 
     def push(self, text: str) -> list[AnswerEvent]:
         """Takes the next piece of the answer; returns what is certain now."""
@@ -76,6 +82,15 @@ def reader_for(
     functions = tool_calls.functions(tools)
     family = tool_calls.BareJsonParser if bare else tool_calls.family_of(template)
     return AnswerReader(family(functions) if functions else None, splitter)
+
+
+def shown_tokens(vocabulary: Vocabulary, template: str, with_tools: bool) -> frozenset[int]:
+    """The control tokens that a reader must see: the family's marks of thinking, and of calls where there are tools."""
+    tags = reasoning.thinking_tags(template)
+    family = tool_calls.family_of(template) if with_tools else None
+    marks = [*((tags.open, tags.close) if tags else ()), *(family.marks() if family else ())]
+    found = {vocabulary.control_token(mark) for mark in marks}
+    return frozenset(token for token in found if token is not None)
 
 
 def message_of(events: Sequence[AnswerEvent], call_ids: Sequence[str]) -> dict[str, Any]:

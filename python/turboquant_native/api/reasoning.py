@@ -50,6 +50,11 @@ class ReasoningSplitter:
         self._phase = "thinking" if is_open else "start"  # then "answer"
         self._begun = False  # something of the present part was given out
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the answer stands inside of the thinking."""
+        return self._phase == "thinking"
+
     def push(self, text: str) -> tuple[str, str]:
         """Takes the next piece; returns what is certain now: (thinking, answer)."""
         self._buffer += text

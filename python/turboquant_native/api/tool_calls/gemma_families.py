@@ -21,6 +21,10 @@ class BraceCallParser(CallParser):
         self._nested: list[str] = []  # open brackets
         self._key_next = False
 
+    @classmethod
+    def marks(cls) -> tuple[str, ...]:
+        return (*super().marks(), cls.quote)
+
     def _opened(self, marker: str) -> Callable[[], bool]:
         return self._in_name
 

@@ -74,6 +74,10 @@ class MistralParser(JsonCallParser):
         self._in_list = False
         self._arguments = JsonValue()
 
+    @classmethod
+    def marks(cls) -> tuple[str, ...]:
+        return (*super().marks(), "[ARGS]", "[CALL_ID]")
+
     def _opened(self, marker: str) -> Callable[[], bool]:
         self._in_list = False
         return self._after_marker

@@ -32,6 +32,11 @@ class CallParser:
         self._marker = ""  # what opened the present call
         self._state: Callable[[], bool] = self._in_text
 
+    @classmethod
+    def marks(cls) -> tuple[str, ...]:
+        """All texts of the markup that may be single tokens."""
+        return cls.opening + cls.closing
+
     @property
     def calls(self) -> int:
         """Calls that have begun."""
