@@ -28,7 +28,7 @@ class _Schedulers(Collector):
             slots = stats["slots"]
             values = {
                 "queued": stats["queued"],
-                "running": sum(slot["state"] != "idle" for slot in slots),
+                "running": sum(slot["is_processing"] for slot in slots),
                 "slots": len(slots),
                 "cached": sum(slot["tokens"] for slot in slots),
             }
