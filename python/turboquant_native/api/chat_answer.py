@@ -46,7 +46,7 @@ class ChatAnswer:
 
     def begin(self) -> list[dict[str, Any]]:
         """What comes before the first token."""
-        return [self._chunk({"role": "assistant", "content": ""})]
+        return [self._chunk({"role": "assistant"})]
 
     def push(self, chunk: Chunk) -> list[dict[str, Any]]:
         """What one chunk of the completion adds."""

@@ -58,6 +58,15 @@ def _checked(given: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(given or {})
 
 
+def _text_part(index: int, part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind != "text":
+        raise ValueError(f"message {index} has content of type {kind}; only text is supported")
+    if not isinstance(part.get("text"), str):
+        raise ValueError(f"message {index} has a part without text")
+    return str(part["text"])
+
+
 def _plain(index: int, message: Message, knows_calls: bool) -> Message:
     """A message whose content is text; ValueError names the message that has no role, or parts that are no text.
 
@@ -67,10 +76,7 @@ def _plain(index: int, message: Message, knows_calls: bool) -> Message:
         raise ValueError(f"message {index} has no role")
     content = message.get("content")
     if isinstance(content, list):
-        kinds = {part.get("type") for part in content} - {"text"}
-        if kinds:
-            raise ValueError(f"message {index} has content of type {', '.join(map(str, sorted(kinds)))}; only text is supported")
-        content = "".join(part["text"] for part in content)
+        content = "".join(_text_part(index, part) for part in content)
     if content is None and not (knows_calls and message.get("tool_calls")):
         content = ""
     return {**message, "content": content}

@@ -49,8 +49,6 @@ def create_app(engine_or_settings: Llama | Settings, settings: Settings | None =
     app.add_exception_handler(errors.ApiError, errors.handle)
     app.add_exception_handler(RequestValidationError, errors.handle)
     app.add_exception_handler(HTTPException, errors.handle)
-    for bad_argument in (ValueError, TypeError, ImportError):
-        app.add_exception_handler(bad_argument, errors.handle)
     app.add_exception_handler(ClientDisconnect, _nobody)
     app.add_exception_handler(Exception, _unexpected)
     return app
@@ -98,7 +96,8 @@ def _service_of_llama(llama: Llama, settings: Settings) -> Service:
         raise ValueError(f"{path}: the application was given an open model and opens none")
 
     _prepare(llama, settings)
-    return Service(settings, Models({name: Model(name, llama.model_path, state="loaded", llama=llama)}, settings, refuse))
+    model = Model(name, llama.model_path, state="loaded", llama=llama, created=int(Path(llama.model_path).stat().st_mtime))
+    return Service(settings, Models({name: model}, settings, refuse))
 
 
 @contextlib.asynccontextmanager

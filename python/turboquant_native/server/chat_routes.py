@@ -1,13 +1,12 @@
 """Conversations in three protocols: /v1/chat/completions, /v1/responses, /v1/messages."""
 
 import asyncio
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from . import anthropic, requests, responses
+from . import anthropic, errors, requests, responses
 from .schemas import ChatBody
 from .service import TheService
 from .streaming import respond
@@ -25,14 +24,16 @@ async def chat_completions(body: ChatBody, request: Request, service: TheService
 @router.post("/v1/responses", tags=["OpenAI"], response_model=None)
 async def create_response(body: responses.ResponsesBody, request: Request, service: TheService) -> Response:
     """OpenAI's responses, without storage; tools that are not functions are left out."""
-    chat = responses.to_chat(body)
+    with errors.faults_of_requests():
+        chat = responses.to_chat(body)
     return await respond(service, request, chat, lambda chat, answer, running: ResponsesWriter(body, answer, body.model))
 
 
 @router.post("/v1/messages", tags=["Anthropic"], response_model=None)
 async def messages(body: anthropic.MessagesBody, request: Request, service: TheService) -> Response:
     """Anthropic's messages."""
-    chat = anthropic.to_chat(body)
+    with errors.faults_of_requests():
+        chat = anthropic.to_chat(body)
     return await respond(service, request, chat, lambda chat, answer, running: MessagesWriter(answer, running))
 
 
@@ -41,7 +42,8 @@ async def count_tokens(body: anthropic.CountBody, service: TheService) -> dict[s
     """How many tokens the prompt of such a request has."""
     lease = await service.lease(body.model)
     try:
-        tokens: list[Any] = await asyncio.to_thread(requests.chat_prompt, lease.llama, anthropic.to_chat(body))
+        with errors.faults_of_requests():
+            tokens = await asyncio.to_thread(requests.chat_prompt, lease.llama, anthropic.to_chat(body))
         return {"input_tokens": len(tokens)}
     finally:
         lease.end()

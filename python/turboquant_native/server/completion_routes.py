@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from ..api.completion import Completion, CompletionRequest
 from ..api.logprobs import Offsets, legacy_logprobs
 from ..engine.generation import Chunk, TokenLogprob
-from . import requests, sse
+from . import errors, requests, sse
 from .running import Running, unless_gone
 from .schemas import CompletionBody
 from .service import TheService
@@ -116,7 +116,9 @@ async def completions(body: CompletionBody, request: Request, service: TheServic
         lease.end()
 
     try:
-        for index, (asked, completion) in enumerate(await asyncio.to_thread(requests.completions, lease.llama, body, settings)):
+        with errors.faults_of_requests():
+            made = await asyncio.to_thread(requests.completions, lease.llama, body, settings)
+        for index, (asked, completion) in enumerate(made):
             running = Running(completion, lease.name, service.metrics, settings.max_seconds, service.registry)
             choices.append(_Choice(index, asked, completion, running, lease.llama.vocabulary))
     except BaseException:

@@ -1,9 +1,11 @@
 """Errors as clients of OpenAI and Anthropic expect them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -87,18 +89,27 @@ def timed_out(seconds: float) -> ApiError:
     return ApiError(504, f"the answer took longer than {seconds:g} s", code="timeout")
 
 
+@contextmanager
+def faults_of_requests() -> Iterator[None]:
+    """Within the block a request is read: what is wrong there is the client's, and told in full."""
+    try:
+        yield
+    except ValidationError as error:
+        raise of_validation(error) from error
+    except (ValueError, TypeError, ImportError) as error:
+        raise ApiError(400, str(error), code="invalid_value") from error
+
+
 def of_exception(error: BaseException) -> ApiError:
-    """What a client is told of an exception: bad arguments in full, anything else without its inner life."""
+    """What a client is told of an exception: nothing of its inner life, unless it was meant for clients."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, (ValueError, TypeError, ImportError)):
-        return ApiError(400, str(error), code="invalid_value")
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail))
     return ApiError(500, "the server failed to answer; its log says why", code="internal_error")
 
 
-def of_validation(error: RequestValidationError) -> ApiError:
+def of_validation(error: RequestValidationError | ValidationError) -> ApiError:
     """The first thing that is wrong with a body, by the name of the field."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")

@@ -58,7 +58,8 @@ async def embeddings(body: EmbeddingBody, service: TheService) -> dict[str, Any]
     """Normalized embeddings of texts or tokens."""
     lease = await service.lease(body.model)
     try:
-        vectors, count = await asyncio.to_thread(_embed, lease.llama, body)
+        with errors.faults_of_requests():
+            vectors, count = await asyncio.to_thread(_embed, lease.llama, body)
     finally:
         lease.end()
     data = [{"object": "embedding", "index": index, "embedding": _encoded(vector, body)} for index, vector in enumerate(vectors)]
@@ -93,7 +94,8 @@ async def tokenize(body: TextBody, service: TheService) -> dict[str, list[int]]:
     lease = await service.lease(body.model)
     try:
         encode = lease.llama.vocabulary.encode
-        return {"tokens": await asyncio.to_thread(encode, body.content, body.add_special, body.parse_special)}
+        with errors.faults_of_requests():
+            return {"tokens": await asyncio.to_thread(encode, body.content, body.add_special, body.parse_special)}
     finally:
         lease.end()
 
@@ -103,7 +105,8 @@ async def detokenize(body: TokensBody, service: TheService) -> dict[str, str]:
     """The text of tokens."""
     lease = await service.lease(body.model)
     try:
-        return {"content": lease.llama.detokenize(body.tokens, special=True).decode("utf-8", "replace")}
+        with errors.faults_of_requests():
+            return {"content": lease.llama.detokenize(body.tokens, special=True).decode("utf-8", "replace")}
     finally:
         lease.end()
 

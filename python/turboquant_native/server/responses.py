@@ -217,7 +217,7 @@ class ResponseWriter:
         self.response |= {"status": "failed", "error": {"code": "server_error", "message": message}}
         yield self._event("response.failed", response=_copy(self.response))
 
-    def _event(self, name: str, **values: Any) -> Event:
+    def _event(self, name: str, /, **values: Any) -> Event:
         event = {"type": name, "sequence_number": self._sequence, **values}
         self._sequence += 1
         return name, event

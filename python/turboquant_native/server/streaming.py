@@ -35,7 +35,8 @@ async def respond(
     settings = service.settings
     lease = await service.lease(body.model)
     try:
-        chat = await asyncio.to_thread(requests.chat, lease.llama, body, settings, lease.name)
+        with errors.faults_of_requests():
+            chat = await asyncio.to_thread(requests.chat, lease.llama, body, settings, lease.name)
         running = Running(chat.completion, lease.name, service.metrics, settings.max_seconds, service.registry)
     except BaseException:
         lease.end()

@@ -18,7 +18,9 @@ class ChatWriter:
         self._with_usage = body.stream_options is not None and body.stream_options.include_usage
 
     def begin(self, chunk: dict[str, Any]) -> bytes:
-        return self.push(chunk)
+        """OpenAI's first delta has an empty text, and some clients read it."""
+        choices = [{**choice, "delta": {**choice["delta"], "content": ""}} for choice in chunk["choices"]]
+        return self.push({**chunk, "choices": choices})
 
     def push(self, chunk: dict[str, Any]) -> bytes:
         ends = any(choice["finish_reason"] is not None for choice in chunk["choices"])
