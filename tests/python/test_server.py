@@ -9,19 +9,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from server_tools import CALL, CHATML, HERMES, THINKING, TOOLS, ask, chunks, events, saying, spoken, until
-from tiny_models import LLAMA, save_llama
 from turboquant_native import Llama
 from turboquant_native.server import Settings, create_app
 
 pytest.importorskip("fastapi")
-
-
-@pytest.fixture(scope="session")
-def chat_model(tmp_path_factory):
-    from conftest import convert
-
-    folder = save_llama(tmp_path_factory.mktemp("server") / "tiny", {**LLAMA, "max_position_embeddings": 1024})
-    return convert(folder, folder.parent / "tiny.gguf", "--bits", "6")
 
 
 @pytest.fixture(scope="module")
