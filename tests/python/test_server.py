@@ -12,8 +12,6 @@ from server_tools import CALL, CHATML, HERMES, THINKING, TOOLS, ask, chunks, eve
 from turboquant_native import Llama
 from turboquant_native.server import Settings, create_app
 
-pytest.importorskip("fastapi")
-
 
 @pytest.fixture(scope="module")
 def llama(chat_model):

@@ -14,8 +14,6 @@ from server_tools import CALL, CHATML, HERMES, TOOLS, Script, ask, chunks, event
 from turboquant_native import Llama
 from turboquant_native.server import Settings, create_app
 
-uvicorn = pytest.importorskip("uvicorn")
-
 
 @pytest.fixture(scope="module")
 def llama(chat_model):
