@@ -44,11 +44,11 @@ def create_app(engine_or_settings: Llama | Settings, settings: Settings | None =
         middleware=_middleware(service),
     )
     app.state.service = service
-    for router in (chat_routes.router, completion_routes.router, model_routes.router, docs.router, page_route.router):
+    for router in (chat_routes.router, completion_routes.router, model_routes.router, docs.router):
         app.include_router(router)
     app.add_exception_handler(errors.ApiError, errors.handle)
     app.add_exception_handler(RequestValidationError, errors.handle)
-    app.add_exception_handler(HTTPException, errors.handle)
+    app.add_exception_handler(HTTPException, page_route.page_or_error)
     app.add_exception_handler(ClientDisconnect, _nobody)
     app.add_exception_handler(Exception, _unexpected)
     return app

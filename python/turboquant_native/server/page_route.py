@@ -5,7 +5,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,7 +22,6 @@ def _loader() -> Callable[[str], Any]:
 
 
 load = _loader()
-router = APIRouter()
 
 
 def is_page(path: str) -> bool:
@@ -30,12 +29,11 @@ def is_page(path: str) -> bool:
     return load(path) is not None
 
 
-@router.get("/{path:path}", include_in_schema=False)
-async def page(path: str, request: Request) -> Response:
-    """A file of the page."""
-    file = load(path)
-    if file is None:
-        raise errors.ApiError(404, f"there is nothing at /{path}", code="not_found")
+async def page_or_error(request: Request, error: Exception) -> Response:
+    """For paths that are no route: a file of the page, or the error."""
+    file = load(request.url.path) if request.method in ("GET", "HEAD") else None
+    if not isinstance(error, HTTPException) or error.status_code != 404 or file is None:
+        return await errors.handle(request, error)
     if request.headers.get("if-none-match") == file.etag:
         return Response(status_code=304, headers=file.headers)
     return Response(file.body, headers=file.headers)
