@@ -10,6 +10,7 @@ from .schemas import Body, ChatBody
 
 # A client's accounting line, different in each request: in the prompt it would keep every prefix from being found again.
 _BILLING = "x-anthropic-billing-header:"
+_CALLER = {"caller": {"type": "direct"}}
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -140,19 +141,30 @@ def _tool_choice(choice: dict[str, Any] | None) -> dict[str, Any]:
 # --- answers -----------------------------------------------------------------------------------------------------------------------------
 
 
-def _usage(usage: dict[str, Any]) -> dict[str, int]:
-    cached = usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
+def _counts(n_input: int, n_cached: int, n_output: int, n_thinking: int) -> dict[str, Any]:
+    """Anthropic's token counts, as far as they mean something here."""
     return {
-        "input_tokens": usage["prompt_tokens"] - cached,
+        "input_tokens": n_input,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": cached,
-        "output_tokens": usage["completion_tokens"],
+        "cache_read_input_tokens": n_cached,
+        "output_tokens": n_output,
+        "output_tokens_details": {"thinking_tokens": n_thinking},
+        "server_tool_use": None,
     }
+
+
+def _usage(usage: dict[str, Any]) -> dict[str, Any]:
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    thinking = usage["completion_tokens_details"]["reasoning_tokens"]
+    return _counts(usage["prompt_tokens"] - cached, cached, usage["completion_tokens"], thinking)
+
+
+_NOT_HERE = {"cache_creation": None, "inference_geo": None, "service_tier": None}  # required of a message's usage
 
 
 def _stop(choice: dict[str, Any], stopped_by: str | None) -> dict[str, Any]:
     reason = "stop_sequence" if stopped_by else _STOP_REASONS.get(choice["finish_reason"], "end_turn")
-    return {"stop_reason": reason, "stop_sequence": stopped_by}
+    return {"stop_reason": reason, "stop_sequence": stopped_by, "stop_details": None, "container": None}
 
 
 def message(answer: dict[str, Any], stopped_by: str | None) -> dict[str, Any]:
@@ -165,9 +177,9 @@ def message(answer: dict[str, Any], stopped_by: str | None) -> dict[str, Any]:
     if said.get("content"):
         content.append({"type": "text", "text": said["content"], "citations": None})
     for call in said.get("tool_calls") or ():
-        content.append({"type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": _input(call)})
+        content.append({"type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": _input(call), **_CALLER})
     head = {"id": _id(answer["id"]), "type": "message", "role": "assistant", "model": answer["model"], "content": content}
-    return {**head, **_stop(choice, stopped_by), "usage": _usage(answer["usage"])}
+    return {**head, **_stop(choice, stopped_by), "usage": {**_usage(answer["usage"]), **_NOT_HERE}}
 
 
 def _id(chat_id: str) -> str:
@@ -195,9 +207,10 @@ class EventWriter:
 
     def begin(self, chunk: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         """The message without content."""
-        usage = {"input_tokens": self._n_prompt, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 0}
+        usage = {**_counts(self._n_prompt, 0, 0, 0), **_NOT_HERE}
         head = {"id": _id(chunk["id"]), "type": "message", "role": "assistant", "model": chunk["model"], "content": []}
-        yield "message_start", {"type": "message_start", "message": {**head, "stop_reason": None, "stop_sequence": None, "usage": usage}}
+        open_end = {"stop_reason": None, "stop_sequence": None, "stop_details": None, "container": None}
+        yield "message_start", {"type": "message_start", "message": {**head, **open_end, "usage": usage}}
 
     def push(self, chunk: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         """What one chunk adds."""
@@ -211,7 +224,7 @@ class EventWriter:
                 yield self._delta({"type": "text_delta", "text": delta["content"]})
             for call in delta.get("tool_calls") or ():
                 if "id" in call:
-                    block = {"type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": {}}
+                    block = {"type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": {}, **_CALLER}
                     yield from self._open(("call", call["index"]), block)
                 if call["function"].get("arguments"):
                     yield self._delta({"type": "input_json_delta", "partial_json": call["function"]["arguments"]})

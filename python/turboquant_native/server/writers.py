@@ -2,10 +2,14 @@
 
 from typing import Any
 
+from .. import __version__
 from ..api.chat_answer import ChatAnswer
 from . import anthropic, errors, responses, sse
 from .running import Running
 from .schemas import ChatBody
+
+
+_FINGERPRINT = f"turboquant-native-{__version__}"
 
 
 class ChatWriter:
@@ -41,7 +45,7 @@ class ChatWriter:
     def whole(self, answer: dict[str, Any]) -> dict[str, Any]:
         message = {"refusal": None, "annotations": [], **answer["choices"][0]["message"]}
         choices = [{**answer["choices"][0], "message": message}]
-        return {**answer, "choices": choices, "system_fingerprint": None, "timings": self._running.timings()}
+        return {**answer, "choices": choices, "system_fingerprint": _FINGERPRINT, "timings": self._running.timings()}
 
 
 class MessagesWriter:
