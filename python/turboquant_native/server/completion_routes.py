@@ -19,7 +19,7 @@ from .schemas import CompletionBody
 from .service import TheService
 from .streaming import logged
 
-router = APIRouter()
+router = APIRouter(responses=errors.DESCRIBED)
 
 
 class _Choice:
@@ -103,7 +103,7 @@ class _Answer:
         return {**counts, "prompt_tokens_details": {"cached_tokens": cached}}
 
 
-@router.post("/v1/completions", tags=["OpenAI"], response_model=None)
+@router.post("/v1/completions", tags=["OpenAI"], response_model=None, responses=sse.DESCRIBED)
 async def completions(body: CompletionBody, request: Request, service: TheService) -> Response:
     """Continues one prompt or several, texts or tokens; with `stream` as events."""
     settings = service.settings

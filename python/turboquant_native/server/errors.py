@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -21,6 +21,27 @@ _ANTHROPIC_TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+
+
+class OpenAIError(BaseModel):
+    """The shape of errors, for the description of the routes."""
+
+    error: dict[str, Any]
+
+
+_MEANINGS = {
+    400: "a field is wrong, or the prompt does not fit the context",
+    401: "the API key is missing or wrong",
+    404: "no such model",
+    409: "the model is in use",
+    413: "the body is too large",
+    429: "all slots are taken and the queue is full; Retry-After says when to come back",
+    500: "a fault of the server",
+    503: "the model is being loaded, or the server is ending",
+    504: "the answer took too long",
+}
+# For FastAPI's description of the routes; 422 stands there by default and is never sent.
+DESCRIBED: dict[int | str, dict[str, Any]] = {status: {"description": text, "model": OpenAIError} for status, text in _MEANINGS.items()}
 
 
 class ApiError(Exception):
@@ -105,7 +126,7 @@ def of_exception(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException):
-        return ApiError(error.status_code, str(error.detail))
+        return ApiError(error.status_code, str(error.detail), headers=error.headers)
     return ApiError(500, "the server failed to answer; its log says why", code="internal_error")
 
 

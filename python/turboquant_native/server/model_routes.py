@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from .. import __version__
 from ..api import embedding
@@ -15,7 +15,7 @@ from . import errors
 from .schemas import EmbeddingBody, ModelName, TextBody, TokensBody
 from .service import TheService, scheduler_stats
 
-router = APIRouter()
+router = APIRouter(responses=errors.DESCRIBED)
 
 
 # --- models ------------------------------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ async def health(service: TheService) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/metrics", tags=["server"])
+@router.get("/metrics", tags=["server"], response_class=PlainTextResponse)
 async def metrics(service: TheService) -> Response:
     """Figures for Prometheus."""
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -12,6 +12,10 @@ KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 
 
+# For FastAPI's description of routes that may stream.
+DESCRIBED: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
+
+
 def data(value: Any, event: str | None = None) -> bytes:
     """One event."""
     head = f"event: {event}\n" if event else ""

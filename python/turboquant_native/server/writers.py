@@ -8,7 +8,6 @@ from . import anthropic, errors, responses, sse
 from .running import Running
 from .schemas import ChatBody
 
-
 _FINGERPRINT = f"turboquant-native-{__version__}"
 
 
