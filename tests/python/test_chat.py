@@ -38,7 +38,7 @@ def test_the_prompt_is_the_templates(chatml):
     chat = chatml.create_chat_completion(MESSAGES, **GREEDY)
     plain = chatml.create_completion(rendered, **GREEDY)
     assert chat["choices"][0]["message"]["content"] == plain["choices"][0]["text"]
-    assert chat["usage"] == plain["usage"]
+    assert plain["usage"].items() <= chat["usage"].items()
 
 
 def test_stream(chatml):

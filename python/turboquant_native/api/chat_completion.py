@@ -1,18 +1,17 @@
 """Chat completions as llama-cpp-python and OpenAI shape them."""
 
-import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..engine.generation import TokenLogprob
 from ..engine.grammar import LlamaGrammar
+from .answer import reader_for, shown_tokens
+from .chat_answer import ChatAnswer
 from .chat_prompt import Message, prompt_of
-from .completion import Completion, CompletionRequest, usage
-from .logprobs import Offsets, token_name
+from .completion import Completion, CompletionRequest
 from .session import Session
-from .tool_choice import DemandedCall, demanded
+from .thinking_grammar import after_thinking
+from .tool_choice import demanded, grammar_of_calls
 
 
 def grammar_for(response_format: dict[str, Any] | None) -> LlamaGrammar | None:
@@ -36,7 +35,7 @@ class ChatCompletion:
     Args:
         request: sampling and limits; its prompt and grammar are set here.
         tools, tool_choice: the tools go to the template; a call that is demanded constrains the answer.
-        response_format: constrains the answer.
+        response_format: constrains the answer, not the thinking before it.
         chat_template_kwargs: more variables of the template.
     """
 
@@ -49,84 +48,34 @@ class ChatCompletion:
         tool_choice: Any = None,
         response_format: dict[str, Any] | None = None,
         model: str | None = None,
-        chat_template_kwargs: dict[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
+        self._session, self._model = session, model or session.model_path
+        tools = None if tool_choice == "none" else tools
         functions = demanded(tools, tool_choice)
-        self._session, self._demanded = session, DemandedCall(functions) if functions else None
+        prompt = prompt_of(session, messages, tools, chat_template_kwargs)
         grammar = request.grammar or grammar_for(response_format)
-        if self._demanded is not None:
-            grammar = self._demanded.grammar()
-        prompt = prompt_of(session, messages, None if tool_choice == "none" else tools, chat_template_kwargs)
+        if functions:
+            grammar = grammar_of_calls(functions)
+        forced = str(functions[0]["name"]) if len(functions) == 1 else None
+        self._reader = reader_for(prompt.template, prompt.text, tools, forced, bare=len(functions) > 1)
         self._with_logprobs = request.logprobs is not None
-        self._completion = Completion(session, replace(request, prompt=prompt, grammar=grammar))
-        self._head: dict[str, Any] = {"id": f"chatcmpl-{uuid.uuid4()}", "created": int(time.time()), "model": model or session.model_path}
+        shown = shown_tokens(session.vocabulary, prompt.template, bool(tools))
+        grammar = after_thinking(grammar, prompt.template, prompt.text)
+        self.completion = Completion(session, replace(request, prompt=prompt.tokens, grammar=grammar, shown_tokens=shown))
+
+    def answer(self) -> ChatAnswer:
+        """What shapes the completion's chunks, wherever they come from; for one use."""
+        return ChatAnswer(self.completion, self._reader, self._session.vocabulary, self._with_logprobs, self._model)
 
     def finish(self) -> dict[str, Any]:
         """The whole answer."""
-        result = self._completion.finish()
-        message = (
-            {"role": "assistant", "content": result.text} if self._demanded is None else self._call_message(self._demanded, result.text)
-        )
-        choice = {
-            "index": 0,
-            "message": message,
-            "logprobs": self._logprobs(result.logprobs),
-            "finish_reason": self._reason(result.finish_reason),
-        }
-        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": usage(result)}
+        return self.answer().whole(list(self.completion.chunks()))
 
     def stream(self) -> Iterator[dict[str, Any]]:
         """The answer in pieces: the role, the text, the finish reason."""
-        yield self._chunk({"role": "assistant"})
-        offsets, length, first = Offsets(self._session.vocabulary), 0, True
-        waiting: list[tuple[int, TokenLogprob]] = []
-        for chunk in self._completion.chunks():
-            length += len(chunk.text)
-            waiting = self._completion.visible(waiting + self._completion.place(chunk.logprobs, offsets), length)
-            text = chunk.text if self._demanded is None else self._demanded.push(chunk.text)
-            if text:
-                delta = {"content": text} if self._demanded is None else self._call_delta(self._demanded, text, first)
-                yield self._chunk(delta, self._logprobs([entry for _, entry in waiting]))
-                first, waiting = False, []
-        if self._demanded is not None and (text := self._demanded.finish()):
-            yield self._chunk(self._call_delta(self._demanded, text, first), self._logprobs([entry for _, entry in waiting]))
-        yield self._chunk({}, finish_reason=self._reason(self._completion.generation.finish_reason))
-
-    def _reason(self, reason: str | None) -> str | None:
-        """A call whose arguments are complete ends with "tool_calls"."""
-        return "tool_calls" if self._demanded is not None and reason == "stop" else reason
-
-    def _chunk(self, delta: dict[str, Any], logprobs: Any = None, finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
-
-    def _call(self, name: str | None, arguments: str) -> dict[str, Any]:
-        return {"id": "call_0_" + self._head["id"], "type": "function", "function": {"name": name, "arguments": arguments}}
-
-    def _call_message(self, demanded: DemandedCall, text: str) -> dict[str, Any]:
-        arguments = demanded.push(text) + demanded.finish()
-        if demanded.name is None:  # cut before it was known
-            return {"role": "assistant", "content": text}
-        call = self._call(demanded.name, arguments)
-        return {"role": "assistant", "content": None, "tool_calls": [call], "function_call": call["function"]}
-
-    def _call_delta(self, demanded: DemandedCall, text: str, first: bool) -> dict[str, Any]:
-        call = self._call(demanded.name, text) if first else {"function": {"arguments": text}}
-        return {"tool_calls": [{"index": 0, **call}]}
-
-    def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        """The chat endpoint's form: one object per token."""
-        if not self._with_logprobs:
-            return None
-        content = [
-            {**self._token(entry.token, entry.logprob), "top_logprobs": [self._token(token, logprob) for token, logprob in entry.top]}
-            for entry in entries
-        ]
-        return {"content": content, "refusal": None}
-
-    def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
-        return {
-            "token": token_name(self._session.vocabulary, token),
-            "bytes": list(self._session.vocabulary.piece(token)),
-            "logprob": logprob,
-        }
+        answer = self.answer()
+        yield from answer.begin()
+        for chunk in self.completion.chunks():
+            yield from answer.push(chunk)
+        yield from answer.end()

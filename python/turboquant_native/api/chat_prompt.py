@@ -1,6 +1,7 @@
 """From messages to the tokens of a prompt, through the model's chat template."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from . import chat_format
@@ -10,13 +11,22 @@ from .session import Session
 Message = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered conversation: the template (jinja2 text), what it made of the messages, and the tokens of that."""
+
+    template: str
+    text: str
+    tokens: list[int]
+
+
 def prompt_of(
     session: Session,
     messages: Sequence[Message],
     tools: Sequence[dict[str, Any]] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> list[int]:
-    """Tokens of a conversation by the model's template, ready for the assistant's turn. The template writes BOS itself.
+) -> Prompt:
+    """A conversation by the model's template, ready for the assistant's turn. The template writes BOS itself.
 
     Args:
         tools: given to the template, which is then the file's "tool_use" where it has one.
@@ -32,7 +42,7 @@ def prompt_of(
         **_checked(chat_template_kwargs),
     }
     text = chat_format.render(template, [_plain(index, message, knows_calls) for index, message in enumerate(messages)], **values)
-    return vocabulary.encode(text, special=True)
+    return Prompt(template, text, vocabulary.encode(text, special=True))
 
 
 def _text_of(session: Session, token: int) -> str:
@@ -48,6 +58,15 @@ def _checked(given: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(given or {})
 
 
+def _text_part(index: int, part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind != "text":
+        raise ValueError(f"message {index} has content of type {kind}; only text is supported")
+    if not isinstance(part.get("text"), str):
+        raise ValueError(f"message {index} has a part without text")
+    return str(part["text"])
+
+
 def _plain(index: int, message: Message, knows_calls: bool) -> Message:
     """A message whose content is text; ValueError names the message that has no role, or parts that are no text.
 
@@ -57,10 +76,7 @@ def _plain(index: int, message: Message, knows_calls: bool) -> Message:
         raise ValueError(f"message {index} has no role")
     content = message.get("content")
     if isinstance(content, list):
-        kinds = {part.get("type") for part in content} - {"text"}
-        if kinds:
-            raise ValueError(f"message {index} has content of type {', '.join(map(str, sorted(kinds)))}; only text is supported")
-        content = "".join(part["text"] for part in content)
+        content = "".join(_text_part(index, part) for part in content)
     if content is None and not (knows_calls and message.get("tool_calls")):
         content = ""
     return {**message, "content": content}

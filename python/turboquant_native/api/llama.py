@@ -151,6 +151,11 @@ class Llama(TextMethods, TokenMethods):
             return cls(hub.converted(repo_id, bits, cache_dir, revision), **kwargs)
         return cls(hub.find_file(repo_id, filename, cache_dir=cache_dir, local_dir=local_dir, revision=revision), **kwargs)
 
+    @property
+    def session(self) -> Session:
+        """What completions of this model share; for programs that run their own, such as the server."""
+        return self._session
+
     # --- life ----------------------------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:

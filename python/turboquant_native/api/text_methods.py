@@ -123,16 +123,18 @@ class TextMethods:
             messages: [{"role": "system" | "user" | "assistant" | "tool", "content": text or text parts}, ...].
             functions, function_call: OpenAI's old names, not supported: use tools.
             tools: given to the template; the file's template "tool_use" is used where it has one.
-            tool_choice: "none", "auto", or {"type": "function", "function": {"name": ...}}, which constrains the answer to that tool's
-                arguments and returns a tool call; "required" the same for any one of the tools.
-            response_format: {"type": "text" | "json_object" | "json_schema", ...}; constrains the answer.
+            tool_choice: "none"; "auto": what the answer marks as a call in the way of the model's family becomes `tool_calls`;
+                {"type": "function", "function": {"name": ...}} constrains the answer to that tool's arguments; "required" the
+                same for any one of the tools.
+            response_format: {"type": "text" | "json_object" | "json_schema", ...}; constrains the answer, not the thinking before it.
             logprobs, top_logprobs: report log-probabilities, with so many alternatives a token.
             chat_template_kwargs: more variables of the template, such as {"enable_thinking": False}.
             The rest is `create_completion`'s.
 
         Returns:
             {"id", "object": "chat.completion", "created", "model", "usage",
-            "choices": [{"index", "message", "logprobs", "finish_reason"}]};
+            "choices": [{"index", "message", "logprobs", "finish_reason"}]}, where the message has "content", "tool_calls" where tools were
+            called, and "reasoning_content" where the model thought first;
             with stream an iterator of "chat.completion.chunk" dicts with "delta".
 
         Raises TemplateError (a ValueError) when there is no usable template, and what `create_completion` raises.
