@@ -14,6 +14,7 @@ _VERBS = {
     "convert": ("convert", "make a TQN file from a Hugging Face model or a GGUF file"),
     "run": ("run", "continue a prompt, or answer it as a chat turn"),
     "chat": ("chat", "talk to a model"),
+    "serve": ("serve", "serve a model: OpenAI's and Anthropic's interfaces, and a page"),
     "info": ("info", "architecture, tensors and sizes of a model file"),
     "verify": ("verify", "check a model file for damage"),
     "eval": ("evaluate", "perplexity, KL divergence, multiple choice"),
