@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import ConvertError, listing
+from ...common.files import FileState, file_state
 from ..architectures import Architecture, Hyperparameters, Shape, tensor_shapes
 from ..tokenizer import TokenizerData
 
@@ -42,6 +43,7 @@ class Source(ABC):
     general: dict[str, str]
     tokenizer: TokenizerData | None
     shapes: dict[str, Shape]
+    _opened: dict[Path, FileState]
 
     @property
     def parameters(self) -> int:
@@ -63,8 +65,18 @@ class Source(ABC):
         """A tensor in its final orientation and convention, float32; peak memory is this tensor."""
 
     def stored_files(self) -> list[Path]:
-        """Files that the target must not overwrite."""
+        """Files that the model is read from: a target must not overwrite them, and they must not change meanwhile."""
         return [self.path]
+
+    def check_unchanged(self) -> None:
+        """ConvertError where a file is not what it was when the source was opened: the tensors read would be those of two models."""
+        for file in self.stored_files():
+            if file in self._opened and (not file.exists() or file_state(file) != self._opened[file]):
+                raise ConvertError(f"{file}: changed while the model was converted; nothing was written, start again")
+
+    def _remember(self, files: Iterable[Path]) -> None:
+        """Notes the state of the files, before anything is read from them."""
+        self._opened = {file: file_state(file) for file in files if file.is_file()}
 
     def _bind(self, stored: dict[str, tuple[str, Shape]], unknown: list[str], needs_output: bool = False) -> dict[str, Piece]:
         """Match stored tensors (by GGUF name: own name and shape) with what the architecture needs; every problem in one message.

@@ -50,6 +50,7 @@ class GgufSource(Source):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._paths = _parts(path)
+        self._remember(self._paths)
         files = [_open(part) for part in self._paths]
         metadata = files[0].metadata
         if "turboquant.tensors" in metadata:

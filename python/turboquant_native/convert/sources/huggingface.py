@@ -1,6 +1,5 @@
 """A model in a Hugging Face folder: config.json, safetensors (one file or shards), tokenizer."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,28 +8,24 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import ConvertError
+from ...common.errors import ConvertError, listing
+from ...common.files import is_present, read_json
 from ..architectures import Architecture, Shape, by_model_type, hyperparameters_of_config, permute_heads, rope_tensors
 from ..tokenizer import tokenizer_of_folder
 from .base import Piece, Source
 from .safetensors_file import SafetensorsFile
 
+# Beside the weights, what a conversion may read.
+_DESCRIPTIONS = (
+    "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json", "modules.json",
+    "sentence_bert_config.json", "*_Pooling/config.json", "additional_chat_templates/*",
+)  # fmt: skip
 # Stored, but no weights of the text model.
 _IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*\.masked_bias|.*vision_tower\..*|.*multi_modal_projector\..*")
 _TEXT_PREFIX = re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.)")
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.experts\.(\d+)\.(\w+)\.weight")
 _EXPERT_PARTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ConvertError names the file and the place."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConvertError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise ConvertError(f"{path}: holds no JSON object")
-    return content
 
 
 def _text_config(path: Path) -> dict[str, Any]:
@@ -53,7 +48,8 @@ class HuggingFaceSource(Source):
 
     def __init__(self, folder: Path, name: str | None = None) -> None:
         self.path = folder
-        if not (folder / "config.json").is_file():
+        self._remember(_described(folder))
+        if not is_present(folder / "config.json"):
             raise ConvertError(f"{folder}: no config.json, so not a Hugging Face model folder")
         self.config = _text_config(folder / "config.json")
         self.architecture: Architecture = by_model_type(self.config["model_type"])
@@ -66,7 +62,8 @@ class HuggingFaceSource(Source):
         self.tokenizer = tokenizer_of_folder(folder, self.hyperparameters["vocab_size"], self.config)
 
     def stored_files(self) -> list[Path]:
-        return [self.path, self.path / "config.json", *sorted({file.path for file in self._files.values()})]
+        weights = {file.path for file in self._files.values()}
+        return [self.path, *(file for file in self._opened if file in weights or file.suffix != ".safetensors")]
 
     def _map_tensors(self) -> dict[str, Piece]:
         names = tensor_names(self.architecture, self.hyperparameters["block_count"])
@@ -113,19 +110,33 @@ def gguf_tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
     return names.get_name(name, try_suffixes=(".weight", ".bias"))
 
 
+def _described(folder: Path) -> list[Path]:
+    """The files of a folder that a conversion may read."""
+    return sorted(path for pattern in (*_DESCRIPTIONS, "*.safetensors") for path in folder.glob(pattern))
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names; all must be there."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise ConvertError(f"{index}: weight_map is {type(weight_map).__name__}, expected an object of file names")
+    shards = sorted(set(weight_map.values()))
+    if outside := [shard for shard in shards if Path(shard).name != shard]:
+        raise ConvertError(f"{index}: names files outside its folder: {listing(outside)}")
+    if absent := [shard for shard in shards if not is_present(index.with_name(shard))]:
+        raise ConvertError(f"{index}: names shards that are not there: {listing(absent)}")
+    return [index.with_name(shard) for shard in shards]
+
+
 def _open_shards(folder: Path) -> dict[str, SafetensorsFile]:
     """Every stored tensor's file; all shards that the index names must be there."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = {str(shard) for shard in read_json(index).get("weight_map", {}).values()}
-        if outside := [shard for shard in shards if Path(shard).name != shard]:
-            raise ConvertError(f"{index}: names files outside its folder: {', '.join(outside)}")
-        paths = sorted(folder / shard for shard in shards)
-        if absent := [path.name for path in paths if not path.is_file()]:
-            raise ConvertError(f"{index}: names shards that are not there: {', '.join(absent)}")
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if is_present(single):  # before an index, as transformers does: it may be left over from shards
+        paths = [single]
+    elif is_present(index):
+        paths = _shards(index)
     else:
-        single = folder / "model.safetensors"  # some folders hold the weights in a second form too
-        paths = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+        paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         has_bin = any(folder.glob("pytorch_model*.bin"))
         raise ConvertError(f"{folder}: no safetensors files" + (" (pytorch_model.bin is not read: it can run code)" if has_bin else ""))
