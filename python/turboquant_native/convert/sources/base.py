@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,14 @@ class Source(ABC):
         """Notes the state of the files, before anything is read from them."""
         self._opened = {file: file_state(file) for file in files if file.is_file()}
 
+    def _check_plausible(self, stored: Mapping[str, Shape]) -> None:
+        """ConvertError where the hyperparameters ask for many more tensors than are stored, before tables are made for them."""
+        layers, experts = self.hyperparameters["block_count"], self.hyperparameters.get("expert_count", 0)
+        held = sum(shape[0] if len(shape) == 3 else 3 for shape in stored.values())  # experts may be stacked, or three matrices in one
+        if layers > len(stored) or layers * experts > held + 10_000:
+            wanted = f"{layers} layers" + (f" of {experts} experts" if experts else "")
+            raise ConvertError(f"{self.path}: a model of {wanted} is described, but {len(stored)} tensors are stored")
+
     def _bind(self, stored: dict[str, tuple[str, Shape]], unknown: list[str], needs_output: bool = False) -> dict[str, Piece]:
         """Match stored tensors (by GGUF name: own name and shape) with what the architecture needs; every problem in one message.
 
@@ -139,6 +147,8 @@ def split_fused(gguf_name: str, own_name: str, shape: Shape, hp: Hyperparameters
         gate = gguf_name.replace("ffn_up", "ffn_gate")
         yield from _split_rows([(gate, shape[0] // 2), (gguf_name, shape[0] // 2)], own_name, shape)
     elif gguf_name.endswith("_exps.weight") and len(shape) == 3:
+        if shape[0] != hp.get("expert_count"):
+            raise ConvertError(f"{own_name}: {shape[0]} experts are stored, expected {hp.get('expert_count')}")
         for expert in range(shape[0]):
             yield gguf_name.replace("_exps.", f".{expert}."), Piece(own_name, expert=expert), shape[1:]
     elif gguf_name.endswith(".ffn_gate_inp_shexp.weight"):

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -10,7 +9,8 @@ from numpy.typing import NDArray
 
 from ...common.errors import ConvertError, listing
 from ...common.files import is_present, read_json
-from ..architectures import Architecture, Shape, by_model_type, hyperparameters_of_config, permute_heads, rope_tensors
+from ..architectures import Architecture, Shape, by_model_type, permute_heads
+from ..hyperparameters import checked_config, hyperparameters_of_config, rope_tensors
 from ..tokenizer import tokenizer_of_folder
 from .base import Piece, Source
 from .safetensors_file import SafetensorsFile
@@ -28,21 +28,6 @@ _EXPERT = re.compile(r"model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.experts\.
 _EXPERT_PARTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
 
 
-def _text_config(path: Path) -> dict[str, Any]:
-    config = read_json(path)
-    if quantization := config.get("quantization_config"):
-        raise ConvertError(
-            f"{path}: the checkpoint is already quantized (quantization_config: {quantization.get('quant_method', 'unknown method')}); "
-            "convert the original one"
-        )
-    text = config.get("text_config")
-    if isinstance(text, dict):
-        config = {**config, **text}  # the outer part has special token ids that the text part may lack
-    if not isinstance(config.get("model_type"), str):
-        raise ConvertError(f"{path}: model_type is {config.get('model_type')!r}, expected a name")
-    return config
-
-
 class HuggingFaceSource(Source):
     """A folder as `save_pretrained` writes it, or as a hub snapshot has it."""
 
@@ -51,13 +36,15 @@ class HuggingFaceSource(Source):
         self._remember(_described(folder))
         if not is_present(folder / "config.json"):
             raise ConvertError(f"{folder}: no config.json, so not a Hugging Face model folder")
-        self.config = _text_config(folder / "config.json")
+        origin = str(folder / "config.json")
+        self.config = checked_config(origin, read_json(folder / "config.json"))
         self.architecture: Architecture = by_model_type(self.config["model_type"])
-        self.hyperparameters = hyperparameters_of_config(self.architecture, self.config)
+        self.hyperparameters = hyperparameters_of_config(origin, self.architecture, self.config)
         self.name = str(self.config.get("_model_name_or_path") or name or folder.resolve().name)
         self.general = {}
         self._files = _open_shards(folder)
-        self._rope = rope_tensors({**self.architecture.defaults, **self.config}, self.hyperparameters)
+        self._check_plausible({name: shape for file in self._files.values() for name, shape in file.shapes.items()})
+        self._rope = rope_tensors(origin, {**self.architecture.defaults, **self.config}, self.hyperparameters)
         self._pieces = self._map_tensors()
         self.tokenizer = tokenizer_of_folder(folder, self.hyperparameters["vocab_size"], self.config)
 
