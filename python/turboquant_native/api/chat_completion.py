@@ -28,6 +28,7 @@ def prompt_of(session: Session, messages: Sequence[Message], tools: Sequence[dic
         eos_token=_text_of(session, vocabulary.eos),
         **values,
     )
+    vocabulary.check_length(text, session.n_ctx())
     return vocabulary.encode(text, special=True)
 
 

@@ -179,10 +179,7 @@ def notes_of(source: Source, plan: Sequence[TensorPlan]) -> list[str]:
     for tensor in plan:
         if tensor.note:
             notes.setdefault(f"{tensor.note}, kept as {tensor.label}", []).append(tensor.name)
-    found = [f"{note}: {listing(names, 4)}" for note, names in notes.items()]
-    if source.tokenizer is None:
-        found.append(f"{source.path} has no tokenizer.json, so the file has no tokenizer")
-    return found
+    return [f"{note}: {listing(names, 4)}" for note, names in notes.items()]
 
 
 def check_target(source: Source, target: Path, overwrite: bool) -> None:

@@ -103,7 +103,8 @@ class LlamaGrammar:
 
 @lru_cache(maxsize=4)
 def _tokenizer(tokenizer_json: str, n_vocab: int, end_tokens: tuple[int, ...]) -> Any:
-    """llguidance's view of a tokenizer; building it takes a tenth of a second."""
+    """llguidance's view of a tokenizer; building it takes a tenth of a second. `Vocabulary` sees to it that it has no more
+    tokens than the model."""
     return _llguidance().LLTokenizer(tokenizer_json, n_vocab=n_vocab, eos_token=list(end_tokens))
 
 

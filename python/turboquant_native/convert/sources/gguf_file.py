@@ -67,7 +67,7 @@ class GgufSource(Source):
         }
         self._pieces = self._bind(stored, unknown=[])
         self._check_readable()
-        self.tokenizer = tokenizer_of_gguf(metadata)
+        self.tokenizer = tokenizer_of_gguf(metadata, self.shapes["token_embd.weight"][0], str(path))
 
     def stored_files(self) -> list[Path]:
         return self._paths

@@ -12,6 +12,9 @@ _FILES = [
     "tokenizer*",
     "chat_template*",
     "*tokens*.json",
+    "modules.json",
+    "*_Pooling/config.json",
+    "additional_chat_templates/*",
 ]
 
 
