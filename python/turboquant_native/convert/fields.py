@@ -137,6 +137,7 @@ GGUF_FIELDS: dict[str, Rule] = {
 _POSITIVE = number(0, _MAX_SCALE, above=True)
 CONFIG_FIELDS: dict[str, Rule] = {
     "model_type": TEXT,
+    "architectures": many(TEXT, "texts").or_null(),
     "text_config": OBJECT.or_null(),
     "quantization_config": OBJECT.or_null(),
     "_model_name_or_path": TEXT.or_null(),

@@ -32,6 +32,7 @@ class Source(ABC):
         path: the folder or file, for messages.
         name: a title for general.name.
         general: further `general.*` strings (license, author ...).
+        embedding: how one vector is made of a text, where the model says so (`pooling.py`).
         shapes: tensors under their final names, in file order, (n_out, n_in) or (n,).
         parameters: elements of all tensors.
     """
@@ -41,6 +42,7 @@ class Source(ABC):
     architecture: Architecture
     hyperparameters: Hyperparameters
     general: dict[str, str]
+    embedding: dict[str, Any]
     tokenizer: TokenizerData | None
     shapes: dict[str, Shape]
     _opened: dict[Path, FileState]
@@ -58,7 +60,8 @@ class Source(ABC):
         """Keys of the file that describe the model: general.* and <arch>.*, in order."""
         arch = self.architecture.gguf
         general = {"general.architecture": arch, "general.type": "model", "general.name": self.name, **self.general}
-        return general | {f"{arch}.{key}": value for key, value in self.hyperparameters.items()}
+        embedding = {key if "." in key else f"{arch}.{key}": value for key, value in self.embedding.items()}
+        return general | {f"{arch}.{key}": value for key, value in self.hyperparameters.items()} | embedding
 
     @abstractmethod
     def read(self, name: str) -> NDArray[np.float32]:

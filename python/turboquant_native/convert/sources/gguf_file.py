@@ -14,6 +14,7 @@ from ..._core import FormatError, GgufFile, UnsupportedError
 from ...common.errors import ConvertError, listing
 from ..architectures import Shape, by_gguf_name
 from ..hyperparameters import check_rope_factors, hyperparameters_of_gguf
+from ..pooling import embedding_keys_of_gguf
 from ..tokenizer import tokenizer_of_gguf
 from .base import Source
 from .safetensors_file import widen_bf16
@@ -82,6 +83,7 @@ class GgufSource(Source):
         self.hyperparameters = hyperparameters_of_gguf(
             str(self.path), self.architecture, metadata, n_vocab=self._types["token_embd.weight"][1][0]
         )
+        self.embedding = embedding_keys_of_gguf(str(self.path), self.architecture.gguf, metadata)
         self._check_plausible({name: shape for name, (_, shape) in self._types.items()})
         described = {key: text for key in ("name", *_GENERAL) if isinstance(text := metadata.get(f"general.{key}"), str)}
         self.name = described.pop("name", self.path.stem)

@@ -11,6 +11,7 @@ from ...common.errors import ConvertError, listing
 from ...common.files import is_present, read_json
 from ..architectures import Architecture, Shape, by_model_type, permute_heads
 from ..hyperparameters import checked_config, hyperparameters_of_config, rope_tensors
+from ..pooling import embedding_keys_of_folder
 from ..tokenizer import tokenizer_of_folder
 from .base import Piece, Source
 from .safetensors_file import SafetensorsFile
@@ -42,6 +43,7 @@ class HuggingFaceSource(Source):
         self.hyperparameters = hyperparameters_of_config(origin, self.architecture, self.config)
         self.name = str(self.config.get("_model_name_or_path") or name or folder.resolve().name)
         self.general = {}
+        self.embedding = embedding_keys_of_folder(folder)
         self._files = _open_shards(folder)
         self._check_plausible({name: shape for file in self._files.values() for name, shape in file.shapes.items()})
         self._rope = rope_tensors(origin, {**self.architecture.defaults, **self.config}, self.hyperparameters)
@@ -64,7 +66,9 @@ class HuggingFaceSource(Source):
                 stored[gguf_name] = (own_name, file.shapes[own_name])
             else:
                 unknown.append(own_name)
-        return self._bind(stored, unknown, needs_output=tied is False)
+        # a model saved without its head only embeds: the embedding stands in for the output matrix
+        headless = (self.config.get("architectures") or [""])[0].endswith("Model")
+        return self._bind(stored, unknown, needs_output=tied is False and not headless)
 
     def read(self, name: str) -> NDArray[np.float32]:
         if name in self._rope:
