@@ -143,7 +143,7 @@ class Llama(TextMethods, TokenMethods):
         Args:
             repo_id: "organisation/name", or without `filename` also a folder.
             filename: name or glob of the GGUF file to load. None: convert the repository's safetensors to `bits`, once, into the cache;
-                a folder's again when a file of it is newer.
+                a folder's again when a file of it changed. Processes that ask at the same time wait for the first.
             cache_dir, local_dir, revision: as huggingface_hub has them.
             **kwargs: the constructor's.
         """

@@ -158,6 +158,13 @@ def _bits_per_weight(tensors: list[TensorSummary]) -> float:
     return 8 * sum(tensor.bytes for tensor in tensors) / elements if elements else 0.0
 
 
+def _path_of(file: GgufFile) -> str:
+    try:
+        return file.path
+    except UnicodeDecodeError as error:  # a path that is no UTF-8
+        return os.fsdecode(error.object)
+
+
 def describe(path: str | os.PathLike[str] | GgufFile) -> FileSummary:
     """The table of a file's tensors, in file order. Raises FormatError for a damaged file, OSError where it cannot be read."""
     file = path if isinstance(path, GgufFile) else GgufFile(path)
@@ -172,4 +179,4 @@ def describe(path: str | os.PathLike[str] | GgufFile) -> FileSummary:
             entry = packed[matrix]
             size = sum(sizes.get(matrix + plane, 0) for plane in PLANE_SUFFIXES)
             rows.append(TensorSummary(matrix, f"TQN{entry['bits']}", (entry["n_out"], entry["n_in"]), size, entry["outliers"]))
-    return FileSummary(file.path, str(file.metadata.get("general.architecture", "unknown")), file.size, rows)
+    return FileSummary(_path_of(file), str(file.metadata.get("general.architecture", "unknown")), file.size, rows)

@@ -14,14 +14,9 @@ from ..hyperparameters import checked_config, hyperparameters_of_config, rope_te
 from ..pooling import embedding_keys_of_folder
 from ..tokenizer import tokenizer_of_folder
 from .base import Piece, Source
+from .model_files import model_files
 from .safetensors_file import SafetensorsFile
 
-# Beside the weights, what a conversion may read.
-_DESCRIPTIONS = (
-    "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json", "modules.json",
-    "sentence_bert_config.json", "*_Pooling/config.json", "additional_chat_templates/*",
-)  # fmt: skip
 # Stored, but no weights of the text model.
 _IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*\.masked_bias|.*vision_tower\..*|.*multi_modal_projector\..*")
 _TEXT_PREFIX = re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.)")
@@ -34,7 +29,7 @@ class HuggingFaceSource(Source):
 
     def __init__(self, folder: Path, name: str | None = None) -> None:
         self.path = folder
-        self._remember(_described(folder))
+        self._remember(model_files(folder))
         if not is_present(folder / "config.json"):
             raise ConvertError(f"{folder}: no config.json, so not a Hugging Face model folder")
         origin = str(folder / "config.json")
@@ -99,11 +94,6 @@ def gguf_tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
         layer, expert, part = match.groups()
         return f"blk.{layer}.ffn_{_EXPERT_PARTS[part]}.{expert}.weight" if part in _EXPERT_PARTS else None
     return names.get_name(name, try_suffixes=(".weight", ".bias"))
-
-
-def _described(folder: Path) -> list[Path]:
-    """The files of a folder that a conversion may read."""
-    return sorted(path for pattern in (*_DESCRIPTIONS, "*.safetensors") for path in folder.glob(pattern))
 
 
 def _shards(index: Path) -> list[Path]:
