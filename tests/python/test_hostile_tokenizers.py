@@ -2,8 +2,10 @@
 
 import base64
 import json
+import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from turboquant_native.convert import tokenizer_trial
 from turboquant_native.convert.conversion import Options, make_plan, write_model
 from turboquant_native.convert.sources import open_source
 from turboquant_native.convert.tokenizer import merges_of_scores, rebuild, tokenizer_of_folder, tokenizer_of_gguf
-from turboquant_native.engine.tokenizer_json import TokenizerError, compact, guarded, made_harmless, parsed
+from turboquant_native.engine.tokenizer_json import TokenizerError, compact, guarded, made_harmless, parsed, text_bound
 from turboquant_native.engine.vocabulary import Vocabulary
 
 PLAIN = json.loads(train_bpe().to_str())
@@ -374,6 +376,55 @@ def test_a_sentencepiece_model_that_is_none(tmp_path: Path, content: bytes) -> N
     (folder / "tokenizer.model").write_bytes(content)
     with pytest.raises(ConvertError, match=r"tokenizer\.model: not a readable SentencePiece model"):
         open_source(str(folder))
+
+
+def _places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value inside a JSON value."""
+    if at:
+        yield at
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from _places(value[key], (*at, key))
+
+
+def test_mutated_tokenizers_raise_nothing_else() -> None:
+    small = {**PLAIN["model"], "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+    parts = [{"type": "NFC"}, replace({"String": " "}, "_"), {"type": "Prepend", "prepend": "_"}, character_map(bytes(8))]
+    whole = {**PLAIN, "model": small, "normalizer": sequence("normalizers", *parts), "post_processor": template([1])}
+    strange = [
+        None,
+        True,
+        0,
+        -1,
+        1.5,
+        10**30,
+        "",
+        "x",
+        "\ud800",
+        [],
+        [1],
+        {},
+        {"type": ["x"]},
+        {"type": "Replace"},
+        {"String": 1},
+        [[["x"]]],
+    ]
+    dice, places, alphabet = random.Random(1), list(_places(whole)), Vocabulary(metadata_with(), 320)._alphabet
+    refused = 0
+    for _ in range(3000):
+        changed = json.loads(json.dumps(whole))
+        *way, last = dice.choice(places)
+        place = changed
+        for key in way:
+            place = place[key]
+        place[last] = dice.choice(strange)
+        try:
+            description = parsed(json.dumps(changed))
+            made_harmless(description, 320)
+            bound = text_bound(description, alphabet)
+            assert bound is None or bound.least_tokens("a b") <= 3
+        except TokenizerError:
+            refused += 1
+    assert 100 < refused < 2900
 
 
 def test_the_checks_leave_a_plain_tokenizer_alone() -> None:

@@ -37,6 +37,8 @@ def tokens_of(session: Session, texts: Sequence[str], truncate: bool) -> list[li
     """Tokens of texts; those beyond n_ctx are cut, with a warning, or raise ValueError."""
     found = []
     for index, text in enumerate(texts):
+        if not truncate:
+            session.vocabulary.check_length(text, session.n_ctx())
         ids = session.vocabulary.encode_document(text)
         if len(ids) > session.n_ctx():
             if not truncate:

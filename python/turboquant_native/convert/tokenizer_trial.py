@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import subprocess
 import sys
@@ -33,11 +34,14 @@ except BaseException as error:
 @functools.lru_cache(maxsize=16)
 def _verdict(serialized: str) -> str:
     """Why the tokenizer cannot be used; empty where it can."""
+    if not sys.executable:  # Python inside another program: there is none to start
+        return ""
+    paths = [path for path in sys.path if os.path.isabs(path)]
     try:
         text = serialized.encode("utf-8", "surrogatepass")
         # in "/": an import must not find a module that stands beside the model
         done = subprocess.run(
-            [sys.executable, "-c", _SCRIPT],
+            [sys.executable, "-c", f"import sys\nsys.path[:] = {paths!r}\n{_SCRIPT}"],
             input=text,
             capture_output=True,
             timeout=4 * _SECONDS,

@@ -82,6 +82,8 @@ def parts_of(section: Any, depth: int = 0) -> Iterator[Component]:
     """The components of a section, those inside sequences too; TokenizerError where they are nested without end."""
     if not isinstance(section, dict):
         return
+    if not isinstance(section.get("type", ""), str):
+        raise TokenizerError("a component's type is no text")
     if depth > _MAX_DEPTH:
         raise TokenizerError(f"sequences are nested more than {_MAX_DEPTH} deep")
     yield section
