@@ -113,7 +113,7 @@ def split_gguf(path: Path, folder: Path, count: int) -> list[Path]:
     for i, part in enumerate(parts):
         writer = gguf.GGUFWriter(part, "llama")
         for field in reader.fields.values():
-            if i == 0 and field.name.startswith("llama."):
+            if i == 0 and field.name.startswith(("llama.", "tokenizer.")):
                 writer.add_key_value(field.name, field.contents(), field.types[0])
         writer.add_uint16("split.count", count)
         for tensor in reader.tensors[i::count]:
@@ -126,7 +126,7 @@ def split_gguf(path: Path, folder: Path, count: int) -> list[Path]:
 
 
 def test_parts_of_a_gguf_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_gguf(tmp_path / "tiny.gguf", "llama", LLAMA, llama_tensors())
+    path = write_gguf(tmp_path / "tiny.gguf", "llama", LLAMA, llama_tensors(), gguf_tokenizer_keys(train_bpe(), "smollm"))
     parts = split_gguf(path, tmp_path, 3)
     whole, split = open_source(str(path)), open_source(str(parts[1]))
     assert whole.hyperparameters == split.hyperparameters and whole.shapes == split.shapes
@@ -141,7 +141,7 @@ def test_parts_of_a_gguf_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_gguf_types_are_dequantized(tmp_path: Path, name: str) -> None:
     config = {**LLAMA, "hidden_size": 64, "intermediate_size": 96}
     tensors, kind = llama_tensors(config), gguf.GGMLQuantizationType[name]
-    source = open_source(str(write_gguf(tmp_path / "tiny.gguf", "llama", config, tensors, qtype=kind)))
+    source = open_source(str(write_gguf(tmp_path / "tiny.gguf", "llama", config, tensors, qtype=kind)), needs_tokenizer=False)
     w = tensors["model.layers.1.mlp.down_proj.weight"]
     np.testing.assert_array_equal(source.read("blk.1.ffn_down.weight"), gguf.dequantize(gguf.quantize(w, kind), kind))
 
@@ -167,7 +167,8 @@ def test_gguf_k_types_are_dequantized(tmp_path: Path, name: str) -> None:
     writer.write_tensors_to_file()
     writer.close()
     assert block == 256
-    np.testing.assert_array_equal(open_source(str(tmp_path / "k.gguf")).read("blk.0.ffn_up.weight"), gguf.dequantize(raw, kind))
+    source = open_source(str(tmp_path / "k.gguf"), needs_tokenizer=False)
+    np.testing.assert_array_equal(source.read("blk.0.ffn_up.weight"), gguf.dequantize(raw, kind))
 
 
 def test_metadata_and_tokenizer_of_a_folder(model: Path, tmp_path: Path) -> None:
@@ -459,7 +460,7 @@ def test_target_errors(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_target_is_the_source(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_gguf(tmp_path / "tiny.gguf", "llama", LLAMA, llama_tensors())
+    path = write_gguf(tmp_path / "tiny.gguf", "llama", LLAMA, llama_tensors(), gguf_tokenizer_keys(train_bpe(), "smollm"))
     before = path.read_bytes()
     assert "is the source itself" in fails(capsys, path, path, "--overwrite", "--outtype", "f16")
     (tmp_path / "link.gguf").symlink_to(path)
