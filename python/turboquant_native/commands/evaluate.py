@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 def _open(path: str, args: argparse.Namespace) -> Any:
     from .. import _core
 
-    return _core.Model(path, device=device(-1 if args.gpu else 0, path), threads=args.threads, precision=args.precision)
+    return _core.Model(os.fsencode(path), device=device(-1 if args.gpu else 0, path), threads=args.threads, precision=args.precision)
 
 
 def _windows(model: Any, args: argparse.Namespace) -> Any:
