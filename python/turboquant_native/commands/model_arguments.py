@@ -170,7 +170,8 @@ def _refusal(fit: Fit) -> str:
 
 
 def _needs(fit: Fit) -> str:
-    return f"{size(fit.needed)} (weights {size(fit.weights)}, context of {fit.n_ctx} tokens {size(fit.cache)}, workspace {size(fit.workspace)})"
+    parts = f"weights {size(fit.weights)}, context of {fit.n_ctx} tokens {size(fit.cache)}, workspace {size(fit.workspace)}"
+    return f"{size(fit.needed)} ({parts})"
 
 
 def _fit_text(fit: Fit) -> str:

@@ -141,9 +141,8 @@ def converse(opened: Opened, console: Console) -> int:
     if not opened.has_template():
         raise ValueError(f"{opened.file.path}: has no chat template; --chat-format chatml names one, --raw -p TEXT continues a text")
     conversation = Conversation(llm, args.system, model_arguments.options(args), opened.count)
-    console.note(
-        f"{Path(opened.file.path).name}: {size(opened.file.weight_bytes)}, context of {llm.n_ctx()} tokens. /help lists the commands."
-    )
+    name = Path(opened.file.path).name
+    console.note(f"{name}: {size(opened.file.weight_bytes)}, context of {llm.n_ctx()} tokens. /help lists the commands.")
     session = Session(llm, conversation, console, lambda error: opened.too_long(error.tokens))
     session.run(open_lines(home() / "history", session.words()))
     opened.record_speed()

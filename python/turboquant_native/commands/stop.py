@@ -28,9 +28,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = _chosen(args)
     ended = {server.pid: running.stop(server, args.timeout, args.force) for server in chosen}
     if args.json:
-        print(
-            json.dumps({"stopped": [pid for pid, done in ended.items() if done], "running": [p for p, done in ended.items() if not done]})
-        )
+        print(json.dumps({"stopped": [pid for pid in ended if ended[pid]], "running": [pid for pid in ended if not ended[pid]]}))
     else:
         for server in chosen:
             state = "stopped" if ended[server.pid] else f"still runs after {args.timeout:g} s; --force kills it"
