@@ -129,7 +129,7 @@ class TokenChooser:
             logits = self._adjust(history, logits.copy())
         return int(self._sampler.sample(logits, history))
 
-    def best_suffice(self, n_vocab: int) -> bool:
+    def needs_only_best(self, n_vocab: int) -> bool:
         """Whether `choose_best` decides as `choose` would."""
         return not self._bias and not self._processors and self._sampler.needed_candidates(n_vocab) > 0
 
