@@ -86,14 +86,9 @@ class Opened:
         """Whether it can chat."""
         return bool(self.args.chat_format) or any(key.startswith("tokenizer.chat_template") for key in self.file.metadata)
 
-    def count(self, messages: Sequence[dict[str, str]]) -> int:
-        """Tokens of the prompt that messages make."""
-        from ..api.chat_completion import prompt_of
-
-        return len(prompt_of(self.llm, messages))
-
-    def too_long(self, tokens: int) -> str:
+    def too_long(self, text: str) -> str:
         """What to do about a prompt that does not fit."""
+        tokens = len(self.llm.tokenize(text.encode(errors="replace")))
         text = f"the prompt has {tokens} tokens, the context holds {self.llm.n_ctx()}"
         if tokens < self.n_ctx_train:
             return f"{text}: --ctx {self.n_ctx_train} is the model's limit"

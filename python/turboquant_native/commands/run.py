@@ -15,7 +15,7 @@ from . import model_arguments
 from .model_arguments import Opened
 from .terminal.answer import show
 from .terminal.console import Console, size
-from .terminal.conversation import Conversation
+from .terminal.conversation import Conversation, prompt_length
 from .terminal.session import Session, ending
 from .terminal.speed import speed_line, speeds
 
@@ -101,9 +101,9 @@ def _standard_input() -> str:
 def _answer_once(opened: Opened, console: Console, prompt: str) -> int:
     args, llm = opened.args, opened.llm
     raw = args.raw or not (args.chat or opened.has_template())
-    tokens = len(llm.tokenize(prompt.encode(errors="replace"), special=True)) if raw else opened.count(_messages(args, prompt))
+    tokens = len(llm.tokenize(prompt.encode(errors="replace"), special=True)) if raw else prompt_length(llm, _messages(args, prompt))
     if tokens >= llm.n_ctx():
-        raise ValueError(opened.too_long(tokens))
+        raise ValueError(opened.too_long(prompt))
     if args.json:
         print(json.dumps({**_call(llm, prompt, args, raw, stream=False), "timings": speeds(llm.timings)}))
         return 0
@@ -140,10 +140,10 @@ def converse(opened: Opened, console: Console) -> int:
     args, llm = opened.args, opened.llm
     if not opened.has_template():
         raise ValueError(f"{opened.file.path}: has no chat template; --chat-format chatml names one, --raw -p TEXT continues a text")
-    conversation = Conversation(llm, args.system, model_arguments.options(args), opened.count)
+    conversation = Conversation(llm, args.system, model_arguments.options(args))
     name = Path(opened.file.path).name
     console.note(f"{name}: {size(opened.file.weight_bytes)}, context of {llm.n_ctx()} tokens. /help lists the commands.")
-    session = Session(llm, conversation, console, lambda error: opened.too_long(error.tokens))
+    session = Session(llm, conversation, console, opened.too_long)
     session.run(open_lines(home() / "history", session.words()))
     opened.record_speed()
     return 0

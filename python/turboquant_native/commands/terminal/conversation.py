@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...api.chat_format import TemplateError
 from ...common.files import read_object, write_json
 
 Message = dict[str, str]
@@ -18,11 +19,10 @@ class Conversation:
     Args:
         llm: a `Llama`.
         options: of `create_chat_completion`.
-        count: (messages) -> tokens of the prompt that they make.
     """
 
-    def __init__(self, llm: Any, system: str | None, options: dict[str, Any], count: Callable[[list[Message]], int]) -> None:
-        self._llm, self._count = llm, count
+    def __init__(self, llm: Any, system: str | None, options: dict[str, Any]) -> None:
+        self._llm = llm
         self.system, self.options = system, options
         self.messages: list[Message] = []
         self.first = 0  # messages before this one no longer fit and are not sent
@@ -63,7 +63,7 @@ class Conversation:
 
     def used(self) -> int:
         """Tokens of the context that the conversation takes."""
-        return self._count(self._sent()) if self.messages else 0
+        return prompt_length(self._llm, self._sent()) if self.messages else 0
 
     def save(self, path: Path) -> None:
         """As JSON: {"format": "tqn-chat", "system", "messages": [{"role", "content"}, ...]}."""
@@ -91,12 +91,12 @@ class Conversation:
         """Leaves out the oldest turns where there would be too little room for an answer; then half of the context at once, so that not
         every answer has to read the rest anew."""
         n_ctx = self._llm.n_ctx()
-        if self._count(self._sent()) <= n_ctx - self._room(n_ctx):
+        if self.used() <= n_ctx - self._room(n_ctx):
             return
-        while self.first + 2 < len(self.messages) and self._count(self._sent()) > n_ctx // 2:
+        while self.first + 2 < len(self.messages) and self.used() > n_ctx // 2:
             self.first += 2
-        if (tokens := self._count(self._sent())) >= n_ctx:
-            raise PromptTooLong(tokens, n_ctx)
+        if self.used() >= n_ctx:
+            raise PromptTooLong(f"the prompt does not fit the context of {n_ctx} tokens")
 
     def _room(self, n_ctx: int) -> int:
         """Tokens to keep free for the answer."""
@@ -104,9 +104,18 @@ class Conversation:
         return min(n_ctx // 4, wanted if wanted > 0 else n_ctx)
 
 
-class PromptTooLong(ValueError):
-    """A prompt of `tokens` in a context of `n_ctx`."""
+def prompt_length(llm: Any, messages: Sequence[Message]) -> int:
+    """Tokens of the prompt that messages make; n_ctx + 1 for one that is longer than the context.
 
-    def __init__(self, tokens: int, n_ctx: int) -> None:
-        super().__init__(f"the prompt has {tokens} tokens, which does not fit the context of {n_ctx}")
-        self.tokens, self.n_ctx = tokens, n_ctx
+    Raises TemplateError where the template refuses them.
+    """
+    try:
+        return int(llm.create_chat_completion(messages, max_tokens=0)["usage"]["prompt_tokens"])
+    except TemplateError:
+        raise
+    except ValueError:
+        return int(llm.n_ctx()) + 1
+
+
+class PromptTooLong(ValueError):
+    """A prompt that does not fit the context, even alone."""

@@ -34,10 +34,10 @@ class Session:
     """One conversation of one person with one model.
 
     Args:
-        llm: a `Llama`. too_long: what to say about a prompt that does not fit.
+        llm: a `Llama`. too_long: (text) -> what to say about a prompt that does not fit.
     """
 
-    def __init__(self, llm: Any, conversation: Conversation, console: Console, too_long: Callable[[PromptTooLong], str]) -> None:
+    def __init__(self, llm: Any, conversation: Conversation, console: Console, too_long: Callable[[str], str]) -> None:
         self._llm, self._conversation, self._console, self._too_long = llm, conversation, console, too_long
         self._attached: list[str] = []
         self._over = False
@@ -91,8 +91,8 @@ class Session:
         first = self._conversation.first
         try:
             parts = self._conversation.ask(whole)
-        except PromptTooLong as error:
-            self._console.note(self._too_long(error))
+        except PromptTooLong:
+            self._console.note(self._too_long(whole))
             return
         except ValueError as error:  # the template refuses, a setting is out of range
             self._console.note(str(error))
