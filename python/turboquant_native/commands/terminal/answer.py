@@ -63,26 +63,27 @@ class Reasoning:
                 self._state, self._held = "inside", begun[len(_OPEN) :]
             elif not _OPEN.startswith(begun):
                 self._state = "after"
-        if self._state == "inside":
-            return self._inside()
-        if self._state == "after":
-            text, self._held = self._held, ""
-            return "", text
-        return "", ""
+        thought = self._inside() if self._state == "inside" else ""
+        if self._state == "gap" and (said := self._held.lstrip("\n")):
+            self._state, self._held = "after", said
+        if self._state != "after":
+            return thought, ""
+        said, self._held = self._held, ""
+        return thought, said
 
     def finish(self) -> tuple[str, str]:
         """What was still held back."""
         text, self._held = self._held, ""
-        return (text, "") if self._state == "inside" else ("", text)
+        return {"inside": (text, ""), "gap": ("", "")}.get(self._state, ("", text))
 
-    def _inside(self) -> tuple[str, str]:
+    def _inside(self) -> str:
         thought, mark, rest = self._held.partition(_CLOSE)
         if mark:
-            self._state, self._held = "after", ""
-            return thought, rest.lstrip("\n")
+            self._state, self._held = "gap", rest
+            return thought
         keep = next((n for n in range(len(_CLOSE) - 1, 0, -1) if thought.endswith(_CLOSE[:n])), 0)
         self._held = thought[len(thought) - keep :]
-        return thought[: len(thought) - keep], ""
+        return thought[: len(thought) - keep]
 
 
 class AnswerPrinter:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -42,9 +43,12 @@ class Console:
         self.out.write(f"{_DIM}{text}{_PLAIN}" if dim and self.color and text else text)
         self.out.flush()
 
-    def note(self, text: str) -> None:
-        """A line for the person."""
-        print(clean(text), file=self.err, flush=True)
+    def note(self, text: str, indent: int = 0) -> None:
+        """A line for the person; at a terminal broken between words, what follows the first line indented."""
+        text = clean(text)
+        if self.shows_notes:
+            text = textwrap.fill(text, width(), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+        print(text, file=self.err, flush=True)
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[threading.Event]:

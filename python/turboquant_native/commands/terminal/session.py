@@ -18,7 +18,10 @@ _ABBREVIATED = {"temp": "temperature", "n": "max_tokens"}
 _WHOLE = ("top_k", "seed", "max_tokens")
 _SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "max_tokens", "seed")
 _LONGEST_FILE = 1 << 26  # bytes of a text that /read takes
-_KEYS = '"""    begins and ends a message of several lines\nCtrl-C stops an answer; twice on an empty line, or Ctrl-D, leaves'
+_KEYS = (
+    ('"""', "begins and ends a message of several lines"),
+    ("Ctrl-C", "stops an answer; twice on an empty line, or Ctrl-D: leaves"),
+)
 
 
 @dataclass(frozen=True)
@@ -169,8 +172,9 @@ class Session:
 
     def _help(self, _: str) -> None:
         for command in dict.fromkeys(self._commands.values()):
-            self._console.note(f"{command.usage:18} {command.does}")
-        self._console.note(_KEYS)
+            self._console.note(f"{command.usage:18} {command.does}", indent=19)
+        for keys, does in _KEYS:
+            self._console.note(f"{keys:18} {does}", indent=19)
 
     def _leave(self, _: str) -> None:
         self._over = True
