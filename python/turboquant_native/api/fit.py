@@ -18,7 +18,7 @@ from ..convert.inspection import EMBEDDINGS, FileSummary, describe
 from . import machine
 
 _PROGRAM = 160 << 20  # bytes: interpreter, libraries, tokenizer
-_LOGIT_ROWS = 64  # rows of logits that the engine holds
+_LOGIT_ROWS, _BEST_BYTES = 64, 64 * 8  # rows of logits that the engine holds, bytes of each one's best tokens
 _FLOAT, _HALF = 4, 2
 _STEP = 256  # positions: contexts are offered in multiples of it
 _UNASKED = 0.9  # of the free memory, for a context that nobody asked for
@@ -42,7 +42,7 @@ class Shape:
 
     def workspace(self, n_batch: int) -> int:
         """Bytes of activations and logits of a batch."""
-        return _FLOAT * (n_batch * self.row_width + min(n_batch, _LOGIT_ROWS) * self.n_vocab)
+        return _FLOAT * n_batch * self.row_width + min(n_batch, _LOGIT_ROWS) * (_FLOAT * self.n_vocab + _BEST_BYTES)
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ class ModelFile:
         """The estimate at a context (None: the model's own, as far as it fits; 0: the model's own). probe: measure the memory's bandwidth
         where nothing better is known."""
         shape, free = self.shape, free_memory()
-        workspace = shape.workspace(min(n_batch, n_ctx or n_batch)) + _PROGRAM
+        fixed = self.weight_bytes + shape.workspace(n_batch) + _PROGRAM
 
         def largest(memory: float) -> int:
-            room = int(memory - self.weight_bytes - workspace) // max(shape.position_bytes, 1)
+            room = int(memory - fixed) // max(shape.position_bytes, 1)
             return max(0, min(shape.n_ctx_train, room if room < _STEP else room // _STEP * _STEP))
 
         chosen = (largest(_UNASKED * free) if n_ctx is None else n_ctx) or shape.n_ctx_train
@@ -120,7 +120,7 @@ class ModelFile:
             largest_ctx=largest(free),
             weights=self.weight_bytes,
             cache=chosen * shape.position_bytes,
-            workspace=workspace,
+            workspace=shape.workspace(min(n_batch, chosen)) + _PROGRAM,  # the engine's batch is no longer than its context
             free=free,
             tokens_per_second=rate / max(self.token_bytes, 1),
             measured=measured,
@@ -166,5 +166,6 @@ def _shape(file: GgufFile, summary: FileSummary) -> Shape:
     embedding = next((tensor for tensor in summary.tensors if tensor.name == EMBEDDINGS[0]), None)
     if embedding is None:
         raise FormatError(f'"{summary.path}": has no tensor {EMBEDDINGS[0]}')
-    row_width = n_embd + 2 * heads * head_dim + 2 * kv_width + 2 * n_ff
+    branch = n_embd if any(tensor.name.endswith("post_ffw_norm.weight") for tensor in summary.tensors) else 0
+    row_width = n_embd + branch + 2 * heads * head_dim + 2 * kv_width + 2 * n_ff
     return Shape(number("block_count"), number("context_length"), kv_width, row_width, embedding.shape[0])
