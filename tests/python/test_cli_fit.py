@@ -46,36 +46,53 @@ def test_of_experts_those_that_are_used_count(tiny_tqn):
     assert file.token_bytes == file.weight_bytes  # no tensor of experts
 
 
-@pytest.mark.parametrize("asked", [None, 0, 100, 1000])
-def test_contexts(tiny_tqn, monkeypatch, asked):
+@pytest.fixture
+def memory_for(tiny_tqn, monkeypatch):
+    """Sets the free memory to what the tiny model needs with so many positions, and some bytes more."""
     file = fit.ModelFile(tiny_tqn)
-    fixed = file.weight_bytes + file.shape.workspace(512) + fit._PROGRAM
-    monkeypatch.setattr(fit, "free_memory", lambda: 10 * fixed)
+
+    def limit(positions, more=0, share=1.0):
+        needed = file.fit(positions, probe=False).needed
+        monkeypatch.setattr(fit, "free_memory", lambda: int((needed + more) / share) + (share < 1))
+
+    return limit
+
+
+@pytest.mark.parametrize("asked", [None, 0, 100, 256, 1000])
+def test_contexts(tiny_tqn, memory_for, asked):
+    file = fit.ModelFile(tiny_tqn)
+    memory_for(1000, more=1 << 30)
     roomy = file.fit(asked, probe=False)
-    assert roomy.fits and roomy.largest_ctx == 256 and roomy.n_ctx == (asked or 256) and roomy.needed < 10 * fixed
-    monkeypatch.setattr(fit, "free_memory", lambda: fixed + 100 * file.shape.position_bytes)
-    tight = file.fit(asked or 1000, probe=False)
-    assert tight.largest_ctx == 100 and tight.fits == (asked == 100)
-    monkeypatch.setattr(fit, "free_memory", lambda: fixed - 1)
+    assert roomy.fits and roomy.largest_ctx == 256 and roomy.n_ctx == (asked or 256)
+    memory_for(100)
+    tight = file.fit(asked, probe=False)
+    assert tight.largest_ctx == 100 and tight.fits == (asked in (None, 100))
+    memory_for(1, more=-1)
     none = file.fit(asked, probe=False)
     assert none.largest_ctx == 0 and not none.fits
 
 
-def test_what_run_says(tiny_tqn, capsys, monkeypatch):
+def test_large_contexts_are_round_numbers(tmp_path, monkeypatch):
+    synthetic.write(tmp_path / "model.gguf", SHAPES[0], 4)
+    file = fit.ModelFile(tmp_path / "model.gguf")
+    needed = file.fit(5000, probe=False).needed
+    monkeypatch.setattr(fit, "free_memory", lambda: needed)
+    assert file.fit(None, probe=False).largest_ctx == 4864  # 19 * 256
+
+
+def test_what_run_says(tiny_tqn, capsys, memory_for):
     asked = ["-n", "2", "-p", "fox", "--chat-format", "chatml"]
-    file = fit.ModelFile(tiny_tqn)
-    fixed = file.weight_bytes + file.shape.workspace(512) + fit._PROGRAM
     code, _, err = call(capsys, "run", tiny_tqn, *asked, "--ctx", "300", "--threads", _core.cpu_count() + 1)
     assert code == 0 and "--ctx 300 is beyond the 256 tokens" in err and f"on {_core.cpu_count()} cores" in err
-    monkeypatch.setattr(fit, "free_memory", lambda: fixed + 200 * file.shape.position_bytes)
+    memory_for(200)
     code, out, err = call(capsys, "run", tiny_tqn, *asked, "--ctx", "250")
     assert code == 1 and out == "" and "--ctx 200 is the largest that fits" in err and "weights" in err
     code, out, err = call(capsys, "run", tiny_tqn, "--fit-only", "--ctx", "250", "--json")
     assert code == 1 and json.loads(out)["fits"] is False and json.loads(out)["largest_ctx"] == 200
-    monkeypatch.setattr(fit, "free_memory", lambda: int((fixed + 120 * file.shape.position_bytes) / fit._UNASKED) + 1)
+    memory_for(120, share=fit._UNASKED)
     code, _, err = call(capsys, "run", tiny_tqn, *asked)
     assert code == 0 and "(context: 120 tokens, as free memory allows; the model's own is 256)" in err
-    monkeypatch.setattr(fit, "free_memory", lambda: 1000)
+    memory_for(1, more=-1)
     assert "no context fits" in call(capsys, "run", tiny_tqn, *asked)[2]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,18 @@ class ModelFile:
         """The estimate at a context (None: the model's own, as far as it fits; 0: the model's own). probe: measure the memory's bandwidth
         where nothing better is known."""
         shape, free = self.shape, free_memory()
-        fixed = self.weight_bytes + shape.workspace(n_batch) + _PROGRAM
+
+        def workspace(positions: int) -> int:
+            return shape.workspace(min(n_batch, positions)) + _PROGRAM  # the engine's batch is no longer than its context
+
+        def needed(positions: int) -> int:
+            return self.weight_bytes + positions * shape.position_bytes + workspace(positions)
 
         def largest(memory: float) -> int:
-            room = int(memory - fixed) // max(shape.position_bytes, 1)
-            return max(0, min(shape.n_ctx_train, room if room < _STEP else room // _STEP * _STEP))
+            fitting = bisect_right(range(1, shape.n_ctx_train + 1), memory, key=needed)
+            return fitting if fitting in (shape.n_ctx_train, fitting % _STEP) else fitting // _STEP * _STEP
 
-        chosen = (largest(_UNASKED * free) if n_ctx is None else n_ctx) or shape.n_ctx_train
+        chosen = (largest(_UNASKED * free) or largest(free) if n_ctx is None else n_ctx) or shape.n_ctx_train
         rate, measured = machine.reading_rate(threads, gpu, probe)
         return Fit(
             model=self.path,
@@ -120,7 +126,7 @@ class ModelFile:
             largest_ctx=largest(free),
             weights=self.weight_bytes,
             cache=chosen * shape.position_bytes,
-            workspace=shape.workspace(min(n_batch, chosen)) + _PROGRAM,  # the engine's batch is no longer than its context
+            workspace=workspace(chosen),
             free=free,
             tokens_per_second=rate / max(self.token_bytes, 1),
             measured=measured,

@@ -8,6 +8,11 @@ from dataclasses import asdict
 from ..convert.inspection import verify
 
 
+EXAMPLES = """
+  tqn verify model.tqn.gguf
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("file", help="model file")
