@@ -11,7 +11,6 @@ from ..engine.devices import device
 from ..evaluate import evaluation as evaluate
 from ..evaluate import kld_base, multiple_choice
 
-
 EXAMPLES = """
   tqn eval model.tqn.gguf --text wiki.test.raw --windows 16
   tqn eval model.tqn.gguf --text wiki.test.raw --reference f16.gguf

@@ -7,7 +7,6 @@ from typing import Any
 
 from ..convert.inspection import FileSummary, describe
 
-
 EXAMPLES = """
   tqn info model.tqn.gguf
   tqn info model.tqn.gguf --metadata

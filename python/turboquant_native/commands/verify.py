@@ -7,7 +7,6 @@ from dataclasses import asdict
 
 from ..convert.inspection import verify
 
-
 EXAMPLES = """
   tqn verify model.tqn.gguf
 """
