@@ -43,6 +43,8 @@ class CompletionRequest:
         for name in ("max_tokens", "logprobs", "seed"):
             if (value := getattr(self, name)) is not None and not isinstance(value, Integral):
                 raise TypeError(f"{name} must be an integer or None, got {value!r}")
+        if self.seed is not None and self.seed >= 1 << 64:
+            raise ValueError(f"seed must be below 2**64, got {self.seed}")
         if self.stop is not None and not isinstance(self.stop, Iterable):
             raise TypeError(f"stop must be a text or several, got {self.stop!r}")
         if self.grammar is not None and not hasattr(self.grammar, "processor"):

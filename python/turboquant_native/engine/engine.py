@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .. import _core
 
 RANDOM_SEED = 0xFFFFFFFF  # llama.cpp's number for "draw one"
-_CPU_SECONDS = 1e-11  # a prompt token's time for each parameter: a first guess, for a slow processor
+_CPU_SECONDS = 2e-11  # a prompt token's time for each parameter, on a slow processor
 
 
 class Engine:

@@ -421,7 +421,7 @@ class Scheduler:
             if count:
                 shares.append((handle, count))
                 room -= count
-        room = min(room, self._pace.prompt_rows(len(shares)))
+        room = min(room, self._pace.prompt_rows(len(shares), len(prompts) > 1 or bool(self._queue)))
         for handle in prompts:
             wants_rows = handle.work.first_row < len(handle.work.tokens) - 1 and not handle.work.hidden
             count = min(lacking[id(handle)], room, _MAX_ROWS if wants_rows else room)
