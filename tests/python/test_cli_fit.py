@@ -53,7 +53,7 @@ def memory_for(tiny_tqn, monkeypatch):
 
     def limit(positions, more=0, share=1.0):
         needed = file.fit(positions, probe=False).needed
-        monkeypatch.setattr(fit, "free_memory", lambda: int((needed + more) / share) + (share < 1))
+        monkeypatch.setattr(fit, "available_memory", lambda: int((needed + more) / share) + (share < 1))
 
     return limit
 
@@ -76,7 +76,7 @@ def test_large_contexts_are_round_numbers(tmp_path, monkeypatch):
     synthetic.write(tmp_path / "model.gguf", SHAPES[0], 4)
     file = fit.ModelFile(tmp_path / "model.gguf")
     needed = file.fit(5000, probe=False).needed
-    monkeypatch.setattr(fit, "free_memory", lambda: needed)
+    monkeypatch.setattr(fit, "available_memory", lambda: needed)
     assert file.fit(None, probe=False).largest_ctx == 4864  # 19 * 256
 
 
@@ -154,9 +154,9 @@ def test_control_groups_limit_the_memory(tmp_path, monkeypatch):
     assert memory._limits(tmp_path, "/a/b", "memory.max", "memory.current", "inactive_file") == [0, 650]
     assert memory._limits(tmp_path, "/", "memory.max", "memory.current", "inactive_file") == []
     monkeypatch.setattr(memory, "_cgroup_free", lambda root: [123])
-    assert memory.free_memory() == 123
+    assert memory.available_memory() == 123
     monkeypatch.setattr(memory, "_cgroup_free", lambda root: [])
-    assert memory.free_memory() > 1 << 20
+    assert memory.available_memory() > 1 << 20
 
 
 def test_the_bandwidth_probe_ends():

@@ -174,6 +174,9 @@ def test_pull_run_ls_rm(tmp_path, tiny_tqn, capsys):
     code, out, _ = call(capsys, "ls")
     assert code == 0 and "tiny:6bit" in out and str(tiny_tqn) in out
     assert json.loads(call(capsys, "ls", "--json")[1])["models"][0]["name"] == "tiny:6bit"
+    for verb in ("info", "verify"):
+        assert call(capsys, verb, "tiny:6bit")[0] == 0
+    assert "nothing" in call(capsys, "info", "nothing")[2]
     code, out, err = call(capsys, "rm", "nothing", "tiny:6bit")
     assert code == 1 and "tiny:6bit: removed" in out and "'nothing'" in err
     assert "no models" in call(capsys, "ls")[1]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .._core import FormatError, GgufFile
-from ..common.memory import free_memory
+from ..common.memory import available_memory
 from ..convert.inspection import EMBEDDINGS, FileSummary, describe
 from . import machine
 
@@ -105,7 +105,7 @@ class ModelFile:
     def fit(self, n_ctx: int | None, n_batch: int = 512, threads: int = 0, gpu: bool = False, probe: bool = True) -> Fit:
         """The estimate at a context (None: the model's own, as far as it fits; 0: the model's own). probe: measure the memory's bandwidth
         where nothing better is known."""
-        shape, free = self.shape, free_memory()
+        shape, free = self.shape, available_memory()
 
         def workspace(positions: int) -> int:
             return shape.workspace(min(n_batch, positions)) + _PROGRAM  # the engine's batch is no longer than its context

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.files import read_object, write_json
+from ..common.json_files import read_object, write_json
 from .store import home
 
 _BLOCK = 32 << 20  # bytes a thread reads, beyond its share of the caches

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from ..common.files import parse_object, read_object
+from ..common.json_files import parse_object, read_object
 from . import download
 from .store import check_name
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common.files import read_object, write_json
+from ..common.json_files import read_object, write_json
 from .store import home
 
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..common.files import read_object, write_json
-from ..common.journal import one_maker
+from filelock import FileLock
+
+from ..common.json_files import read_object, write_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?(:[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _MAX_NAME = 96  # leaves room in a file name for what is encoded
@@ -86,7 +87,7 @@ class Store:
         folder = self._folder(name)
         folder.mkdir(parents=True, exist_ok=True)
         started = time.time()
-        with one_maker(folder / "model.gguf"):
+        with FileLock(folder / ".lock"):
             found = self._read(folder)
             if found is not None and found.origin == (origin or {}) and not (replace and found.created < started):
                 return found

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -67,7 +68,18 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
         take(args, rest)
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    _find_kept(args)
     return args
+
+
+def _find_kept(args: argparse.Namespace) -> None:
+    """The verbs that look at a FILE also take the name of a kept model."""
+    file = getattr(args, "file", None)
+    if isinstance(file, str) and not os.path.exists(file):
+        from ..api.store import Store
+
+        kept = Store().find(file)
+        args.file = str(kept.path) if kept else file
 
 
 def main(argv: Sequence[str] | None = None) -> int:

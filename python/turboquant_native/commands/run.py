@@ -101,6 +101,8 @@ def _standard_input() -> str:
 def _answer_once(opened: Opened, console: Console, prompt: str) -> int:
     args, llm = opened.args, opened.llm
     raw = args.raw or not (args.chat or opened.has_template())
+    if raw and args.system:
+        raise ValueError(f"--system: {opened.file.path} has no chat template; --chat-format chatml names one")
     tokens = len(llm.tokenize(prompt.encode(errors="replace"), special=True)) if raw else prompt_length(llm, _messages(args, prompt))
     if tokens >= llm.n_ctx():
         raise ValueError(opened.too_long(prompt))

@@ -22,7 +22,7 @@ def peak_memory() -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
-def free_memory() -> int:
+def available_memory() -> int:
     """Bytes that this process may still take without swapping: what the system has available, within the limits of its control groups.
 
     Files that are only cached count as free. Where the system does not tell what is available: all the memory there is.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...api.chat_format import TemplateError
-from ...common.files import read_object, write_json
+from ...common.json_files import read_object, write_json
 
 Message = dict[str, str]
 _ROLES = ("user", "assistant")

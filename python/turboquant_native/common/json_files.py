@@ -1,4 +1,4 @@
-"""Small files of our own: read with a named error, written beside the target, synced, renamed."""
+"""Small JSON files: read with a named error, written beside the target, synced, renamed."""
 
 from __future__ import annotations
 
