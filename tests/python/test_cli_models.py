@@ -233,12 +233,12 @@ def test_a_download_goes_on_where_it_stopped(tmp_path, ranges, cut):
     with serve(data=DATA, ranges=ranges, cut=cut) as (url, handler):
         if cut < len(DATA):
             with pytest.raises(OSError, match=f"{cut} of {len(DATA)} bytes arrived"):
-                download.fetch(url, target, SHA, len(DATA), quiet=True)
+                download.fetch(url, target, SHA, len(DATA))
             assert not target.exists()
         else:
             (tmp_path / ".model.gguf.part").write_bytes(DATA)  # all of it came, the process died before the rename
         handler.cut = None
-        download.fetch(url, target, SHA, len(DATA), quiet=True)
+        download.fetch(url, target, SHA, len(DATA))
         assert target.read_bytes() == DATA and os.listdir(tmp_path) == ["model.gguf"]
         assert handler.requests[-1] == (f"bytes={cut}-" if cut else None)
 
@@ -250,16 +250,16 @@ def test_a_wrong_download_is_not_kept(tmp_path):
         for data, size in ((DATA[:-1] + b"x", len(DATA)), (DATA + b"more", len(DATA)), (b"x" * 50, 20)):
             handler.data = data
             with pytest.raises(ValueError, match="promised were"):
-                download.fetch(url, target, SHA, size, quiet=True)
+                download.fetch(url, target, SHA, size)
             assert os.listdir(tmp_path) == ["model.gguf"] and target.read_text() == "old"
         with pytest.raises(ConnectionError, match="404"):
-            download.fetch(url + "s", target, SHA, 1, quiet=True)
+            download.fetch(url + "s", target, SHA, 1)
         with pytest.raises(OSError, match="free on this disk"):
-            download.fetch(url, target, SHA, 1 << 60, quiet=True)
+            download.fetch(url, target, SHA, 1 << 60)
         with pytest.raises(ValueError, match="more than 10 bytes"):
             download.fetch_small(url, 10)
     with pytest.raises(ConnectionError):
-        download.fetch(url, target, SHA, len(DATA), quiet=True)
+        download.fetch(url, target, SHA, len(DATA))
 
 
 def test_an_index_from_the_network_names_no_local_files(tmp_path, tiny_tqn):

@@ -23,8 +23,8 @@ _BLOCK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
 
 
-def fetch(url: str, target: Path, sha256: str, size: int, quiet: bool = False) -> None:
-    """Downloads (or copies a path) to `target`, with a bar on standard error: bytes, rate, time left.
+def fetch(url: str, target: Path, sha256: str, size: int, title: str | None = None) -> None:
+    """Downloads (or copies a path) to `target`; with a title a bar on standard error shows bytes, rate, time left.
 
     What arrived before an interruption is kept in `.NAME.part` and goes on from there, where the server can.
     Raises OSError (network, disk; ConnectionError where the server refuses) and ValueError for a file that is not the promised one.
@@ -38,7 +38,7 @@ def fetch(url: str, target: Path, sha256: str, size: int, quiet: bool = False) -
             if first != have:  # the server begins anew
                 digest, have = hashlib.sha256(), first
                 stream.truncate(first)
-            _copy(source, stream, digest, have, size, None if quiet else target.name)
+            _copy(source, stream, digest, have, size, title)
         stream.flush()
         os.fsync(stream.fileno())
         arrived = stream.tell()

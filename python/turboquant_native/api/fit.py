@@ -83,9 +83,10 @@ class ModelFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         file = GgufFile(path)
-        self.path, self.metadata, self._summary = str(path), file.metadata, describe(file)
+        self.path, self._summary = str(path), describe(file)
+        self.metadata = {key: value for key, value in file.metadata.items() if isinstance(value, (str, int, float))}  # no vocabularies
         _check_types(self._summary)
-        self.shape = _shape(file, self._summary)
+        self.shape = _shape(self.metadata, self._summary)
 
     @property
     def weight_bytes(self) -> int:
@@ -160,9 +161,9 @@ def _integer(path: str, metadata: dict[str, Any], key: str, default: int | None)
     return value
 
 
-def _shape(file: GgufFile, summary: FileSummary) -> Shape:
+def _shape(metadata: dict[str, Any], summary: FileSummary) -> Shape:
     def number(key: str, default: int | None = None) -> int:
-        return _integer(summary.path, file.metadata, key, default)
+        return _integer(summary.path, metadata, key, default)
 
     n_embd, heads = number("embedding_length"), max(number("attention.head_count"), 1)
     head_dim = number("attention.key_length", n_embd // heads)

@@ -84,7 +84,7 @@ class Models:
 
 
 def _from_index(listed: model_index.Listed, target: Path) -> None:
-    download.fetch(listed.url, target, listed.sha256, listed.size)
+    download.fetch(listed.url, target, listed.sha256, listed.size, listed.name)
 
 
 def _fingerprint(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,8 @@ def open_model(args: argparse.Namespace, console: Console) -> Iterator[Opened]:
     _check(args, console)
     file = ModelFile(find_model(args.model))
     n_ctx = _context(file, args, console)
-    with console.waiting(f"loading {Path(file.path).name}"):
+    with console.waiting(f"loading {Path(file.path).name}"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="n_ctx=")  # said above, with the option's name
         llm = Llama(
             file.path,
             n_ctx=n_ctx,
