@@ -77,7 +77,7 @@ def test_characters_that_the_locale_lacks(tiny_tqn):
         ran = subprocess.run(command, input="Café 我".encode(), capture_output=True, env=environment)
         assert ran.returncode == 0 and ran.stdout.startswith("Café 我".encode(encoding, "replace")), ran.stderr
     broken = subprocess.run(command, input=b"fox \xff", capture_output=True)
-    assert broken.returncode == 1 and b"standard input: is no UTF-8 text (byte 4)" in broken.stderr
+    assert broken.returncode == 1 and b"standard input is no UTF-8 text: byte 0xff at position 4" in broken.stderr
 
 
 def test_info(tiny_tqn, capsys):

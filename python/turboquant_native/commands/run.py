@@ -89,13 +89,14 @@ def _is_piped() -> bool:
 
 
 def _standard_input() -> str:
-    """All of it, UTF-8 whatever the locale says."""
+    """The text there, whatever the locale says; ValueError where it is not UTF-8."""
     if not hasattr(sys.stdin, "buffer"):
         return sys.stdin.read()
+    data = sys.stdin.buffer.read()
     try:
-        return sys.stdin.buffer.read().decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"standard input: is no UTF-8 text (byte {error.start})") from None
+        raise ValueError(f"standard input is no UTF-8 text: byte 0x{data[error.start]:02x} at position {error.start}") from None
 
 
 def _answer_once(opened: Opened, console: Console, prompt: str) -> int:
