@@ -55,6 +55,8 @@ def test_models_are_kept_by_name(own_home):
     assert list(store) == [] and store.find("org/x") is None
     entry = store.add("org/x", "somewhere", write("model"))
     other = store.add("org--x", "elsewhere", write("other"))
+    assert entry.path.name == "x.gguf" and Store().add("org/x:3bit", "s", write("3")).path.name == "x-3bit.gguf"
+    store.remove("org/x:3bit")
     assert entry.path != other.path and entry.path.read_text() == "model" and entry.size == 5
     assert [kept.name for kept in store] == ["org--x", "org/x"] and store.find("org/x") == entry
     assert store.find("../../etc") is None

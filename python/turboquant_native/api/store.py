@@ -1,8 +1,8 @@
 """The models that are kept on this machine, by name.
 
-    ROOT/models/NAME/model.gguf    the file (NAME percent-encoded, so that no two names share a folder)
-    ROOT/models/NAME/model.json    {"name", "source", "created"}; a model without it is not finished and does not count
-    ROOT/run/PID.json              servers that run (running.py)
+    ROOT/models/NAME/LAST.gguf    the file (NAME percent-encoded, so that no two names share a folder; LAST: what follows its slash)
+    ROOT/models/NAME/model.json   {"name", "source", "created", "origin"}; a model without it is not finished and does not count
+    ROOT/run/PID.json             servers that run (running.py)
 
 ROOT is TQN_HOME, else turboquant-native in XDG_DATA_HOME, else in ~/.local/share.
 """
@@ -91,11 +91,11 @@ class Store:
             found = self._read(folder)
             if found is not None and found.origin == (origin or {}) and not (replace and found.created < started):
                 return found
-            make(folder / "model.gguf")
+            make(folder / _file_name(name))
             write_json(folder / "model.json", {"name": name, "source": source, "created": time.time(), "origin": origin or {}})
         made = self._read(folder)
         if made is None:
-            raise ValueError(f"{folder / 'model.gguf'}: was not made")
+            raise ValueError(f"{folder / _file_name(name)}: was not made")
         return made
 
     def remove(self, name: str) -> int:
@@ -113,14 +113,20 @@ class Store:
 
     def _read(self, folder: Path) -> Entry | None:
         """The model of a folder; None for one that is not finished or that somebody else put there."""
-        path = folder / "model.gguf"
         try:
             described = read_object(folder / "model.json")
-            size = path.stat().st_size
         except (OSError, ValueError):
             return None
         name, source, created, origin = (described.get(key) for key in ("name", "source", "created", "origin"))
         whole = isinstance(name, str) and isinstance(source, str) and isinstance(created, (int, float)) and isinstance(origin, dict)
         if not whole or not _NAME.fullmatch(str(name)) or self._folder(str(name)) != folder:
             return None
-        return Entry(str(name), path, size, str(source), float(created or 0), dict(origin or {}))
+        path = folder / _file_name(str(name))
+        if not path.is_file():
+            return None
+        return Entry(str(name), path, path.stat().st_size, str(source), float(created or 0), dict(origin or {}))
+
+
+def _file_name(name: str) -> str:
+    """Of a model's file: what programs show that know nothing of names."""
+    return name.rpartition("/")[2].replace(":", "-") + ".gguf"
