@@ -47,6 +47,13 @@ def tiny_tqn(tiny_llama_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a context of 1024, at 6 bits."""
+    folder = save_llama(tmp_path_factory.mktemp("chat") / "tiny", {**LLAMA, "max_position_embeddings": 1024})
+    return convert(folder, folder.parent / "tiny.gguf", "--bits", "6")
+
+
+@pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct as a GGUF file; `make test` downloads it and names it."""
     path = os.environ.get("TQ_SMOLLM2")

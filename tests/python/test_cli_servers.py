@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -92,3 +93,20 @@ def test_files_of_the_dead_and_the_foreign_are_not_believed(own_home):
         assert [path.name for path in folder.iterdir()] == [f"{os.getpid()}.json"]
     assert running.servers() == []
     assert running.Server(1, "::1", 80, "m", 0.0, "").url == "http://[::1]:80/"
+
+
+def test_the_real_server_is_listed(tiny_tqn, capsys, own_home):
+    pytest.importorskip("uvicorn")
+    command = [sys.executable, "-m", "turboquant_native", "serve", str(tiny_tqn), "--port", "0", "--ctx", "64", "--slots", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 120
+        while not (found := running.servers()) and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.1)
+        assert [server.pid for server in found] == [process.pid] and found[0].model == str(tiny_tqn) and found[0].port > 0
+        assert call(capsys, "stop", found[0].port)[0] == 0
+        process.wait(60)
+        assert running.servers() == []
+    finally:
+        process.kill()
+        process.wait()

@@ -41,7 +41,8 @@ class Llama(TextMethods, TokenMethods):
         use_mlock: keep the weights in memory. use_mmap: accepted; files are always mapped.
         type_k, type_v: None or 1 (float16), the cache's only type.
         flash_attn: accepted; attention never stores its score matrix.
-        chat_format: a named template instead of the file's. chat_handler: a function in place of `create_chat_completion`'s own formatting.
+        chat_format: a template instead of the file's default: chatml, llama-3, gemma, one of the file's by name, or jinja2 text.
+        chat_handler: a function in place of `create_chat_completion`'s own formatting.
         draft_model: guesses tokens ahead, see `turboquant_native.speculative`.
         precision: "int8" activations for packed matrices, or "f32", the slow reference.
         verbose: log at INFO, otherwise at DEBUG (to `logging`; nothing is printed).
@@ -149,6 +150,11 @@ class Llama(TextMethods, TokenMethods):
         if filename is None:
             return cls(hub.converted(repo_id, bits, cache_dir, revision), **kwargs)
         return cls(hub.find_file(repo_id, filename, cache_dir=cache_dir, local_dir=local_dir, revision=revision), **kwargs)
+
+    @property
+    def session(self) -> Session:
+        """What completions of this model share; for programs that run their own, such as the server."""
+        return self._session
 
     # --- life ----------------------------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """The tokenizer of a model to convert, as it goes into the file: a `tokenizers` JSON and the keys that other tools read.
 
 `tokenizer.huggingface.json` is the tokenizer. Beside it stand `tokenizer.ggml.*` (token texts and types, ids of the special tokens, whether
-a BOS is put first; `eos_token_ids` lists every token that ends generation) and `tokenizer.chat_template`.
+a BOS is put first; `eos_token_ids` lists every token that ends generation), `tokenizer.chat_template` and, for templates beside the
+default, `tokenizer.chat_template.NAME` with their names in `tokenizer.chat_templates`.
 """
 
 import json
@@ -65,7 +66,10 @@ def _keys(
     keys["tokenizer.ggml.add_bos_token"] = add_bos
     if "default" in templates:
         keys["tokenizer.chat_template"] = templates["default"]
-    return keys | {f"tokenizer.chat_template.{name}": text for name, text in templates.items() if name != "default"}
+    others = {name: text for name, text in templates.items() if name != "default"}
+    if others:
+        keys["tokenizer.chat_templates"] = list(others)
+    return keys | {f"tokenizer.chat_template.{name}": text for name, text in others.items()}
 
 
 # --- from a Hugging Face folder ----------------------------------------------------------------------------------------------------------
@@ -82,17 +86,32 @@ def _optional_json(path: Path) -> dict[str, Any]:
 
 
 def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Chat templates by name, from chat_template.jinja, chat_template.json or tokenizer_config.json."""
-    found: dict[str, str] = {}
-    stored = config.get("chat_template") or _optional_json(folder / "chat_template.json").get("chat_template")
-    if isinstance(stored, str):
-        found["default"] = stored
-    elif isinstance(stored, list):
-        found = {entry["name"]: entry["template"] for entry in stored}
+    """Chat templates by name, from tokenizer_config.json or chat_template.json, chat_template.jinja, additional_chat_templates/*.jinja."""
+    stored, file = config.get("chat_template"), folder / "tokenizer_config.json"
+    if not stored:
+        file = folder / "chat_template.json"
+        stored = _optional_json(file).get("chat_template")
+    found = _named_templates(stored, file)
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         found["default"] = jinja.read_text(encoding="utf-8")
+    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        found[path.stem] = path.read_text(encoding="utf-8")
     return found
+
+
+def _named_templates(stored: Any, file: Path) -> dict[str, str]:
+    """One template, or several as [{"name", "template"}, ...] or {name: template}; ConvertError names a file that has them otherwise."""
+    if not stored:
+        return {}
+    if isinstance(stored, str):
+        return {"default": stored}
+    entries = [{"name": name, "template": text} for name, text in stored.items()] if isinstance(stored, dict) else stored
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str) for entry in entries
+    ):
+        raise ConvertError(f"{file}: chat_template must be a text, or a list of objects with name and template, got {str(stored)[:80]!r}")
+    return {entry["name"]: entry["template"] for entry in entries}
 
 
 def _token_list(tokenizer: Tokenizer, description: dict[str, Any], n_vocab: int) -> tuple[list[str], list[int]]:

@@ -11,6 +11,7 @@ _FILES = [
     "generation_config.json",
     "tokenizer*",
     "chat_template*",
+    "additional_chat_templates/*.jinja",
     "*tokens*.json",
 ]
 
