@@ -12,6 +12,12 @@ from ..engine.devices import device
 from ..evaluate import evaluation as evaluate
 from ..evaluate import kld_base, multiple_choice
 
+EXAMPLES = """
+  tqn eval model.tqn.gguf --text wiki.test.raw --windows 16
+  tqn eval model.tqn.gguf --text wiki.test.raw --reference f16.gguf
+  tqn eval model.tqn.gguf --multiple-choice questions.jsonl
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""

@@ -8,6 +8,10 @@ from dataclasses import asdict
 from ..common.files import printable
 from ..convert.inspection import verify
 
+EXAMPLES = """
+  tqn verify model.tqn.gguf
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
