@@ -336,3 +336,19 @@ TEST("running out of memory is an error, and the backend goes on") {
   TestPlane plane(*b, x, 100);
   CHECK(read(*b, *plane.buffer) == x);
 }
+
+TEST("copies stay within the device, and each backend counts its own memory") {
+  const auto b = cuda_backend(Precision::int8), other = cuda_backend(Precision::int8);
+  Random random{8};
+  const std::vector<float> x = random.normals(100);
+  std::vector<float> expected(200);
+  std::copy_n(x.begin() + 10, 20, expected.begin() + 110);
+  const TestPlane from(*b, x, 100), to(*b, 2, 100);
+  b->copy(*from.buffer, 40, *to.buffer, 440, 80);
+  CHECK(read(*b, *to.buffer) == expected);
+  b->copy(*to.buffer, 440, *to.buffer, 0, 80);  // within one buffer
+  std::copy_n(x.begin() + 10, 20, expected.begin());
+  CHECK(read(*b, *to.buffer) == expected);
+  CHECK_EQ(b->memory_bytes(), 1200);
+  CHECK_EQ(other->memory_bytes(), 0);
+}
