@@ -169,11 +169,11 @@ def _stream_site(kind: str) -> str:
 
 
 class _ReferenceLayer:
-    """One layer of the original: its output and what its sites saw, kept in `room`, which the next layer uses again."""
+    """One layer of the original: its output and what its sites saw, kept in `buffers`, which the next layer uses again."""
 
-    def __init__(self, runner: Any, index: int, hidden: Floats, room: dict[str, Floats]) -> None:
+    def __init__(self, runner: Any, index: int, hidden: Floats, buffers: dict[str, Floats]) -> None:
         self.order: list[str] = []
-        self._tokens, self._room = hidden.shape[0] * hidden.shape[1], room
+        self._tokens, self._buffers = hidden.shape[0] * hidden.shape[1], buffers
         self._seen: dict[str, int] = {}  # rows
         self.output: Floats = runner.layer(index, hidden, self._tap)
 
@@ -182,18 +182,18 @@ class _ReferenceLayer:
             self.order.append(site)
         if site == _kind(site):  # experts see other rows behind rounded layers, so theirs are of no use
             first = self._seen.get(site, 0)
-            self._place(site, x.shape[1])[first : first + len(x)] = x
+            self._buffer(site, x.shape[1])[first : first + len(x)] = x
             self._seen[site] = first + len(x)
 
-    def _place(self, site: str, width: int) -> Floats:
+    def _buffer(self, site: str, width: int) -> Floats:
         name = re.sub(r"^blk\.\d+\.", "", site)
-        if name not in self._room or self._room[name].shape[1] != width:
-            self._room[name] = np.empty((self._tokens, width), np.float32)
-        return self._room[name]
+        if name not in self._buffers or self._buffers[name].shape[1] != width:
+            self._buffers[name] = np.empty((self._tokens, width), np.float32)
+        return self._buffers[name]
 
     def rows(self, site: str, rows: slice) -> Floats | None:
         """What a site saw of these tokens, all windows one after the other."""
-        return self._room[re.sub(r"^blk\.\d+\.", "", site)][rows] if site in self._seen else None
+        return self._buffers[re.sub(r"^blk\.\d+\.", "", site)][rows] if site in self._seen else None
 
 
 class SequentialRounder:
@@ -237,7 +237,7 @@ class SequentialRounder:
         self._n_layers = int(model.config["n_layers"])
         self._next = 0  # the layer that the hidden states stand before
         self._hidden: tuple[Floats, Floats] | None = None  # original, rounded
-        self._room: dict[str, Floats] = {}  # for what the original's sites see
+        self._buffers: dict[str, Floats] = {}  # for what the original's sites see
         self._results: dict[str, QuantizedMatrix] = {}
         self.watch = Stopwatch()
         self.errors: dict[str, float] = {}  # name -> E|| (W - W') x ||^2 / E|| W x ||^2
@@ -298,7 +298,7 @@ class SequentialRounder:
         assert self._hidden is not None
         original, rounded = self._hidden
         with self.watch("original's passes"):
-            reference = _ReferenceLayer(self._original, layer, original, self._room)
+            reference = _ReferenceLayer(self._original, layer, original, self._buffers)
         windows = self._rounded.enter(layer, rounded)
         names = [name for name in self._specs if layer_of(name) == layer]
         results: dict[str, QuantizedMatrix] = {}

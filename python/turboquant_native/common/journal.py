@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 @contextmanager
-def one_maker(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """For one process at a time: the others that need the file `path` wait until it is made (or its maker has died)."""
     with open(path.with_name(f".{path.name}.lock"), "a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

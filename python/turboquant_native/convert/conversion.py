@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .. import _core
 from ..common.errors import ConvertError, listing
 from ..common.memory import peak_memory
-from ..common.progress import Progress, duration
+from ..common.progress import Journey, Progress, duration
 from .architectures import Shape
 from .container import ContainerWriter
 from .quantize import MAX_INPUTS, MatrixSpec, QuantizedMatrix, quantize_matrix, rotation_seed
@@ -24,6 +24,7 @@ from .sources import Source
 
 TYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _FP16_MAX = 65504.0
+_EMBED_BITS = 8  # where nobody measured what fewer cost
 # Rounds one matrix: (name, w, spec, progress) -> the result. Calibration passes its own.
 Rounder = Callable[[str, NDArray[np.float32], MatrixSpec, Callable[[int], None]], QuantizedMatrix]
 
@@ -35,7 +36,8 @@ class Options:
     Attributes:
         bits: of the layers' matrices; 16 and 32 stand for F16 and F32 everywhere.
         tensor_bits: (regular expression, bits), the last that is found in a name wins.
-        embed_bits: of the embedding, and of the output matrix where `output_bits` does not say otherwise.
+        embed_bits: of the embedding, and of the output matrix where `output_bits` does not say otherwise; None: 8, or what a
+            calibration finds best.
         outliers: fraction of every matrix kept in FP16.
         outtype: "f32", "f16", "bf16": an unquantized file; None: quantized.
         seed: of the rotations.
@@ -43,7 +45,7 @@ class Options:
 
     bits: int = 4
     tensor_bits: tuple[tuple[str, int], ...] = ()
-    embed_bits: int = 8
+    embed_bits: int | None = None
     output_bits: int | None = None
     outliers: float = 0.0
     outtype: str | None = None
@@ -107,11 +109,11 @@ def _search(pattern: str, name: str) -> bool:
 
 
 def _bits_of(name: str, options: Options, tied: bool) -> int:
-    bits = options.bits
+    bits, embed_bits = options.bits, options.embed_bits or _EMBED_BITS
     if name == "output.weight" or (name == "token_embd.weight" and tied):
-        bits = options.output_bits or options.embed_bits
+        bits = options.output_bits or embed_bits
     elif name == "token_embd.weight":
-        bits = options.embed_bits
+        bits = embed_bits
     for pattern, chosen in options.tensor_bits:
         bits = chosen if _search(pattern, name) else bits
     return bits
@@ -271,6 +273,7 @@ def write_model(
     extra_metadata: dict[str, Any] | None = None,
     settings: str = "",
     title: str = "converting",
+    journey: Journey | None = None,
 ) -> Summary:
     """Convert `source` to the file `target` as `plan` says; the file appears only when it is complete.
 
@@ -282,6 +285,7 @@ def write_model(
         extra_metadata: further keys of the file.
         settings: what else decides the rounder's results: only a run with the same goes on from an interrupted one.
         title: of the progress bar.
+        journey: what this is the stage `title` of.
     Raises ConvertError, OSError (no space, no permission).
     """
     start = time.monotonic()
@@ -292,7 +296,7 @@ def write_model(
     key = fingerprint(source, [repr(tensor) for tensor in plan], settings)
     with (
         ContainerWriter(target, source.architecture.gguf, overwrite=overwrite, key=key, resume=resume) as writer,
-        Progress(sum(tensor.weights for tensor in plan), title, quiet) as progress,
+        Progress(sum(tensor.weights for tensor in plan), title, quiet, journey=journey) as progress,
     ):
         tokenizer = source.tokenizer.metadata() if source.tokenizer else {}
         for name, value in {**source.metadata(), **tokenizer, **(extra_metadata or {})}.items():

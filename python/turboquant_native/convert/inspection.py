@@ -14,7 +14,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from .._core import FormatError, GgufFile, UnsupportedError, cpu_count
-from .container import CHECKSUMS_KEY, HEADER_KEY, PLANE_SUFFIXES, header_digest
+from .container import CALIBRATION_KEY, CHECKSUMS_KEY, HEADER_KEY, PLANE_SUFFIXES, header_digest
 
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 DEFAULT_ALIGNMENT = 32  # GGUF's, where a file names none
@@ -171,3 +171,12 @@ def describe(path: str | os.PathLike[str] | GgufFile) -> FileSummary:
             size = sum(sizes.get(matrix + plane, 0) for plane in PLANE_SUFFIXES)
             rows.append(TensorSummary(matrix, f"TQN{entry['bits']}", (entry["n_out"], entry["n_in"]), size, entry["outliers"]))
     return FileSummary(file.path, str(file.metadata.get("general.architecture", "unknown")), file.size, rows)
+
+
+def measured_kld(file: GgufFile) -> float | None:
+    """Nats a token from the original, as the conversion measured it on held-out text; None where the file does not say."""
+    try:
+        value = float(json.loads(file.metadata.get(CALIBRATION_KEY, ""))["kld"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return value if math.isfinite(value) and value >= 0 else None
