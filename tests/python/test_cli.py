@@ -40,8 +40,16 @@ def test_run_streams_the_text_then_the_speed(tiny_tqn, expected, capsys):
 def test_run_reads_standard_input(tiny_tqn, expected, capsys, monkeypatch):
     import io
 
-    monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(PROMPT.encode())))
     assert call(capsys, "run", tiny_tqn, *SAMPLING)[1] == PROMPT + expected + "\n"
+
+
+def test_standard_input_that_is_no_utf8_is_named(tiny_tqn, capsys, monkeypatch):
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9")))
+    code, out, err = call(capsys, "run", tiny_tqn, *SAMPLING)
+    assert code == 1 and out == "" and "standard input is no UTF-8 text: byte 0xe9 at position 3" in err
 
 
 def test_run_json(tiny_tqn, expected, capsys):
@@ -78,6 +86,15 @@ def test_info(tiny_tqn, capsys):
     assert described["tensor_bytes"] == sum(tensor["bytes"] for tensor in described["tensors"])
 
 
+def test_verify_and_info_count_the_same(tiny_tqn, capsys):
+    """Both count tensors as the model has them; verify says how many planes they are stored as."""
+    described = json.loads(call(capsys, "info", tiny_tqn, "--json")[1])
+    checked = json.loads(call(capsys, "verify", tiny_tqn, "--json")[1])
+    assert checked["tensors"] == len(described["tensors"]) < checked["planes"] == checked["checksummed"]
+    assert f"{checked['tensors']} tensors stored as {checked['planes']} planes" in call(capsys, "verify", tiny_tqn)[1]
+    assert f"tensors            {checked['tensors']} " in call(capsys, "info", tiny_tqn)[1]
+
+
 def test_verify(tiny_tqn, tmp_path, capsys):
     assert call(capsys, "verify", tiny_tqn)[0] == 0
     data = bytearray(tiny_tqn.read_bytes())
@@ -110,6 +127,7 @@ def test_bench(tiny_tqn, capsys):
     assert row["gigabytes_per_second"] == pytest.approx(row["weight_bytes"] * row["tg"] / 1e9)
     _, out, _ = call(capsys, "bench", tiny_tqn, "--profile", *options)
     assert "pp16 t/s" in out and "tg4 t/s" in out
+    assert max(map(len, out.splitlines())) <= 80
     assert all(kind in out for kind in ("linear", "attention", "norms", "rotation", "sampler", "barrier", "rest"))
 
 

@@ -15,7 +15,7 @@ MATRICES = 15  # of the tiny model: the embedding and seven in each of two layer
 
 
 def convert(source: Path, target: Path, *options: str) -> int:
-    return convert_hf_to_tq.main([str(source), str(target), "--bits", "3", "--outliers", "0.01", "--quiet", *options])
+    return convert_hf_to_tq.main([str(source), str(target), "--bits", "3", "--outliers", "0.01", "--effort", "none", "--quiet", *options])
 
 
 def count_matrices(monkeypatch: pytest.MonkeyPatch, kill_at: int = -1) -> list[str]:

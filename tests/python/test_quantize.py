@@ -115,7 +115,6 @@ def test_quantized_file_decodes_to_what_was_rounded(tmp_path: Path, bits: int) -
         assert spec is not None
         ours = quantize_matrix(w, spec).dequantize()
         np.testing.assert_allclose(file.dequantize(name), ours, atol=1e-5 * np.abs(w).max())
-    assert summary.relative_error == pytest.approx(0.7 * DISTORTION.get(bits, 1e-4) ** 0.5, rel=1)
     assert sum(tensor.bytes for tensor in plan) <= summary.file_bytes
 
 
@@ -133,7 +132,7 @@ def test_planned_bytes_are_those_of_the_file(tmp_path: Path) -> None:
 def test_conversion_is_deterministic_and_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_llama(tmp_path / "model", {**LLAMA, "num_hidden_layers": 1})
     whole, parts = tmp_path / "whole.gguf", tmp_path / "parts.gguf"
-    assert convert_hf_to_tq.main([str(folder), str(whole), "--quiet"]) == 0
+    assert convert_hf_to_tq.main([str(folder), str(whole), "--effort", "none", "--quiet"]) == 0
     source = open_source(str(folder))
     plan, rounded = make_plan(source, Options()), []
 

@@ -46,7 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def convert(model: Path, out: Path, request: Request | None = None, options: Options | None = None) -> Quantizer:
     source = open_source(str(model), None, None)
-    run = Quantizer(source, out, options or Options(bits=3, embed_bits=4), request or Request(effort="fast", seq_len=32), threads=1)
+    request = request or Request(effort="fast", seq_len=32)
+    options = options or (Options() if request.has_budget else Options(bits=3, embed_bits=4))
+    run = Quantizer(source, out, options, request, threads=1)
     run.run(overwrite=True)
     return run
 
@@ -203,7 +205,7 @@ def test_the_simple_rule_is_kept_where_it_is_clearly_better(
 def test_the_simple_rule_keeps_outliers_that_were_asked_for(folder: Path, tmp_path: Path) -> None:
     source = open_source(str(folder), None, None)
     request = Request(bpw=5, effort="max", auto_outliers=False)
-    plan = WidthChooser(source, Options(outliers=0.01), request).ends_higher(0)
+    plan = WidthChooser(source, Options(outliers=0.01), request).simple_rule(0)
     assert {tensor.spec.outliers for tensor in plan if tensor.spec is not None} == {0.01}
     assert bits_per_weight(plan) <= 5
 

@@ -98,8 +98,8 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
         "--effort",
         choices=("none", *EFFORTS),
         default="fast",
-        help="none: plain rounding, which at 4 bits and below loses about four times as much. fast: minutes for a small model. normal, max: "
-        "more calibration text; with --bpw or --size also a second file by a simple rule for the widths, and the better of the two is "
+        help="none: plain rounding, which at 4 bits and below loses about four times as much. fast: minutes for a small model. normal, "
+        "max: more calibration text; with --bpw or --size also a second file by a simple rule for the widths, and the better of the two is "
         "kept (default: fast)",
     )
     group.add_argument("--plan", type=Path, metavar="FILE", help="widths per matrix (JSON): read where the file exists, else written")

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; errors are exceptions."""
-    prompt = sys.stdin.read() if args.prompt is None else args.prompt
+    prompt = _standard_input() if args.prompt is None else args.prompt
     with sampling_arguments.open_model(args) as llm:
         if args.json:
             print(json.dumps({**_call(llm, prompt, args, stream=False), "timings": speeds(llm.timings)}))
@@ -34,6 +34,15 @@ def run(args: argparse.Namespace) -> int:
         print(flush=True)
         print(speed_line(llm.timings), file=sys.stderr)
     return 0
+
+
+def _standard_input() -> str:
+    """The text there, whatever the locale says; ValueError where it is not UTF-8."""
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is no UTF-8 text: byte 0x{data[error.start]:02x} at position {error.start}") from None
 
 
 def _call(llm: Any, prompt: str, args: argparse.Namespace, stream: bool) -> Any:
