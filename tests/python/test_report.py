@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -69,6 +70,17 @@ def test_bad_points_are_named(bad: str, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         main(["report", "f.gguf", "--point", bad])
     assert "NAME=BPW,KLD" in capsys.readouterr().err
+
+
+def test_without_matplotlib_the_extra_is_named(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [name for name in sys.modules if name.startswith("matplotlib")]:
+        monkeypatch.setitem(sys.modules, module, None)
+    for module in ("charts", "report"):
+        monkeypatch.delitem(sys.modules, f"turboquant_native.evaluate.{module}")
+    assert main(["report", str(files[0]), "-o", str(tmp_path / "r.html")]) == 1
+    assert "pip install 'turboquant-native[report]'" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 # --- the drawings

@@ -171,7 +171,6 @@ class Summary:
         ]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
-
     def _embeddings(self) -> str:
         """What embedding and output take; in small models with many tokens that is most of the file."""
         words = {"token_embd.weight": "embedding", "output.weight": "output"}
