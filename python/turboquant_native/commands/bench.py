@@ -100,7 +100,7 @@ def _header(args: argparse.Namespace) -> str:
     return " ".join([f"{'model':{_NAME}}", f"{'backend':{_BACKEND}}", "thr", *rates, f"{'GB/s':>5}", "ttft s", "load s", "peak MB"]) + "\n"
 
 
-def _line(row: Speed) -> str:
+def _line(row: "Speed") -> str:
     name = os.path.basename(row.model)
     return (
         f"{_short(name, _NAME):{_NAME}} {row.backend[:_BACKEND]:{_BACKEND}} {row.threads:>3} {row.pp:>10.1f} {row.tg:>10.1f} "
