@@ -77,7 +77,7 @@ class Speed:
             products=2 * square.size * len(square) / _seconds(lambda: square @ square),
             solving=8 / 3 * len(square) ** 3 / _seconds(lambda: np.linalg.solve(hessian, square)),
             feedback=len(square) ** 3 / _seconds(lambda: _core.feedback(hessian, 0.03, threads)),
-            encoding={**dict.fromkeys((1, 2, 3, 4), trellis), 6: scalar, 8: 2 * scalar},
+            encoding={**dict.fromkeys((1, 2, 3, 4), trellis), 6: scalar, 8: 4 * scalar},
             writing=writing,
             logarithms=logits.size / _seconds(lambda: np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1, dtype=np.float64)) / 3,
         )
