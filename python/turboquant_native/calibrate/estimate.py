@@ -24,6 +24,7 @@ from ..common.progress import duration
 from ..convert import synthetic
 from ..convert.container import ContainerWriter
 from ..convert.conversion import TensorPlan
+from ..convert.feedback import block_feedback
 from ..convert.quantize import input_site
 from ..convert.sources import Source
 from .report import ALLOCATED, SIMPLE_RULE
@@ -76,7 +77,7 @@ class Speed:
             engine=engine,
             products=2 * square.size * len(square) / _seconds(lambda: square @ square),
             solving=8 / 3 * len(square) ** 3 / _seconds(lambda: np.linalg.solve(hessian, square)),
-            feedback=len(square) ** 3 / _seconds(lambda: _core.feedback(hessian, 0.03, threads)),
+            feedback=len(square) ** 3 / _seconds(lambda: block_feedback(hessian, 0.03)),
             encoding={**dict.fromkeys((1, 2, 3, 4), trellis), 6: scalar, 8: 4 * scalar},
             writing=writing,
             logarithms=logits.size / _seconds(lambda: np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1, dtype=np.float64)) / 3,
@@ -320,7 +321,7 @@ def _statistics_memory(counts: _Counts, tokens: int) -> float:
     """Of a layer: hidden states, Hessians of all sites, one of them factored."""
     by_layer = sum(n_in**2 for n_in, _, _, _ in counts.sites()) / counts.layers
     widest = max((n_in for n_in, _, _, _ in counts.sites()), default=counts.width)
-    return 4.0 * (3 * tokens * counts.width + by_layer + 2 * counts.layer_weights / counts.layers) + 24.0 * widest**2
+    return 4.0 * (3 * tokens * counts.width + by_layer + 2 * counts.layer_weights / counts.layers) + 40.0 * widest**2
 
 
 def _rounding_memory(counts: _Counts, work: Work) -> float:
@@ -329,5 +330,5 @@ def _rounding_memory(counts: _Counts, work: Work) -> float:
     widest = max((n_in for n_in, _, _, _ in counts.sites()), default=counts.width)
     return (
         4.0 * (6 * work.tokens * counts.width + seen + 3 * _BATCH_ROWS * widest + 2 * counts.layer_weights / counts.layers)
-        + 28.0 * widest**2
+        + 40.0 * widest**2
     )

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
+from ..convert.feedback import upper_factor
 from ..convert.quantize import input_site, rotate_hessian, rotation_seed
 from ..convert.sources import Source
 from ..evaluate.evaluation import divergence, normalize
@@ -213,19 +214,6 @@ def _relative_change(states: Floats, changed: Floats) -> float:
 
 
 def _fed_back(noise: Floats, hessian: Floats) -> Floats:
-    """What is left of white noise in rounding when its errors are fed back: noise (I + U)^-1, where H + damping = (I + U) D (I + U)^T.
-
-    (I + U) D^1/2 is the upper triangle of the factorization from the last column on, which is LAPACK's lower one of the reversed matrix.
-    The damping is raised tenfold until the factorization succeeds.
-    """
-    reversed_hessian, damping = hessian[::-1, ::-1].astype(np.float64), _DAMPING
-    mean = float(np.mean(np.diag(reversed_hessian)))
-    while True:
-        damped = reversed_hessian.copy()
-        damped.flat[:: len(damped) + 1] += damping * mean
-        try:
-            upper = np.linalg.cholesky(damped)[::-1, ::-1].astype(np.float32)
-            break
-        except np.linalg.LinAlgError:
-            damping *= 10
-    return np.ascontiguousarray(np.linalg.solve(upper.T, (noise * np.diag(upper)).T).T, dtype=np.float32)
+    """What is left of white noise in rounding when its errors are fed back: noise (I + U)^-1, where H + damping = (I + U) D (I + U)^T."""
+    factor = upper_factor(hessian, _DAMPING).astype(np.float32)  # (I + U) D^1/2
+    return np.ascontiguousarray(np.linalg.solve(factor.T, (noise * np.diag(factor)).T).T, dtype=np.float32)
