@@ -245,11 +245,12 @@ def estimate(source: Source, plan: Sequence[TensorPlan], work: Work, speed: Spee
     file = float(sum(tensor.bytes for tensor in plan))
     reference = counts.parameters * (4.0 if reference_type(counts.parameters) == "f32" else 2.0)
     largest = 4.0 * max(tensor.weights for tensor in plan)
-    running = _BASE_MEMORY + reference  # the engine maps the reference and reads all of it
+    touched = 2 * counts.layer_weights / counts.layers + counts.vocabulary * counts.width  # of the mapped reference, at a time
+    running = _BASE_MEMORY + touched * reference / counts.parameters
     logits = 4.0 * PROBE_LEN * counts.vocabulary
     stages = [
         Stage("reference", (reference + 4 * counts.parameters) / 2 / speed.writing, _BASE_MEMORY + 3 * largest, 2 * reference),
-        Stage("text", _text_seconds(counts, work, speed), running + 3 * logits),
+        Stage("text", _text_seconds(counts, work, speed), _BASE_MEMORY + reference + 3 * logits),  # generating reads it all
     ]
     if work.gradients:
         stages.append(Stage("gradients", 4 * counts.passes(work.tokens, work.seq_len) / speed.engine, running + 8.0 * counts.parameters))

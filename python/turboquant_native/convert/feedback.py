@@ -30,7 +30,7 @@ def upper_factor(hessian: NDArray[np.float32], damping: float) -> NDArray[np.flo
     while damping <= _MOST_DAMPING:
         diagonal[:] = original + damping * mean
         try:
-            return np.linalg.cholesky(scaled)[::-1, ::-1]
+            return np.asarray(np.linalg.cholesky(scaled), np.float64)[::-1, ::-1]
         except np.linalg.LinAlgError:
             damping = max(10 * damping, 1e-8)
     raise ValueError("hessian: is not positive semidefinite")
