@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..common.errors import ConvertError
-from ..common.journal import file_lock
+from ..common.journal import only_one_process
 from ..common.memory import peak_memory
 from ..common.progress import Journey, Progress
 from ..convert.container import CALIBRATION_KEY, CALIBRATION_ROOM, fill_calibration
@@ -233,7 +233,7 @@ class Quantizer:
 
     def _cached(self, name: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         path = self._shared / f"{name}.npy"
-        with file_lock(path):
+        with only_one_process(path):
             if not path.exists():
                 partial = self._shared / f"{name}.partial.npy"
                 np.save(partial, make())
@@ -259,7 +259,7 @@ class Quantizer:
     def _reference(self) -> Any:
         """The model unquantized, in a file of our own that the engine runs."""
         path = self._reference_path
-        with file_lock(path):
+        with only_one_process(path):
             if not path.exists():
                 plan = make_plan(self._source, Options(outtype=reference_type(self._source.parameters)))
                 write_model(self._source, plan, path, resume=True, quiet=self._quiet, title="reference", journey=self._journey)
@@ -322,7 +322,7 @@ class Quantizer:
         if not self._widths.chooses and not any(tensor.is_embedding and tensor.spec for tensor in self._widths.given()):
             return Sensitivity()
         path = self._sensitivity_path
-        with file_lock(path):
+        with only_one_process(path):
             if not path.exists():
                 self._measure_sensitivity(path, model, tokens, probes[: self._effort.sensitivity_probes])
         return self._read_sensitivity(path)

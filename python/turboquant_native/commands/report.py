@@ -3,6 +3,11 @@
 import argparse
 from pathlib import Path
 
+EXAMPLES = """
+  tqn report model.tqn.gguf
+  tqn report small.gguf large.gguf -o compared.html
+"""
+
 
 def _point(text: str) -> tuple[str, float, float]:
     try:
