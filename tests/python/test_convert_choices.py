@@ -17,7 +17,7 @@ from turboquant_native.calibrate.report import in_words
 from turboquant_native.calibrate.request import EFFORTS, Effort, Request
 from turboquant_native.calibrate.sensitivity import DISTORTION, Sensitivity
 from turboquant_native.calibrate.widths import CORRECTED, WidthChooser, at_width
-from turboquant_native.convert.conversion import Options, bits_per_weight, make_plan
+from turboquant_native.convert.conversion import Options, bits_per_weight, make_plan, notes_of
 from turboquant_native.convert.sources import open_source
 
 
@@ -40,6 +40,7 @@ def widths(path: Path) -> dict[str, int]:
 def test_by_default_a_budget_of_four_and_a_quarter_bits_is_calibrated(folder: Path, tmp_path: Path, capsys: Any) -> None:
     assert convert(folder, tmp_path / "m.gguf", "--json", "--quiet") == 0
     figures = json.loads(capsys.readouterr().out)
+    assert figures["settings"]["auto_outliers"] is None and figures["outliers"]["fraction"] == 0  # fast looks for none
     assert figures["settings"]["bpw"] == 4.25 and figures["settings"]["effort"] == "fast" and figures["measured_kld"] > 0
     assert 0.93 * 4.25 <= figures["bpw"] <= 4.25
 
@@ -154,13 +155,13 @@ def test_losses_in_words(kld: float, words: str) -> None:
     assert words in in_words(kld)
 
 
-def test_a_source_that_is_already_quantized_is_named(tmp_path: Path, capsys: Any) -> None:
-    plain = write_gguf(tmp_path / "plain.gguf", "llama", LLAMA, llama_tensors())
-    assert open_source(str(plain)).quantized_as is None
+def test_a_source_that_is_already_quantized_is_named(tmp_path: Path) -> None:
+    plain = open_source(str(write_gguf(tmp_path / "plain.gguf", "llama", LLAMA, llama_tensors())), needs_tokenizer=False)
+    assert plain.quantized_as is None and notes_of(plain, []) == []
     config = {**LLAMA, "hidden_size": 64, "intermediate_size": 96}
-    rounded = write_gguf(tmp_path / "q.gguf", "llama", config, llama_tensors(config), qtype=gguf.GGMLQuantizationType.Q4_1)
-    assert convert(rounded, tmp_path / "m.gguf", "--effort", "none", "--overwrite") == 0
-    assert "already quantized (Q4_1, 5.0 bits per weight)" in capsys.readouterr().out
+    path = write_gguf(tmp_path / "q.gguf", "llama", config, llama_tensors(config), qtype=gguf.GGMLQuantizationType.Q4_1)
+    rounded = open_source(str(path), needs_tokenizer=False)
+    assert "already quantized (Q4_1, 5.0 bits per weight)" in notes_of(rounded, [])[0]
 
 
 def test_a_dry_run_names_the_open_width_and_writes_nothing(folder: Path, tmp_path: Path, capsys: Any) -> None:

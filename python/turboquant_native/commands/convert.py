@@ -238,7 +238,7 @@ def _calibrated(args: argparse.Namespace, source: "Source", options: "Options") 
         args.plan,
         args.calib,
         args.effort,
-        args.outliers in (None, "auto"),
+        None if args.outliers is None else args.outliers == "auto",
         hessian=args.hessian or "activations",
         cache=args.calib_cache,
     )
