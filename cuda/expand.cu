@@ -68,20 +68,7 @@ void launch(const PackedView& w, int8_t* values, bool tiled, cudaStream_t stream
 }  // namespace
 
 void expand(const PackedView& matrix, int8_t* values, bool tiled, cudaStream_t stream) {
-  switch (matrix.k) {
-    case 1:
-      return launch<1>(matrix, values, tiled, stream);
-    case 2:
-      return launch<2>(matrix, values, tiled, stream);
-    case 3:
-      return launch<3>(matrix, values, tiled, stream);
-    case 4:
-      return launch<4>(matrix, values, tiled, stream);
-    case 6:
-      return launch<6>(matrix, values, tiled, stream);
-    default:
-      return launch<8>(matrix, values, tiled, stream);
-  }
+  tqn::Formats::call(matrix.k, [&]<int K>(tqn::Format<K>) { launch<K>(matrix, values, tiled, stream); });
 }
 
 }  // namespace tq::cuda

@@ -8,6 +8,7 @@
 
 #include "device.h"
 #include "epilogue.cuh"
+#include "gemv_launch.h"
 #include "gemv_one.cuh"
 #include "mma.cuh"
 
@@ -241,14 +242,6 @@ template <int K>
 constexpr int gemv_shared_bytes() {
   return kTableSharedBytes + CodeStream<K>::kBlockBytes;
 }
-
-struct GemvLaunch {
-  PackedProduct product;
-  SplitSums split;
-  int first_strip[kMaxOutputs + 1];  // of each matrix in the launch's list of strips
-  int blocks_a_strip;                // 0: blocks take equal runs of the whole list
-  __host__ __device__ int strips() const { return first_strip[product.count]; }
-};
 
 template <int K, int NB>
 __global__ void __launch_bounds__(kGemvThreads, NB == 1 ? 3 : 2) gemv_kernel(const __grid_constant__ GemvLaunch launch) {

@@ -1,5 +1,5 @@
-// TQN: the packed weight format. This file is the one definition of its layout (docs/format.md explains it), written in the common
-// subset of C++20, CUDA C++ and the Metal shading language, so that every backend compiles the same source.
+// TQN: the packed weight format. This file is the one definition of its layout (docs/format.md explains it), in the common subset of C++20
+// and CUDA C++, so that host and device compile the same source.
 //
 //   value(t) = codebook[((window(t) * M) mod 4096) >> 6],   window(t) = 12 bits of the tile's circular bit string from bit k*t
 //
@@ -7,12 +7,6 @@
 // column 0 up, contiguous. Step t = 4 * row + column of a tile. Bits are LSB first in little-endian bytes.
 #pragma once
 
-#if defined(__METAL_VERSION__)
-#include <metal_stdlib>
-#define TQN_FN inline
-#define TQN_BYTES const device uint8_t*
-#define TQN_CONSTANT constant constexpr
-#else
 #include <stddef.h>
 #include <stdint.h>
 #if defined(__CUDACC__)
@@ -20,24 +14,39 @@
 #else
 #define TQN_FN constexpr inline
 #endif
-#define TQN_BYTES const uint8_t*
-#define TQN_CONSTANT inline constexpr
-#endif
 
 namespace tqn {
 
-TQN_CONSTANT uint32_t kVersion = 1;
-TQN_CONSTANT int kTileRows = 64;
-TQN_CONSTANT int kTileCols = 4;
-TQN_CONSTANT int kTileSteps = kTileRows * kTileCols;
-TQN_CONSTANT int kWindowBits = 12;  // of the trellis formats; TQN6 cuts windows of 6 bits
-TQN_CONSTANT int kStates = 1 << kWindowBits;
-TQN_CONSTANT int kCodebookSize = 64;
-TQN_CONSTANT int kMaxTrellisBits = 4;
-TQN_CONSTANT int kMaxInputs = 65536;    // int32 accumulators cannot overflow: 65536 * 127 * 128 < 2^31
-TQN_CONSTANT int kActivationMax = 127;  // activations are int8 in [-127, 127]
+inline constexpr uint32_t kVersion = 1;
+inline constexpr int kTileRows = 64;
+inline constexpr int kTileCols = 4;
+inline constexpr int kTileSteps = kTileRows * kTileCols;
+inline constexpr int kWindowBits = 12;  // of the trellis formats; TQN6 cuts windows of 6 bits
+inline constexpr int kStates = 1 << kWindowBits;
+inline constexpr int kCodebookSize = 64;
+inline constexpr int kMaxTrellisBits = 4;
+inline constexpr int kMaxInputs = 65536;    // int32 accumulators cannot overflow: 65536 * 127 * 128 < 2^31
+inline constexpr int kActivationMax = 127;  // activations are int8 in [-127, 127]
 
-TQN_FN bool is_format(int k) { return k == 1 || k == 2 || k == 3 || k == 4 || k == 6 || k == 8; }
+// The weight formats, by bits a weight: the one list that dispatch, bindings, validation and messages follow.
+template <int K>
+struct Format {
+  static constexpr int k = K;
+};
+template <int... Ks>
+struct FormatList {
+  static constexpr int count = sizeof...(Ks);
+  static constexpr int bits[] = {Ks...};
+  TQN_FN static bool has(int k) { return ((k == Ks) || ...); }
+  // Calls f(Format<k>()), nothing where k is no format.
+  template <class F>
+  TQN_FN static void call(int k, const F& f) {
+    (void)((k == Ks && (f(Format<Ks>()), true)) || ...);
+  }
+};
+using Formats = FormatList<1, 2, 3, 4, 6, 8>;
+
+TQN_FN bool is_format(int k) { return Formats::has(k); }
 TQN_FN bool is_trellis(int k) { return k >= 1 && k <= kMaxTrellisBits; }
 // TQN8 stores its int8 values themselves; every other format looks them up.
 TQN_FN bool has_codebook(int k) { return k != 8; }
@@ -62,21 +71,20 @@ TQN_FN uint64_t tile_offset(uint64_t strip, uint64_t tile, uint64_t n_in, int k)
 TQN_FN int step_of(int row_in_tile, int col_in_tile) { return kTileCols * row_in_tile + col_in_tile; }
 
 // `bits` <= 12 bits of a tile's circular bit string from bit `start` (0 <= start < 256k).
-TQN_FN uint32_t tile_bits(TQN_BYTES tile, int k, int start, int bits) {
+TQN_FN uint32_t tile_bits(const uint8_t* tile, int k, int start, int bits) {
   const int bytes = 32 * k, b = start >> 3;
   const uint32_t three = uint32_t(tile[b]) | uint32_t(tile[(b + 1) % bytes]) << 8 | uint32_t(tile[(b + 2) % bytes]) << 16;
   return (three >> (start & 7)) & ((1u << bits) - 1);
 }
-TQN_FN uint32_t window(TQN_BYTES tile, int k, int step) { return tile_bits(tile, k, k * step, k == 6 ? 6 : kWindowBits); }
+TQN_FN uint32_t window(const uint8_t* tile, int k, int step) { return tile_bits(tile, k, k * step, k == 6 ? 6 : kWindowBits); }
 
 // The int8 value of one step.
-TQN_FN int value(TQN_BYTES tile, int k, int step, const int8_t* codebook) {
+TQN_FN int value(const uint8_t* tile, int k, int step, const int8_t* codebook) {
   if (k == 8) return int8_t(tile[step]);
   const uint32_t w = window(tile, k, step);
   return codebook[k == 6 ? w : codebook_index(w, multiplier(k))];
 }
 
-#if !defined(__METAL_VERSION__)
 // Byte counts of a matrix's planes, or false where n_out, n_in or k are unusable or a product would wrap.
 struct PlaneBytes {
   uint64_t codes = 0, row_scale = 0, codebook = 0;
@@ -100,6 +108,5 @@ struct SplitMix64 {
     return z ^ (z >> 31);
   }
 };
-#endif
 
 }  // namespace tqn

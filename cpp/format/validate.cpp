@@ -38,7 +38,7 @@ class Checker {
   }
 
   void shape() const {
-    if (!tqn::is_format(m_.k)) fail("bits is ", m_.k, ", known are 1, 2, 3, 4, 6, 8");
+    if (!tqn::is_format(m_.k)) fail("bits is ", m_.k, ", known are ", format_list());
     if (m_.n_out < 1 || m_.n_out >= std::numeric_limits<int32_t>::max()) fail("n_out is ", m_.n_out, ", must be 1 to 2^31 - 2");
     if (m_.n_in < 1 || m_.n_in > tqn::kMaxInputs) fail("n_in is ", m_.n_in, ", must be 1 to ", tqn::kMaxInputs);
     if (m_.n_in % tqn::kTileCols) fail("n_in is ", m_.n_in, ", must be a multiple of ", tqn::kTileCols);
@@ -107,6 +107,12 @@ class Checker {
 };
 
 }  // namespace
+
+std::string format_list() {
+  std::string text;
+  for (const int k : tqn::Formats::bits) text += (text.empty() ? "" : ", ") + std::to_string(k);
+  return text;
+}
 
 void validate(const std::string& name, const TqnMatrix& matrix, const PlaneSizes& sizes) { Checker(name, matrix, sizes).run(); }
 

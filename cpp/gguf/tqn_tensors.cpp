@@ -64,7 +64,7 @@ static TqnMatrix parse_entry(const json::Value& entry) {
   TqnMatrix matrix;
   const uint64_t bits = entry.integer("bits");
   if (bits > 64 || !tqn::is_format(int(bits)))
-    throw Error(Cause::bad_file, "\"bits\" is " + std::to_string(bits) + "; 1, 2, 3, 4, 6 and 8 are possible");
+    throw Error(Cause::bad_file, "\"bits\" is " + std::to_string(bits) + ", known are " + format_list());
   matrix.k = int(bits);
   matrix.n_out = dimension(entry, "n_out");
   matrix.n_in = dimension(entry, "n_in");

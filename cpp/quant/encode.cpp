@@ -46,7 +46,7 @@ void require_finite(const char* what, std::span<const float> x, int64_t columns)
 void check(std::span<const float> w, int64_t n_out, int64_t n_in, const EncodeOptions& options, tqn::PlaneBytes* bytes) {
   if (n_out < 1 || n_in < 1 || !tqn::plane_bytes(uint64_t(n_out), uint64_t(n_in), options.k, bytes))
     refuse("no TQN matrix of " + std::to_string(n_out) + " x " + std::to_string(n_in) + " at " + std::to_string(options.k) +
-           " bits (n_in: multiple of 4 up to 65536; bits: 1, 2, 3, 4, 6, 8)");
+           " bits (n_in: multiple of 4 up to 65536; bits: " + format_list() + ")");
   require_size("w", w.size(), uint64_t(n_out) * uint64_t(n_in));
   require_finite("w", w, n_in);
   if (!options.codebook.empty()) require_size("codebook", options.codebook.size(), bytes->codebook);

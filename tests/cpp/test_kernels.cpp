@@ -16,7 +16,7 @@ using kernels::RotationPlan;
 
 namespace {
 
-constexpr int kFormats[] = {1, 2, 3, 4, 6, 8};
+constexpr auto& kFormats = tqn::Formats::bits;
 std::mt19937_64 rng(20240607);
 
 float normal() { return std::normal_distribution<float>()(rng); }

@@ -10,7 +10,7 @@
 
 namespace tests {
 
-inline constexpr int kFormats[] = {1, 2, 3, 4, 6, 8};
+inline constexpr auto& kFormats = tqn::Formats::bits;
 using Tile = std::array<uint8_t, 256>;
 
 inline std::vector<int8_t> codebook_of(int k) {

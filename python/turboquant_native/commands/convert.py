@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import _core
 from ..common.errors import ConvertError
 
 if TYPE_CHECKING:
     from ..convert.conversion import Options
     from ..convert.sources import Source
 
-_WIDTHS = (1, 2, 3, 4, 6, 8)
 _CALIBRATING = "--bpw, --size, --plan, --calib, --calib-cache, --hessian, --effort"
 _EPILOG = """examples:
   convert_hf_to_tq.py ./SmolLM2-135M-Instruct smollm2.gguf --bits 4
@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("model", nargs="?", help="folder with config.json, hub id (org/name), or .gguf file")
     parser.add_argument("out", nargs="?", type=Path, help="the file to write")
-    widths = parser.add_argument_group("widths (1, 2, 3, 4, 6 or 8 bits; 16: F16, 32: F32)")
-    widths.add_argument("--bits", type=int, default=4, choices=_WIDTHS, help="bits per weight of the layers' matrices (default: 4)")
+    widths = parser.add_argument_group(f"widths ({', '.join(map(str, _core.FORMATS))} bits; 16: F16, 32: F32)")
+    widths.add_argument("--bits", type=int, default=4, choices=_core.FORMATS, help="bits per weight of the layers' matrices (default: 4)")
     widths.add_argument(
         "--tensor-bits",
         type=_tensor_bits,

@@ -27,7 +27,7 @@ class MatrixSpec:
     """How one matrix is rounded.
 
     Attributes:
-        bits: 1, 2, 3, 4, 6 or 8.
+        bits: one of _core.FORMATS.
         seed: of the rotation, 0 <= seed < 2**64; None: not rotated.
         outliers: fraction of the weights kept in FP16.
         codebook: (64,) int8 in place of the format's own.
