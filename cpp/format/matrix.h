@@ -24,7 +24,7 @@ struct TqnMatrix {
   int k = 0;                            // format: one of tqn::Formats, bits a weight
   const uint8_t* codes = nullptr;       // (strips, tiles, 32 * k) bytes
   const uint16_t* row_scale = nullptr;  // (padded_rows(n_out)) float16 bits in [0, 1]
-  const int8_t* codebook = nullptr;     // (64), null for k = 8
+  const int8_t* codebook = nullptr;     // (tqn::codebook_size(k)), null for k = 8
   float scale = 0;
   Rotation rotation = Rotation::none;
   uint64_t seed = 0;

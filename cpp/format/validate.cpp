@@ -69,8 +69,12 @@ class Checker {
 
   void codebook() const {
     if (!tqn::has_codebook(m_.k)) return;
-    for (int i = 1; i < tqn::kCodebookSize; i++)
-      if (m_.codebook[i] < m_.codebook[i - 1]) fail("codebook is not sorted at entry ", i);
+    for (int i = 0; i < tqn::codebook_size(m_.k); i++) {
+      const int entry = m_.codebook[i];
+      if (tqn::is_trellis(m_.k) && (entry < 0 || entry > tqn::largest_entry(m_.k)))
+        fail("codebook[", i, "] is ", entry, ", must be in [0, ", tqn::largest_entry(m_.k), "]");
+      if (!tqn::is_trellis(m_.k) && i > 0 && entry < m_.codebook[i - 1]) fail("codebook is not sorted at entry ", i);
+    }
   }
 
   void outlier_planes() const {

@@ -104,7 +104,8 @@ static bool has_packed_tensors(const File& file) {
   const uint64_t version = file.u64(kVersionKey);
   if (version != tqn::kVersion) {
     fail(file,
-         std::string(kVersionKey) + " is " + std::to_string(version) + "; this release reads version " + std::to_string(tqn::kVersion),
+         std::string(kVersionKey) + " is " + std::to_string(version) + "; this release reads version " + std::to_string(tqn::kVersion) +
+             (version < tqn::kVersion ? ": convert it again" : ""),
          Cause::unsupported);
   }
   return true;

@@ -31,7 +31,7 @@ inline double squared_error(const float* x, const uint8_t* tile, int k, const fl
   int8_t values[256];
   tq::reference::decode_tile(tile, k, codebook.data(), values);
   double sum = 0;
-  for (int t = 0; t < 256; t++) sum += row_weight[t / 4] * (double(x[t]) - values[t]) * (double(x[t]) - values[t]);
+  for (int t = 0; t < 256; t++) sum += row_weight[tqn::row_of_step(t)] * (double(x[t]) - values[t]) * (double(x[t]) - values[t]);
   return sum;
 }
 
