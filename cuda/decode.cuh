@@ -17,19 +17,33 @@ inline constexpr int kGroups = 8;                                // of a tile
 inline constexpr int kLaneRows = tqn::kLaneSteps;                // rows of a group
 inline constexpr int kGroupCols = kGroupTiles * tqn::kTileCols;  // 32: the depth of one mma
 
-// The table in shared memory: entry e for lane l is the word at e * 128 + 4 * l, so that each lane reads its own bank. For the trellis
-// formats an entry is a pair of indices, i + 16 j; for TQN6 it is the index.
+// The table in shared memory: entry e for lane l is the word at e * 128 + 4 * l, so that each lane reads its own bank. For TQN6 an entry is
+// the index. For the trellis formats it is p + 16 q: two numbers that decide both of a step's indices (table_pair). Where these differ by
+// one nibble of the window, p is one of them and q the nibble, which costs nothing to form.
 inline constexpr uint32_t kEntryBytes = kWarp * 4;
 constexpr uint32_t table_entries(int k) { return tqn::is_trellis(k) ? tqn::kTableSize * tqn::kTableSize : tqn::codebook_size(k); }
 constexpr uint32_t table_bytes(int k) { return table_entries(k) * kEntryBytes; }
 
 __device__ inline uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
+// The indices of T and U, modulo 16, that an entry's p and q stand for.
+template <int K>
+__device__ constexpr tqn::Indices<uint32_t> table_pair(uint32_t p, uint32_t q) {
+  if constexpr (K == 2) return {p, (p + q) % 16};
+  if constexpr (K == 4) return {(p + q) % 16, p};
+  return {p, q};
+}
+
 // A word of the table: the value in the lowest byte alone, or, Signed, as an integer.
 template <int K, bool Signed>
 __device__ inline uint32_t table_word(const int8_t* codebook, uint32_t entry) {
-  int value = codebook[entry % (tqn::is_trellis(K) ? tqn::kTableSize : tqn::kCodebookSize)];
-  if constexpr (tqn::is_trellis(K)) value += codebook[tqn::kTableSize + entry / tqn::kTableSize] - tqn::offset(K);
+  int value = 0;
+  if constexpr (tqn::is_trellis(K)) {
+    const tqn::Indices<uint32_t> at = table_pair<K>(entry % 16, entry / 16);
+    value = codebook[at.first] + codebook[tqn::kTableSize + at.second] - tqn::offset(K);
+  } else {
+    value = codebook[entry];
+  }
   return uint32_t(Signed ? value : value & 255);
 }
 
@@ -37,10 +51,11 @@ __device__ inline uint32_t table_word(const int8_t* codebook, uint32_t entry) {
 template <int K, bool Signed>
 __device__ inline void fill_table(void* table, const int8_t* codebook) {
   uint4* to = static_cast<uint4*>(table);
-  for (uint32_t i = threadIdx.x; i < table_bytes(K) / sizeof(uint4); i += blockDim.x) {
-    const uint32_t word = table_word<K, Signed>(codebook, i * sizeof(uint4) / kEntryBytes);
-    to[i] = make_uint4(word, word, word, word);
-  }
+  if constexpr (tqn::has_codebook(K))
+    for (uint32_t i = threadIdx.x; i < table_bytes(K) / sizeof(uint4); i += blockDim.x) {
+      const uint32_t word = table_word<K, Signed>(codebook, i * sizeof(uint4) / kEntryBytes);
+      to[i] = make_uint4(word, word, word, word);
+    }
 }
 
 // A lane's view of the table, to be made after the barrier that follows fill_table (volatile: look-ups stay behind it).
@@ -151,7 +166,11 @@ __device__ inline uint32_t entries_of(const Codes<K>& codes) {
   } else {
     const auto nibble = [&]<int B>(tqn::Bit<B>) { return fields<K * Step + B, 4>(codes); };
     const tqn::Indices<uint32_t> at = tqn::table_indices<K>(nibble);
-    return (at.first & 0x0F0F0F0F) | (at.second << 4 & 0xF0F0F0F0);
+    constexpr uint32_t low = 0x0F0F0F0F;
+    if constexpr (K == 2) return (at.first & low) | (nibble(tqn::Bit<2>{}) << 4 & ~low);
+    if constexpr (K == 4 && Step % 2 == 0) return (at.second & low) | (codes.word[Step / 2] & ~low);
+    if constexpr (K == 4) return (at.second & low) | (codes.word[Step / 2 + 1] << 4 & ~low);
+    return (at.first & low) | (at.second << 4 & ~low);
   }
 }
 
