@@ -76,20 +76,14 @@ def test_speculation_does_not_change_the_text(engine, prompt):
     assert with_guesses == text_of(engine(prompt, **drawn))
 
 
-def test_a_draft_model_saves_passes(llm, tiny_f32, monkeypatch):
+def test_a_draft_model_saves_passes(llm, tiny_f32):
     plain = llm(PROMPTS[0], temperature=0.0, max_tokens=40)
     with Llama(str(tiny_f32), n_ctx=256) as small:
         llm.draft_model = LlamaModelDraft(small, num_pred_tokens=4)
-        passes = []
-        original = type(llm._cache).logits_after
-        monkeypatch.setattr(
-            type(llm._cache),
-            "logits_after",
-            lambda cache, *given, **named: passes.append(cache is llm._cache) or original(cache, *given, **named),
-        )
+        before = llm.engine.scheduler.counters.passes
         guessed = llm(PROMPTS[0], temperature=0.0, max_tokens=40)
     assert guessed["choices"] == plain["choices"]
-    assert sum(passes) < plain["usage"]["completion_tokens"]
+    assert 0 < llm.engine.scheduler.counters.passes - before < plain["usage"]["completion_tokens"]
 
 
 def test_a_wrong_draft_does_no_harm(llm):
@@ -104,7 +98,7 @@ def test_a_wrong_draft_does_no_harm(llm):
 def hidden(llm, text):
     ids = np.array(llm.tokenize(text.encode(), special=True), np.int32)
     rows = np.arange(len(ids), dtype=np.int32)
-    return llm._context.embed(ids, rows, np.zeros_like(ids), rows)
+    return llm.engine.context.embed(ids, rows, np.zeros_like(ids), rows)
 
 
 @pytest.mark.parametrize(

@@ -89,11 +89,11 @@ def test_a_state_after_best_tokens_goes_on_from_its_logits(llm):
 def test_forward_best_names_the_best(llm):
     tokens, rows = np.array([3, 9, 4], np.int32), np.arange(3, dtype=np.int32)
     slots = np.zeros(3, np.int32)
-    logits = llm._context.forward(tokens, rows, slots, rows)
-    best = llm._context.forward_best(tokens, rows, slots, rows)
+    logits = llm.engine.context.forward(tokens, rows, slots, rows)
+    best = llm.engine.context.forward_best(tokens, rows, slots, rows)
     order = np.argsort(-logits, axis=1, kind="stable")[:, :64]
     np.testing.assert_array_equal(best["token"], order)
     np.testing.assert_array_equal(best["logit"], np.take_along_axis(logits, order, axis=1))
-    np.testing.assert_array_equal(llm._context.read_logits(1), logits[1])
+    np.testing.assert_array_equal(llm.engine.context.read_logits(1), logits[1])
     with pytest.raises(ValueError, match="output row 3"):
-        llm._context.read_logits(3)
+        llm.engine.context.read_logits(3)

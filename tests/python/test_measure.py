@@ -11,6 +11,7 @@ import pytest
 
 from turboquant_native import Llama, _core
 from turboquant_native.commands.cli import main
+from turboquant_native.engine.engine import Engine
 from turboquant_native.evaluate import evaluation as evaluate
 from turboquant_native.evaluate import multiple_choice
 from turboquant_native.evaluate.loglikelihood import Likelihoods
@@ -132,16 +133,15 @@ def test_questions_are_read_in_all_forms(tmp_path):
 
 def test_accuracy_counts_the_models_choices(tiny_f32, tmp_path, capsys):
     """Labels are set to what the model prefers by total, so the total is always right; per character it depends on the lengths."""
-    model = _core.Model(str(tiny_f32))
-    likelihoods = Likelihoods(model, 128)
+    engine = Engine(str(tiny_f32), n_ctx=128)
+    likelihoods = Likelihoods(engine)
     questions, normalized = [], []
     for endings in (["fox jumps", "dog"], ["lazy", "quick brown fox"], ["12345", "times! café"]):
         totals = [likelihoods.score(*likelihoods.encode_pair("The", " " + ending))[0] for ending in endings]
         label = int(np.argmax(totals))
         questions.append({"ctx": "The", "endings": endings, "label": label})
         normalized.append(int(np.argmax([total / (len(e) + 1) for total, e in zip(totals, endings, strict=True)])) == label)
-    likelihoods.close()
-    model.close()
+    engine.close()
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, questions)))
     _, out, _ = call(capsys, "eval", tiny_f32, "--multiple-choice", tmp_path / "q.jsonl", "--json")
     result = json.loads(out)
@@ -149,8 +149,8 @@ def test_accuracy_counts_the_models_choices(tiny_f32, tmp_path, capsys):
 
 
 def test_likelihood_is_the_sum_over_the_continuation(tiny_f32):
-    model = _core.Model(str(tiny_f32))
-    likelihoods = Likelihoods(model, 64)
+    engine = Engine(str(tiny_f32), n_ctx=64)
+    likelihoods = Likelihoods(engine)
     context, continuation = likelihoods.encode_pair("The quick ", "brown fox")
     assert likelihoods.vocabulary.decode(continuation) == b" brown fox"
     total, greedy = likelihoods.score(context, continuation)
@@ -164,8 +164,7 @@ def test_likelihood_is_the_sum_over_the_continuation(tiny_f32):
     truncated = likelihoods.score(long[-64:], [7])
     # The beginning is dropped; one run evaluates rows together that the other reuses, so sums may round differently.
     assert likelihoods.score(long, [7]) == (pytest.approx(truncated[0], abs=1e-4), truncated[1])
-    likelihoods.close()
-    model.close()
+    engine.close()
 
 
 def test_lm_evaluation_harness_runs_a_local_task(tiny_f32, tmp_path):
@@ -210,7 +209,7 @@ def test_harness_requests(tiny_f32):
         assert whole == pytest.approx(parts, abs=1e-4)
         until = {"until": ["\n"], "max_gen_toks": 8}
         text = model.generate_until(requests("generate_until", ("The quick", until)))[0]
-        expected = model.llm("The quick", max_tokens=8, temperature=0.0, stop=["\n"])["choices"][0]["text"]
-        assert text == expected
+        with Llama(str(tiny_f32), n_ctx=128) as llm:
+            assert text == llm("The quick", max_tokens=8, temperature=0.0, stop=["\n"])["choices"][0]["text"]
     finally:
         model.close()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.prefix_cache import common_prefix
+from ..engine.tokens import common_prefix
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,14 @@ class LlamaState:
         llama_state: keys and values, in the engine's own form.
         logits: (n_vocab,) after the last token, None when nothing was evaluated.
         seed: the seed that was set.
+        rows: (n_tokens, n_vocab) logits after each token, where `logits_all` kept them.
     """
 
     input_ids: NDArray[np.intc]
     llama_state: bytes
     logits: NDArray[np.float32] | None
     seed: int
+    rows: NDArray[np.float32] | None = None
 
     @property
     def n_tokens(self) -> int:

@@ -4,36 +4,35 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..engine.generation import TokenLogprob
 from ..engine.grammar import LlamaGrammar
 from . import chat_format
-from .completion import Completion, CompletionRequest, token_name, usage
-
-if TYPE_CHECKING:
-    from .llama import Llama
+from .completion import Completion, CompletionRequest, usage
+from .logprobs import Offsets, token_name
+from .session import Session
 
 Message = dict[str, Any]
 
 
-def prompt_of(llm: "Llama", messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None, **values: Any) -> list[int]:
+def prompt_of(session: Session, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None, **values: Any) -> list[int]:
     """Tokens of a conversation by the model's template, ready for the assistant's turn. The template writes BOS itself."""
-    vocabulary = llm.vocabulary
-    template = chat_format.choose_template(llm.chat_format, llm.metadata, lambda text: vocabulary.id_of(text) >= 0)
+    vocabulary = session.vocabulary
+    template = chat_format.choose_template(session.chat_format, session.metadata, lambda text: vocabulary.id_of(text) >= 0)
     text = chat_format.render(
         template,
         [_plain(index, message) for index, message in enumerate(messages)],
         tools=list(tools) if tools else None,
-        bos_token=_text_of(llm, vocabulary.bos),
-        eos_token=_text_of(llm, vocabulary.eos),
+        bos_token=_text_of(session, vocabulary.bos),
+        eos_token=_text_of(session, vocabulary.eos),
         **values,
     )
     return vocabulary.encode(text, special=True)
 
 
-def _text_of(llm: "Llama", token: int) -> str:
-    return token_name(llm, token) if token >= 0 else ""
+def _text_of(session: Session, token: int) -> str:
+    return token_name(session.vocabulary, token) if token >= 0 else ""
 
 
 def _plain(index: int, message: Message) -> Message:
@@ -90,7 +89,7 @@ class ChatCompletion:
 
     def __init__(
         self,
-        llm: "Llama",
+        session: Session,
         messages: Sequence[Message],
         request: CompletionRequest,
         tools: Sequence[dict[str, Any]] | None = None,
@@ -98,14 +97,14 @@ class ChatCompletion:
         response_format: dict[str, Any] | None = None,
         model: str | None = None,
     ) -> None:
-        self._llm, self._tool = llm, forced_tool(tools, tool_choice)
+        self._session, self._tool = session, forced_tool(tools, tool_choice)
         grammar = request.grammar or grammar_for(response_format)
         if self._tool is not None:
             grammar = LlamaGrammar.from_json_schema(self._tool.get("parameters") or {"type": "object"})
-        prompt = prompt_of(llm, messages, None if tool_choice == "none" else tools)
+        prompt = prompt_of(session, messages, None if tool_choice == "none" else tools)
         self._with_logprobs = request.logprobs is not None
-        self._completion = Completion(llm, replace(request, prompt=prompt, grammar=grammar))
-        self._head: dict[str, Any] = {"id": f"chatcmpl-{uuid.uuid4()}", "created": int(time.time()), "model": model or llm.model_path}
+        self._completion = Completion(session, replace(request, prompt=prompt, grammar=grammar))
+        self._head: dict[str, Any] = {"id": f"chatcmpl-{uuid.uuid4()}", "created": int(time.time()), "model": model or session.model_path}
 
     def finish(self) -> dict[str, Any]:
         """The whole answer."""
@@ -122,12 +121,14 @@ class ChatCompletion:
     def stream(self) -> Iterator[dict[str, Any]]:
         """The answer in pieces: the role, the text, the finish reason."""
         yield self._chunk({"role": "assistant"})
-        first, waiting = True, []
+        offsets, length, first = Offsets(self._session.vocabulary), 0, True
+        waiting: list[tuple[int, TokenLogprob]] = []
         for chunk in self._completion.chunks():
-            waiting += chunk.logprobs
+            length += len(chunk.text)
+            waiting = self._completion.visible(waiting + self._completion.place(chunk.logprobs, offsets), length)
             if chunk.text:
                 delta = {"content": chunk.text} if self._tool is None else self._call_delta(chunk.text, first)
-                yield self._chunk(delta, self._logprobs(waiting))
+                yield self._chunk(delta, self._logprobs([entry for _, entry in waiting]))
                 first, waiting = False, []
         yield self._chunk({}, finish_reason=self._reason(self._completion.generation.finish_reason))
 
@@ -162,4 +163,8 @@ class ChatCompletion:
         return {"content": content, "refusal": None}
 
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
-        return {"token": token_name(self._llm, token), "bytes": list(self._llm.vocabulary.piece(token)), "logprob": logprob}
+        return {
+            "token": token_name(self._session.vocabulary, token),
+            "bytes": list(self._session.vocabulary.piece(token)),
+            "logprob": logprob,
+        }

@@ -1,29 +1,54 @@
 """Embeddings: what the model's last layer makes of a text, as one vector."""
 
+import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.prefix_cache import check_tokens
+from ..engine.tokens import check_tokens
 from .arguments import LLAMA_POOLING_TYPE_CLS, LLAMA_POOLING_TYPE_LAST, LLAMA_POOLING_TYPE_NONE
+from .session import Session
 
-if TYPE_CHECKING:
-    from .llama import Llama
+logger = logging.getLogger(__name__)
 
 
-def embed(llm: "Llama", tokens: Sequence[int], normalize: bool) -> NDArray[np.float32]:
-    """Pools the final hidden states of tokens: (n_embd,), or (n, n_embd) without pooling. Uses up the engine's cache."""
-    ids = check_tokens(tokens, llm.n_vocab())
-    if not 0 < len(ids) <= llm.n_ctx():
-        raise ValueError(f"a text to embed must have 1 to {llm.n_ctx()} tokens (n_ctx), got {len(ids)}")
-    hidden: NDArray[Any] = _hidden_states(llm, ids)
-    if llm.pooling_type == LLAMA_POOLING_TYPE_NONE:
+def texts_of(given: Any) -> list[str]:
+    """The texts of an embedding request; TypeError for what is no text, ValueError names an empty one."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, Sequence) or isinstance(texts, bytes):
+        raise TypeError(f"input must be a text or a list of texts, got {given!r}")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"input {index} must be a text, got {text!r}")
+        if not text:
+            raise ValueError(f"input {index} is an empty text, which has no embedding")
+    return list(texts)
+
+
+def tokens_of(session: Session, texts: Sequence[str], truncate: bool) -> list[list[int]]:
+    """Tokens of texts; those beyond n_ctx are cut, with a warning, or raise ValueError."""
+    found = []
+    for index, text in enumerate(texts):
+        ids = session.vocabulary.encode(text, add_bos=True, special=True)
+        if len(ids) > session.n_ctx():
+            if not truncate:
+                raise ValueError(f"input {index} has {len(ids)} tokens; the context holds {session.n_ctx()} (n_ctx)")
+            logger.warning("input %d has %d tokens and is cut to the %d of the context (n_ctx)", index, len(ids), session.n_ctx())
+        found.append(ids[: session.n_ctx()])
+    return found
+
+
+def embed(session: Session, tokens: Sequence[int], pooling: int, normalize: bool) -> NDArray[np.float32]:
+    """Pools the final hidden states of tokens: (n_embd,), or (n, n_embd) without pooling."""
+    ids = check_tokens(tokens, session.n_vocab())
+    hidden: NDArray[Any] = session.engine.evaluate(ids, len(ids), hidden=True)
+    if pooling == LLAMA_POOLING_TYPE_NONE:
         pooled = hidden
-    elif llm.pooling_type == LLAMA_POOLING_TYPE_CLS:
+    elif pooling == LLAMA_POOLING_TYPE_CLS:
         pooled = hidden[0]
-    elif llm.pooling_type == LLAMA_POOLING_TYPE_LAST:
+    elif pooling == LLAMA_POOLING_TYPE_LAST:
         pooled = hidden[-1]
     else:
         pooled = hidden.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -33,22 +58,10 @@ def embed(llm: "Llama", tokens: Sequence[int], normalize: bool) -> NDArray[np.fl
     return np.asarray(pooled, np.float32)
 
 
-def _hidden_states(llm: "Llama", ids: NDArray[np.intc]) -> NDArray[np.float32]:
-    """(n, n_embd) after the output norm."""
-    rows = []
-    with llm._lock:
-        llm._cache.truncate(0)
-        for start in range(0, len(ids), llm.context_params.n_batch):
-            part = ids[start : start + llm.context_params.n_batch]
-            positions = np.arange(start, start + len(part), dtype=np.int32)
-            rows.append(llm._context.embed(part, positions, np.zeros(len(part), np.int32), np.arange(len(part), dtype=np.int32)))
-    return np.concatenate(rows)
-
-
-def create(llm: "Llama", texts: str | Sequence[str], model: str | None) -> dict[str, Any]:
-    """Embeddings in OpenAI's form."""
-    inputs = [texts] if isinstance(texts, str) else list(texts)
-    tokens = [llm.tokenize(text.encode(), special=True) for text in inputs]
-    data = [{"object": "embedding", "embedding": embed(llm, ids, True).tolist(), "index": index} for index, ids in enumerate(tokens)]
+def create(session: Session, given: Any, pooling: int, model: str | None, truncate: bool) -> dict[str, Any]:
+    """Normalized embeddings in OpenAI's form."""
+    tokens = tokens_of(session, texts_of(given), truncate)
+    vectors = [embed(session, ids, pooling, True).tolist() for ids in tokens]
+    data = [{"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(vectors)]
     count = sum(map(len, tokens))
-    return {"object": "list", "data": data, "model": model or llm.model_path, "usage": {"prompt_tokens": count, "total_tokens": count}}
+    return {"object": "list", "data": data, "model": model or session.model_path, "usage": {"prompt_tokens": count, "total_tokens": count}}

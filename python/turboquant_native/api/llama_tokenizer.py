@@ -1,16 +1,21 @@
 """`tokenize` and `detokenize` of a `Llama` as an object of their own, for callers that expect a tokenizer."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from .llama import Llama
+
+class Tokenizes(Protocol):
+    """What has `Llama`'s two methods."""
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]: ...
+
+    def detokenize(self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False) -> bytes: ...
 
 
 class LlamaTokenizer:
     """A model's tokenizer, as text."""
 
-    def __init__(self, llama: "Llama") -> None:
+    def __init__(self, llama: Tokenizes) -> None:
         self._llama = llama
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:

@@ -92,7 +92,7 @@ def _header(args: argparse.Namespace) -> str:
     return " ".join([f"{'model':28}", f"{'backend':18}", "threads", *rates, "  GB/s", " ttft s", " load s", " peak MB"]) + "\n"
 
 
-def _line(row: Speed) -> str:
+def _line(row: "Speed") -> str:
     name = os.path.basename(row.model)
     return (
         f"{name[:28]:28} {row.backend[:18]:18} {row.threads:>7} {row.pp:>11.1f} {row.tg:>11.1f} {row.gigabytes_per_second:>6.1f} "

@@ -1,22 +1,14 @@
-"""One completion in progress: logits go in, tokens and text come out. It knows nothing of where logits come from, so that single,
-speculative and batched generation share it."""
+"""One completion in progress: logits go in, tokens and text come out. It knows nothing of where logits come from."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .prefix_cache import PrefixCache, Tokens
 from .sampling import Best, Logits, StoppingCriteriaList, TokenChooser, log_softmax, top_tokens
 from .streaming import TextStream
+from .tokens import Tokens
 from .vocabulary import Vocabulary
-
-DraftModel = Callable[[Tokens], Tokens]
 
 
 @dataclass(frozen=True)
@@ -45,10 +37,11 @@ def token_logprob(logits: Logits, token: int, count: int) -> TokenLogprob:
 
 @dataclass(frozen=True)
 class Limits:
-    """When a completion ends."""
+    """When a completion ends. `stop_tokens`: control tokens that end it as a stop string does; their text is never seen."""
 
     max_tokens: int
     stop: Sequence[str] = ()
+    stop_tokens: frozenset[int] = frozenset()
     criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
 
 
@@ -107,17 +100,22 @@ class Generation:
         return self._append(self._chooser.choose(self.history, logits), logits)
 
     @property
-    def best_suffice(self) -> bool:
+    def needs_only_best(self) -> bool:
         """Whether only the draw looks at the logits, and only at the best of them: `advance_best` then does what `advance` would."""
-        suffice = self._chooser.best_suffice(self._vocabulary.n_vocab)
-        return suffice and self._logprobs is None and not self._limits.criteria
+        draw = self._chooser.needs_only_best(self._vocabulary.n_vocab)
+        return draw and self._logprobs is None and not self._limits.criteria
+
+    @property
+    def n_logprobs(self) -> int:
+        """How many alternatives are reported with each token."""
+        return self._logprobs or 0
 
     def advance_best(self, best: Best) -> Chunk:
         """`advance` from the best tokens of a position."""
         return self._append(self._chooser.choose_best(best))
 
     def _append(self, token: int, logits: Logits | None = None) -> Chunk:
-        if token in self._vocabulary.end_tokens:
+        if token in self._vocabulary.end_tokens or token in self._limits.stop_tokens:
             return self._end("stop")
         self._history[self._length] = token
         self._length += 1
@@ -136,70 +134,3 @@ class Generation:
     def _end(self, reason: str) -> Chunk:
         self.finish_reason = reason
         return Chunk(self._stream.finish())
-
-
-def run(
-    generation: Generation,
-    cache: PrefixCache,
-    lock: Any,
-    own_cache: Callable[[], AbstractContextManager[PrefixCache]],
-    draft: DraftModel | None = None,
-) -> Iterator[Chunk]:
-    """Drives a generation to its end. The lock is held only within a step, so an abandoned iterator blocks nobody.
-
-    When somebody else has used the cache between two steps, the generation goes on in a cache of its own: streams that run at the same
-    time would otherwise evaluate their whole texts again at every token.
-    With a draft model each step evaluates its guesses together with the last token and keeps those that the sampler agrees with: the
-    text is that of plain generation.
-    """
-    step = _plain_step if draft is None else partial(_speculative_step, draft)
-    with ExitStack() as stack:
-        while generation.finish_reason is None:
-            if generation.n_generated and cache.user is not generation:
-                cache = stack.enter_context(own_cache())
-            started, first, evaluated = time.perf_counter(), generation.n_generated == 0, cache.evaluated
-            chunks = step(generation, cache, lock)
-            _record(generation.timings, first, time.perf_counter() - started, cache.evaluated - evaluated, len(chunks))
-            yield from chunks
-
-
-def _record(timings: Timings, first: bool, seconds: float, evaluated: int, drawn: int) -> None:
-    """The first step evaluates the prompt; its token comes with it."""
-    if first:
-        timings.prompt_seconds, timings.prompt_tokens = seconds, evaluated
-    else:
-        timings.generation_seconds += seconds
-        timings.generated_tokens += drawn
-
-
-def _plain_step(generation: Generation, cache: PrefixCache, lock: Any) -> list[Chunk]:
-    if generation.best_suffice and not cache.keeps_logits:
-        with lock:
-            best = cache.best_after(generation.history, user=generation)
-        return [generation.advance_best(best)]
-    with lock:
-        rows = cache.logits_after(generation.history, user=generation)
-    return [generation.advance(rows[0])]
-
-
-def _speculative_step(draft: DraftModel, generation: Generation, cache: PrefixCache, lock: Any) -> list[Chunk]:
-    guesses = np.asarray(draft(generation.history), dtype=np.intc)[: generation.room - 1]
-    with lock:
-        rows = cache.logits_after(np.concatenate([generation.history, guesses]), rows=len(guesses) + 1, user=generation)
-    chunks = []
-    for row, logits in enumerate(rows):
-        chunks.append(generation.advance(logits))
-        if generation.finish_reason or row == len(guesses) or generation.history[-1] != guesses[row]:
-            break
-    return chunks
-
-
-def prompt_logprobs(cache: PrefixCache, lock: Any, prompt: Tokens, count: int, block: int = 128) -> list[TokenLogprob]:
-    """Log-probabilities of a prompt's own tokens, some positions at a time (logits of a long prompt would not fit in memory)."""
-    found = [TokenLogprob(int(prompt[0]), None, [])]
-    for end in range(1, len(prompt), block):
-        stop = min(end + block, len(prompt))
-        with lock:
-            rows: NDArray[np.float32] = cache.logits_after(prompt[: stop - 1], rows=stop - end)
-        found += [token_logprob(row, int(token), count) for row, token in zip(rows, prompt[end:stop], strict=True)]
-    return found

@@ -3,6 +3,7 @@
 The draw itself is C++ (`_core.Sampler`); what callers plug in runs here, on the logits of one position.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -66,6 +67,13 @@ class SamplingOptions:
         for name, value in vars(self).items():
             if not isinstance(value, Real):
                 raise TypeError(f"{name} must be a number, got {value!r}")
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be finite, got {value!r}")
+        for name in ("top_k", "penalty_last_n"):
+            value = getattr(self, name)
+            if value != int(value):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
+            object.__setattr__(self, name, max(-1, min(int(value), (1 << 31) - 1)))
         for name, low, high in (
             ("top_p", 0, 1),
             ("min_p", 0, 1),
@@ -129,7 +137,7 @@ class TokenChooser:
             logits = self._adjust(history, logits.copy())
         return int(self._sampler.sample(logits, history))
 
-    def best_suffice(self, n_vocab: int) -> bool:
+    def needs_only_best(self, n_vocab: int) -> bool:
         """Whether `choose_best` decides as `choose` would."""
         return not self._bias and not self._processors and self._sampler.needed_candidates(n_vocab) > 0
 

@@ -87,6 +87,11 @@ class Vocabulary:
         """Whether the token is a control token (its text is not part of what a reader sees)."""
         return token in self._control
 
+    def control_token(self, text: str) -> int | None:
+        """The control token of this name; None where there is none."""
+        token = self.id_of(text)
+        return token if token in self._control else None
+
     def piece(self, token: int) -> bytes:
         """The bytes of one token, control tokens by their name; ValueError outside [0, n_vocab)."""
         if token not in self._pieces:

@@ -7,7 +7,9 @@ from typing import Any
 
 from lm_eval.api.model import LM
 
-from ..api.llama import Llama
+from ..engine.engine import Engine
+from ..engine.generation import Limits
+from ..engine.sampling import SamplingOptions
 from .loglikelihood import Likelihoods
 
 
@@ -17,13 +19,13 @@ class TurboquantLM(LM):  # type: ignore[misc, unused-ignore]
     Args:
         model_path: the file.
         n_ctx: positions; longer texts lose their beginning.
-        **kwargs: the constructor's of `Llama`.
+        **kwargs: `Engine`'s.
     """
 
     def __init__(self, model_path: str, n_ctx: int = 2048, **kwargs: Any) -> None:
         super().__init__()
-        self.llm = Llama(model_path, n_ctx=n_ctx, verbose=False, **kwargs)
-        self._likelihoods = Likelihoods(self.llm._model, n_ctx)
+        self.engine = Engine(model_path, n_ctx=n_ctx, **kwargs)
+        self._likelihoods = Likelihoods(self.engine)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Of each continuation, given its context: (log-likelihood, whether greedy decoding would have written it)."""
@@ -45,18 +47,15 @@ class TurboquantLM(LM):  # type: ignore[misc, unused-ignore]
     def _generate(self, context: str, options: dict[str, Any]) -> str:
         until = options.get("until") or []
         max_tokens = int(options.get("max_gen_toks", 256))
-        prompt = self.llm.tokenize(context.encode(), special=True)[-(self.llm.n_ctx() - max_tokens) :]
+        vocabulary = self.engine.vocabulary
+        prompt = vocabulary.encode(context, add_bos=True, special=True)[-(self.engine.n_ctx - max_tokens) :]
         temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
-        answer = self.llm.create_completion(
-            prompt, max_tokens=max_tokens, temperature=temperature, stop=[until] if isinstance(until, str) else until
-        )
-        assert isinstance(answer, dict)
-        return str(answer["choices"][0]["text"])
+        limits = Limits(max_tokens, [until] if isinstance(until, str) else until)
+        return self.engine.complete(prompt, limits, SamplingOptions(temperature=temperature))
 
     def close(self) -> None:
         """Frees the model."""
-        self._likelihoods.close()
-        self.llm.close()
+        self.engine.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="default: this process's cores")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     args = parser.parse_args(argv)
-    model = TurboquantLM(args.model, args.ctx, n_threads=args.threads)
+    model = TurboquantLM(args.model, args.ctx, n_threads=args.threads or 0)
     try:
         results = simple_evaluate(
             model=model,

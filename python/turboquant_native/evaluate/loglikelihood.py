@@ -1,29 +1,21 @@
 """How likely a model finds given continuations; what multiple-choice tests and lm-evaluation-harness ask for."""
 
-from typing import Any
-
 import numpy as np
 
-from ..engine.prefix_cache import PrefixCache, check_tokens
+from ..engine.engine import Engine
 from ..engine.sampling import log_softmax
-from ..engine.vocabulary import Vocabulary
+from ..engine.tokens import check_tokens
 
 
 class Likelihoods:
     """Log-likelihoods under one model. Continuations of one context evaluate that context once.
 
     Args:
-        model: a `_core.Model`, not owned.
-        n_ctx: longest text in tokens; older tokens of longer ones are dropped. 0: the model's.
+        engine: the model; its context is the longest text in tokens, and older tokens of longer ones are dropped. Not owned.
     """
 
-    def __init__(self, model: Any, n_ctx: int = 0) -> None:
-        from .. import _core
-
-        self._context = _core.Context(model, n_ctx=n_ctx)
-        self.n_ctx = int(self._context.n_ctx)
-        self.vocabulary = Vocabulary(model.file.metadata, int(self._context.n_vocab))
-        self._cache = PrefixCache(self._context)
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self.n_ctx, self.vocabulary = engine, engine.n_ctx, engine.vocabulary
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of a context and of what follows it; spaces at the context's end go to the continuation."""
@@ -41,11 +33,7 @@ class Likelihoods:
         targets = tokens[max(1, len(tokens) - len(continuation)) :]
         if len(targets) == 0:
             return 0.0, True
-        rows = self._cache.logits_after(tokens[:-1], rows=len(targets))
+        rows = self._engine.evaluate(tokens[:-1], rows=len(targets))
         logprobs = log_softmax(rows)
         total = float(logprobs[np.arange(len(targets)), targets].sum())
         return total, bool((logprobs.argmax(axis=1) == targets).all())
-
-    def close(self) -> None:
-        """Frees the context."""
-        self._context.close()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.engine import Engine
 from .evaluation import mean_and_error
 from .loglikelihood import Likelihoods
 
@@ -87,8 +88,9 @@ def evaluate(model: Any, questions: Sequence[Question], n_ctx: int = 2048, progr
 
     progress: called with the number of questions answered.
     """
-    likelihoods = Likelihoods(model, n_ctx)
+    engine = Engine(model, n_ctx=n_ctx)
     try:
+        likelihoods = Likelihoods(engine)
         answers = []
         for question in questions:
             answers.append(_answer(likelihoods, question))
@@ -96,7 +98,7 @@ def evaluate(model: Any, questions: Sequence[Question], n_ctx: int = 2048, progr
                 progress(len(answers))
         right = np.array(answers, float)
     finally:
-        likelihoods.close()
+        engine.close()
     accuracy, error = mean_and_error(right[:, 0])
     normalized, normalized_error = mean_and_error(right[:, 1])
     return MultipleChoice(len(questions), accuracy, error, normalized, normalized_error)
