@@ -57,7 +57,6 @@ void bind_format(py::module_& m) {
   m.attr("TILE_ROWS") = tqn::kTileRows;
   m.attr("TILE_COLS") = tqn::kTileCols;
   m.attr("TILE_STEPS") = tqn::kTileSteps;
-  m.attr("CODEBOOK_SIZE") = tqn::kCodebookSize;
   m.attr("FORMATS") = py::tuple(py::cast(std::vector<int>(std::begin(tqn::Formats::bits), std::end(tqn::Formats::bits))));
   m.def("plane_bytes", &plane_bytes, py::arg("n_out"), py::arg("n_in"), py::arg("bits"));
   m.def("default_codebook", &default_codebook, py::arg("bits"));

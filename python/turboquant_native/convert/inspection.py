@@ -93,7 +93,10 @@ def _padding_problems(file: GgufFile) -> list[str]:
             if any(stream.read(offset - at)):
                 problems.append(f"padding after {before}: damaged")
             at, before = offset + size, f"tensor {name}"
-    alignment = file.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        alignment = file.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        stream.seek(at)
+        if any(stream.read(-at % alignment)):
+            problems.append(f"padding after {before}: damaged")
     extra = file.size - (at + alignment - 1) // alignment * alignment
     if extra:
         problems.append(
