@@ -202,8 +202,7 @@ inline void split_tokens(int32_t* acc, int64_t n_tokens) {
 template <int K>
 void gemm_strip(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, const int8_t* a, int64_t n_tokens,
                 const Int8Scratch& scratch) {
-  for (int64_t t = 0; t < whole_operands(n_tokens); t++)
-    for (int r = 0; r < kRows; r++) scratch.acc[t * kRows + r] = t < n_tokens ? -kValueOffset<K> * scratch.sum[t] : 0;
+  for (int64_t i = 0; i < whole_operands(n_tokens) * kRows; i++) scratch.acc[i] = 0;
   const int64_t width = operand_width(n_tiles * tqn::kTileCols);
   for (int64_t tile = 0; tile < n_tiles; tile += kPanelTiles) {
     const int64_t count = n_tiles - tile < kPanelTiles ? n_tiles - tile : kPanelTiles;
@@ -214,6 +213,8 @@ void gemm_strip(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, c
     });
   }
   if (kPanelSide > 1) split_tokens(scratch.acc, n_tokens);
+  for (int64_t t = 0; t < n_tokens; t++)
+    for (int r = 0; r < kRows; r++) scratch.acc[t * kRows + r] -= kValueOffset<K> * scratch.sum[t];
 }
 
 inline int32_t sum_of(const int8_t* a, int64_t n) {
