@@ -1,8 +1,8 @@
 // y = W x for one token, by integer multiply-adds of single values: they and the look-ups' addresses (dp4a) use other pipes than the
 // shifts and masks that form the indices. (A mma costs as much issue time as the four products that it does for one token.)
 //
-// The work is a list of steps: kOneTiles tiles of a strip, for each strip of each matrix. Blocks take equal runs of the list, one block a
-// processor, and a block's warps equal runs of the block's. A strip that lies in several blocks is summed in the workspace.
+// The work is a list of steps: kSingleTokenTiles tiles of a strip, for each strip of each matrix. Blocks take equal runs of the list, one
+// block a processor, and a block's warps equal runs of the block's. A strip that lies in several blocks is summed in the workspace.
 #pragma once
 #include <algorithm>
 #include <utility>
@@ -17,9 +17,9 @@ namespace tq::cuda {
 constexpr int one_warps(int k) { return tqn::is_trellis(k) ? 20 : 24; }
 // Steps of a turn of the loop: more save moves between registers, which longer code repays at k = 2 alone.
 constexpr int one_turn(int k) { return k == 2 ? 4 : 2; }
-inline constexpr int kOneRows = 16;                          // rows of a tile that a lane owns: two groups
-inline constexpr int kOneLanes = tqn::kTileRows / kOneRows;  // lanes of a tile
-inline constexpr int kOneTiles = kWarp / kOneLanes;          // tiles of a step
+inline constexpr int kSingleTokenRows = 16;                                  // rows of a tile that a lane owns: two groups
+inline constexpr int kSingleTokenLanes = tqn::kTileRows / kSingleTokenRows;  // lanes of a tile
+inline constexpr int kSingleTokenTiles = kWarp / kSingleTokenLanes;          // tiles of a step
 
 struct GemvOneLaunch {
   PackedProduct product;
@@ -27,7 +27,7 @@ struct GemvOneLaunch {
   int first_strip[kMaxOutputs + 1];  // of each matrix in the list of strips
   int share, rest;                   // every block takes `share` steps, the first `rest` blocks one more
   int block_strips;                  // that a block touches at most
-  __host__ __device__ int steps() const { return (product.matrix[0].tiles + kOneTiles - 1) / kOneTiles; }  // of a strip
+  __host__ __device__ int steps() const { return (product.matrix[0].tiles + kSingleTokenTiles - 1) / kSingleTokenTiles; }  // of a strip
 };
 
 struct Run {
@@ -57,7 +57,7 @@ __device__ inline int add_row(const Codes<K>& codes, uint32_t table, const OneIn
 
 // sums: of the rows 8r + 2q + e of lane q of a tile at 2r + e.
 template <int K, int... Steps>
-__device__ inline void add_rows(const Codes<K> (&codes)[2], uint32_t table, int x, int (&sums)[kOneRows],
+__device__ inline void add_rows(const Codes<K> (&codes)[2], uint32_t table, int x, int (&sums)[kSingleTokenRows],
                                 std::integer_sequence<int, Steps...>) {
   const OneInput in(x);
   ((sums[2 * Steps] = add_row<Steps>(codes[0], table, in, sums[2 * Steps])), ...);
@@ -70,11 +70,13 @@ struct LanePart {
   const uint8_t* codes;
   const int8_t* x;
   __device__ LanePart(const PackedView& w, const int8_t* input, int strip, int step) {
-    const int lane = threadIdx.x % kWarp, tile = step * kOneTiles + lane / kOneLanes;
-    codes = w.codes + (int64_t(strip) * w.tiles + tile) * tqn::tile_bytes(K) + lane % kOneLanes * 8;
+    const int lane = threadIdx.x % kWarp, tile = step * kSingleTokenTiles + lane / kSingleTokenLanes;
+    codes = w.codes + (int64_t(strip) * w.tiles + tile) * tqn::tile_bytes(K) + lane % kSingleTokenLanes * 8;
     x = input + tile * tqn::kTileCols;
   }
-  __device__ void advance(int steps) { codes += steps * kOneTiles * tqn::tile_bytes(K), x += steps * kOneTiles * tqn::kTileCols; }
+  __device__ void advance(int steps) {
+    codes += steps * kSingleTokenTiles * tqn::tile_bytes(K), x += steps * kSingleTokenTiles * tqn::kTileCols;
+  }
 };
 
 // What it holds.
@@ -86,8 +88,8 @@ struct Fetched {
   __device__ void fetch_x(const LanePart<K>& part) { x = __ldg(reinterpret_cast<const int*>(part.x)); }
   __device__ void fetch(LanePart<K> part, int steps_on) { part.advance(steps_on), fetch_codes(part), fetch_x(part); }
   // Adds W x of the part to the lane's sums (all lanes of the warp).
-  __device__ void multiply(uint32_t table, int (&sums)[kOneRows]) {
-    const int lane = threadIdx.x % kWarp, after = lane / kOneLanes * kOneLanes + (lane + 1) % kOneLanes;
+  __device__ void multiply(uint32_t table, int (&sums)[kSingleTokenRows]) {
+    const int lane = threadIdx.x % kWarp, after = lane / kSingleTokenLanes * kSingleTokenLanes + (lane + 1) % kSingleTokenLanes;
     share_codes<K>(codes[1], codes[0], after);
     if constexpr (tqn::is_trellis(K)) {
       uint32_t next[Codes<K>::kShared];
@@ -106,7 +108,7 @@ class OneStream {
   __device__ explicit OneStream(const LanePart<K>& first) : at_(first) { now_.fetch_codes(at_); }
   __device__ void fetch_first_x() { now_.fetch_x(at_); }
   // The lane's sums over `count` consecutive steps of a strip. An even number of steps a turn, so that what was fetched need not move.
-  __device__ void add(int count, uint32_t table, int (&sums)[kOneRows]) {
+  __device__ void add(int count, uint32_t table, int (&sums)[kSingleTokenRows]) {
 #pragma unroll 1
     for (; count >= one_turn(K); count -= one_turn(K)) {
 #pragma unroll
@@ -143,7 +145,7 @@ class OneStream {
 
 // Adds N rows over the two halves of the lanes that differ in `bit`: the upper half keeps the upper rows.
 template <int N>
-__device__ inline void fold(int (&sums)[kOneRows], int bit) {
+__device__ inline void fold(int (&sums)[kSingleTokenRows], int bit) {
   const bool upper = threadIdx.x & bit;
 #pragma unroll
   for (int i = 0; i < N / 2; i++) {
@@ -153,12 +155,12 @@ __device__ inline void fold(int (&sums)[kOneRows], int bit) {
 }
 
 // A warp's sums into the strip's, (64) in shared memory.
-__device__ inline void add_warp(int (&sums)[kOneRows], int* strip_sums) {
-  static_assert(kOneRows == 16 && kOneLanes == 4, "three folds leave two rows a lane");
+__device__ inline void add_warp(int (&sums)[kSingleTokenRows], int* strip_sums) {
+  static_assert(kSingleTokenRows == 16 && kSingleTokenLanes == 4, "three folds leave two rows a lane");
   fold<16>(sums, 16), fold<8>(sums, 8), fold<4>(sums, 4);
   const int lane = threadIdx.x % kWarp;
   const int first = (lane & 16) / 2 + (lane & 8) / 2 + (lane & 4) / 2;  // of sums: an even number
-  int* to = strip_sums + 4 * first + 2 * (lane % kOneLanes);
+  int* to = strip_sums + 4 * first + 2 * (lane % kSingleTokenLanes);
   atomicAdd(to, sums[0]), atomicAdd(to + 1, sums[1]);
 }
 
@@ -276,7 +278,7 @@ __global__ void __launch_bounds__(one_warps(K) * kWarp, 1) gemv_one_kernel(const
     const int count = min((strip + 1) * steps, own.last) - step;
     int* strip_sums = sums + (strip - block.first_strip) * tqn::kTileRows;
     const uint32_t table = lane_table(shared_address(shared) + m * table_bytes(K));
-    int lane_sums[kOneRows] = {};
+    int lane_sums[kSingleTokenRows] = {};
     stream.add(count, table, lane_sums);
     step += count;
     if (step < own.last) {

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(Warps* kWarp, 1) decode_loop(int steps, int* o
   for (auto& group : codes)
 #pragma unroll
     for (uint32_t& word : group.word) word = x = next_random(x);
-  int sums[kOneRows] = {};
+  int sums[kSingleTokenRows] = {};
 #pragma unroll 1
   for (int step = 0; step < steps; step += kUnrolled) {
 #pragma unroll
@@ -73,6 +73,6 @@ double best() {
 
 double decode_step_seconds(int k) { return k == 2 ? best<2>() : k == 3 ? best<3>() : best<4>(); }
 
-int64_t decode_step_weights() { return int64_t(kWarp) * kOneRows * tqn::kTileCols; }
+int64_t decode_step_weights() { return int64_t(kWarp) * kSingleTokenRows * tqn::kTileCols; }
 
 }  // namespace bench

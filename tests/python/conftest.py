@@ -12,6 +12,15 @@ from tiny_models import LLAMA, save_llama
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Kept models, history and machine figures of a test are its own."""
+    home = tmp_path / "tqn-home"
+    monkeypatch.setenv("TQN_HOME", str(home))
+    monkeypatch.delenv("TQN_INDEX", raising=False)
+    return home
+
+
 def convert(source: Path, target: Path, *options: str) -> Path:
     from turboquant_native.commands import convert as convert_hf_to_tq
 
@@ -38,6 +47,13 @@ def tiny_tqn(tiny_llama_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a context of 1024, at 6 bits."""
+    folder = save_llama(tmp_path_factory.mktemp("chat") / "tiny", {**LLAMA, "max_position_embeddings": 1024})
+    return convert(folder, folder.parent / "tiny.gguf", "--bits", "6")
+
+
+@pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct as a GGUF file; `make test` downloads it and names it."""
     path = os.environ.get("TQ_SMOLLM2")
@@ -59,3 +75,40 @@ def llm(tiny_tqn: Path):
 
     with Llama(str(tiny_tqn), n_ctx=256, n_threads=1, verbose=False) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium; a module that uses it imports page_driver, which skips where it cannot run."""
+    from page_driver import launched
+
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser_context(browser):
+    from page_driver import fresh_context
+
+    with fresh_context(browser) as context:
+        yield context
+
+
+@pytest.fixture
+def site():
+    """The scripted server that the web page talks to."""
+    from page_server import PageServer
+
+    server = PageServer()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def page(browser_context, site):
+    """The web page, open and connected."""
+    from page_driver import opened
+
+    with opened(browser_context, site.url) as page:
+        yield page

@@ -1,7 +1,6 @@
-"""Chat templates: what they render, and what a hostile one cannot do."""
+"""Chat templates: what they render, and which one is chosen."""
 
 import re
-import time
 from datetime import datetime
 
 import pytest
@@ -49,60 +48,24 @@ def test_a_template_may_refuse():
         render("{{ raise_exception('roles must alternate') }}", MESSAGES)
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% if %}",
-        "{{ ().__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.append(1) }}",
-        "{{ messages.__init__.__globals__ }}",
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{{ undefined_function() }}",
-        "{{ messages[0]['content'] + 1 }}",
-    ],
-)
-def test_broken_and_forbidden_templates_are_template_errors(template):
-    with pytest.raises(TemplateError):
-        render(template, MESSAGES)
-
-
-DOUBLING = "{%% set ns = namespace(s='aaaaaaaa') %%}{%% for i in range(60) %%}%s{%% endfor %%}"
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{{ 'a' * (10 ** 9) }}",
-        "{{ 2 ** (10 ** 8) }}",
-        "{{ [messages] * (10 ** 8) }}",
-        "{{ 'a'.ljust(10 ** 12) }}",
-        "{{ 'a' | center(10 ** 12) }}",
-        "{{ 'a' | indent(10 ** 9) }}",
-        "{{ '%1000000000d' % 1 }}",
-        "{{ '%1000000000d' | format(1) }}",
-        "{{ '{:1000000000}'.format(1) }}",
-        "{{ range(10) | batch(10 ** 9, 'x') | list }}",
-        DOUBLING % "{% set ns.s = ns.s ~ ns.s %}",
-        DOUBLING % "{% set ns.s = ns.s + ns.s %}",
-        DOUBLING % "{% set ns.s = [ns.s, ns.s] | join %}",
-        DOUBLING % "{% set ns.s = ns.s | replace('a', 'aa') %}",
-        DOUBLING % "{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}",
-    ],
-)
-def test_a_hostile_template_is_stopped_early(template):
-    start = time.process_time()
-    with pytest.raises(TemplateError):
-        render(template, MESSAGES)
-    assert time.process_time() - start < 20  # unbounded, each of these needs hours or a terabyte
-
-
 def test_order_of_choice():
     stored = {"tokenizer.chat_template": "{{ 'stored' }}"}
     assert choose_template("gemma", stored, lambda _: True) == NAMED_FORMATS["gemma"]
     assert choose_template("{{ 'given' }}", stored, lambda _: True) == "{{ 'given' }}"
     assert choose_template(None, stored, lambda _: True) == "{{ 'stored' }}"
     assert choose_template(None, {}, lambda text: text == "<start_of_turn>") == NAMED_FORMATS["gemma"]
+
+
+def test_a_file_may_have_several_templates():
+    stored = {"tokenizer.chat_template": "d", "tokenizer.chat_template.tool_use": "t", "tokenizer.chat_template.rag": "r"}
+    assert choose_template(None, stored, lambda _: False) == "d"
+    assert choose_template(None, stored, lambda _: False, with_tools=True) == "t"
+    assert choose_template("rag", stored, lambda _: False, with_tools=True) == "r"
+    assert choose_template("default", stored, lambda _: False, with_tools=True) == "d"
+    assert choose_template("chatml", {**stored, "tokenizer.chat_template.chatml": "theirs"}, lambda _: False) == NAMED_FORMATS["chatml"]
+    assert choose_template(None, {"tokenizer.chat_template": "d"}, lambda _: False, with_tools=True) == "d"
+    with pytest.raises(TemplateError, match=r"no default chat template; give chat_format .*tool_use"):
+        choose_template(None, {"tokenizer.chat_template.tool_use": "t"}, lambda _: False)
 
 
 def test_without_any_template_the_error_names_the_choices():

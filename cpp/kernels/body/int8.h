@@ -130,7 +130,8 @@ class PanelSums {
       sums_[t][g] = panel_dot<tqn::is_trellis(K)>(sums_[t][g], w, x);
   }
   void widen() {
-    if constexpr (kChain<K> > 1) each([&](int t, int g) { sums_[t][g] = add_widened(sums_[t][g], pairs_[t][g]), pairs_[t][g] = no_pairs(); });
+    if constexpr (kChain<K> > 1)
+      each([&](int t, int g) { sums_[t][g] = add_widened(sums_[t][g], pairs_[t][g]), pairs_[t][g] = no_pairs(); });
   }
   void store(int32_t* acc) const {
     each([&](int t, int g) { store_i32(acc + t * kPanelSide * kRows + g * kLanes, sums_[t][g]); });

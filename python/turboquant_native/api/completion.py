@@ -23,7 +23,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """Everything that determines one completion. `logprobs`: None, or how many alternatives to report."""
+    """Everything that determines one completion.
+
+    Attributes:
+        logprobs: None, or how many alternatives to report.
+        shown_tokens: control tokens whose names are part of the text.
+    """
 
     prompt: str | Sequence[int]
     max_tokens: int | None = 16
@@ -36,6 +41,7 @@ class CompletionRequest:
     logits_processor: Sequence[LogitsProcessor] | LogitsProcessor | None = None
     grammar: LlamaGrammar | None = None
     logit_bias: dict[Any, float] | None = None
+    shown_tokens: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt, bytes) or not isinstance(self.prompt, (str, Sequence, np.ndarray)):
@@ -78,6 +84,14 @@ class Finished:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+
+
+class PromptTooLong(ValueError):
+    """A prompt that the context cannot hold together with a token to generate."""
+
+    def __init__(self, n_prompt: int, n_ctx: int) -> None:
+        super().__init__(f"the prompt has {n_prompt} tokens, which does not fit the context of {n_ctx} (n_ctx) with a token to generate")
+        self.n_prompt, self.n_ctx = n_prompt, n_ctx
 
 
 class Completion:
@@ -159,6 +173,8 @@ class Completion:
 
 def prompt_tokens(session: Session, prompt: str | Sequence[int]) -> Tokens:
     """Tokens of a prompt; an empty text becomes the BOS token."""
+    if isinstance(prompt, str):
+        session.vocabulary.check_length(prompt, session.n_ctx())
     ids = session.vocabulary.encode(prompt, add_bos=True, special=True) if isinstance(prompt, str) else prompt
     if len(ids) == 0:
         ids = [session.token_bos()]
@@ -172,7 +188,7 @@ def allowed_tokens(n_prompt: int, max_tokens: int | None, n_ctx: int) -> int:
     if max_tokens == 0 and n_prompt <= n_ctx:
         return 0
     if n_prompt >= n_ctx:
-        raise ValueError(f"the prompt has {n_prompt} tokens, which does not fit the context of {n_ctx} (n_ctx) with a token to generate")
+        raise PromptTooLong(n_prompt, n_ctx)
     room = n_ctx - n_prompt
     if max_tokens is None or max_tokens < 0:
         return room
@@ -193,6 +209,7 @@ def make_generation(session: Session, prompt: Tokens, request: CompletionRequest
         allowed_tokens(len(prompt), request.max_tokens, session.n_ctx()),
         [text for text in stop if text not in control],
         frozenset(control.values()),
+        request.shown_tokens,
         StoppingCriteriaList(request.stopping_criteria or ()),
     )
     chooser = TokenChooser(

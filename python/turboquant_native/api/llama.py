@@ -37,11 +37,13 @@ class Llama(TextMethods, TokenMethods):
         last_n_tokens_size: how many of the last tokens the penalties look at; 0: none, -1: all.
         seed: makes sampling reproducible; the default draws a new one for each call.
         logits_all: `eval` keeps the logits of every token for `scores`.
-        embedding: accepted; every model here can embed. pooling_type: LLAMA_POOLING_TYPE_MEAN (1), CLS (2) or LAST (3); default mean.
+        embedding: accepted; every model here can embed. pooling_type: LLAMA_POOLING_TYPE_MEAN (1), CLS (2) or LAST (3);
+            default: the one that the file names, else the mean.
         use_mlock: keep the weights in memory. use_mmap: accepted; files are always mapped.
         type_k, type_v: None or 1 (float16), the cache's only type.
         flash_attn: accepted; attention never stores its score matrix.
-        chat_format: a named template instead of the file's. chat_handler: a function in place of `create_chat_completion`'s own formatting.
+        chat_format: a template instead of the file's default: chatml, llama-3, gemma, one of the file's by name, or jinja2 text.
+        chat_handler: a function in place of `create_chat_completion`'s own formatting.
         draft_model: guesses tokens ahead, see `turboquant_native.speculative`.
         precision: "int8" activations for packed matrices, or "f32", the slow reference.
         verbose: log at INFO, otherwise at DEBUG (to `logging`; nothing is printed).
@@ -142,13 +144,18 @@ class Llama(TextMethods, TokenMethods):
         Args:
             repo_id: "organisation/name", or without `filename` also a folder.
             filename: name or glob of the GGUF file to load. None: convert the repository's safetensors to `bits`, once, into the cache;
-                a folder's again when a file of it is newer.
+                a folder's again when a file of it changed. Processes that ask at the same time wait for the first.
             cache_dir, local_dir, revision: as huggingface_hub has them.
             **kwargs: the constructor's.
         """
         if filename is None:
             return cls(hub.converted(repo_id, bits, cache_dir, revision), **kwargs)
         return cls(hub.find_file(repo_id, filename, cache_dir=cache_dir, local_dir=local_dir, revision=revision), **kwargs)
+
+    @property
+    def session(self) -> Session:
+        """What completions of this model share; for programs that run their own, such as the server."""
+        return self._session
 
     # --- life ----------------------------------------------------------------------------------------------------------------------------
 

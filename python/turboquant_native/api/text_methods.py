@@ -114,6 +114,7 @@ class TextMethods:
         logit_bias: dict[Any, float] | None = None,
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """Answers a conversation through the model's chat template.
@@ -121,16 +122,19 @@ class TextMethods:
         Args:
             messages: [{"role": "system" | "user" | "assistant" | "tool", "content": text or text parts}, ...].
             functions, function_call: OpenAI's old names, not supported: use tools.
-            tools: given to the template.
-            tool_choice: "none", "auto", or {"type": "function", "function": {"name": ...}}, which constrains the answer to that tool's
-                arguments and returns a tool call; "required" is the same for a single tool.
-            response_format: {"type": "text" | "json_object" | "json_schema", ...}; constrains the answer.
+            tools: given to the template; the file's template "tool_use" is used where it has one.
+            tool_choice: "none"; "auto": what the answer marks as a call in the way of the model's family becomes `tool_calls`;
+                {"type": "function", "function": {"name": ...}} constrains the answer to that tool's arguments; "required" the
+                same for any one of the tools.
+            response_format: {"type": "text" | "json_object" | "json_schema", ...}; constrains the answer, not the thinking before it.
             logprobs, top_logprobs: report log-probabilities, with so many alternatives a token.
+            chat_template_kwargs: more variables of the template, such as {"enable_thinking": False}.
             The rest is `create_completion`'s.
 
         Returns:
             {"id", "object": "chat.completion", "created", "model", "usage",
-            "choices": [{"index", "message", "logprobs", "finish_reason"}]};
+            "choices": [{"index", "message", "logprobs", "finish_reason"}]}, where the message has "content", "tool_calls" where tools were
+            called, and "reasoning_content" where the model thought first;
             with stream an iterator of "chat.completion.chunk" dicts with "delta".
 
         Raises TemplateError (a ValueError) when there is no usable template, and what `create_completion` raises.
@@ -153,7 +157,7 @@ class TextMethods:
             grammar=grammar,
             logit_bias=logit_bias,
         )
-        chat = ChatCompletion(self._session, messages, request, tools, tool_choice, response_format, model)
+        chat = ChatCompletion(self._session, messages, request, tools, tool_choice, response_format, model, chat_template_kwargs)
         return chat.stream() if stream else chat.finish()
 
     def create_chat_completion_openai_v1(self, *args: Any, **kwargs: Any) -> Any:

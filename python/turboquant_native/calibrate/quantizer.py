@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..common.errors import ConvertError
-from ..common.journal import one_maker
+from ..common.journal import only_one_process
 from ..common.memory import peak_memory
 from ..common.progress import Progress, duration
 from ..convert.conversion import Options, Summary, TensorPlan, check_target, fingerprint, make_plan, plain_rounding, plan_table, write_model
 from ..convert.sources import Source
 from ..evaluate.evaluation import divergence, mean_and_error, normalize
-from .end_loss import GradientMeter, check_available, token_weights
+from .end_loss import GradientMeter, check_available, input_sites, token_weights
 from .request import Request
 from .rounding import SequentialRounder, Settings, layer_of
 from .sensitivity import NOISE_BITS, Sensitivity, SensitivityMeter
@@ -213,7 +213,7 @@ class Quantizer:
 
     def _cached(self, name: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         path = self._shared / f"{name}.npy"
-        with one_maker(path):
+        with only_one_process(path):
             if not path.exists():
                 partial = self._shared / f"{name}.partial.npy"
                 np.save(partial, make())
@@ -232,7 +232,7 @@ class Quantizer:
     def _reference(self) -> Any:
         """The model unquantized, in a file of our own that the engine runs."""
         path = self._reference_path
-        with one_maker(path):
+        with only_one_process(path):
             if not path.exists():
                 outtype = "f32" if self._source.parameters < _F32_PARAMETERS else "bf16"
                 plan = make_plan(self._source, Options(outtype=outtype))
@@ -251,17 +251,17 @@ class Quantizer:
 
     def _token_weights(self, model: Any, tokens: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
         """Of every site, by the gradient of the model's loss."""
-        kept = self._shared / "gradients.partial"
+        kept, sites = self._shared / "gradients.partial", input_sites(model)
 
         def measure() -> NDArray[np.float32]:
-            meter = GradientMeter(self._source, self._options.seed)
+            meter = GradientMeter(self._source, self._options.seed, sites)
             meter.check_agrees(_logits(model, tokens[0]), tokens[0])
             with Progress(len(tokens), "gradients", self._quiet, unit="windows") as progress:
                 return meter.measure(tokens, kept, progress.advance_to)
 
         squares = self._cached("gradients", measure)
         kept.unlink(missing_ok=True)
-        return token_weights(squares, self._settings.gradient_power)
+        return token_weights(squares, self._settings.gradient_power, [site.name for site in sites])
 
     @staticmethod
     def _frequencies(model: Any, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -275,7 +275,7 @@ class Quantizer:
         if not names and not any(tensor.is_embedding and tensor.spec for tensor in make_plan(self._source, self._options)):
             return Sensitivity()
         path = self._shared / f"sensitivity_{bool(names)}.json"
-        with one_maker(path):
+        with only_one_process(path):
             if not path.exists():
                 self._measure_sensitivity(names, path, model, tokens, probes)
         return self._read_sensitivity(path)

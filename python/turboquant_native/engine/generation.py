@@ -37,11 +37,17 @@ def token_logprob(logits: Logits, token: int, count: int) -> TokenLogprob:
 
 @dataclass(frozen=True)
 class Limits:
-    """When a completion ends. `stop_tokens`: control tokens that end it as a stop string does; their text is never seen."""
+    """When a completion ends, and what of it is text.
+
+    Attributes:
+        stop_tokens: control tokens that end it as a stop string does; their text is never seen.
+        shown_tokens: control tokens whose names are part of the text, such as a family's marks of tool calls.
+    """
 
     max_tokens: int
     stop: Sequence[str] = ()
     stop_tokens: frozenset[int] = frozenset()
+    shown_tokens: frozenset[int] = frozenset()
     criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
 
 
@@ -129,7 +135,8 @@ class Generation:
         return chunk
 
     def _visible_piece(self, token: int) -> bytes:
-        return b"" if self._vocabulary.is_control(token) else self._vocabulary.piece(token)
+        hidden = self._vocabulary.is_control(token) and token not in self._limits.shown_tokens
+        return b"" if hidden else self._vocabulary.piece(token)
 
     def _end(self, reason: str) -> Chunk:
         self.finish_reason = reason

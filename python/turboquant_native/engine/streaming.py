@@ -4,6 +4,16 @@ import codecs
 from collections.abc import Sequence
 
 
+def undecided_length(text: str, markers: Sequence[str]) -> int:
+    """Length of the longest end of a text that may still become one of the markers."""
+    longest = max((len(marker) - 1 for marker in markers), default=0)
+    for length in range(min(longest, len(text)), 0, -1):
+        suffix = text[-length:]
+        if any(len(marker) > length and marker.startswith(suffix) for marker in markers):
+            return length
+    return 0
+
+
 class TextStream:
     """Collects the bytes of generated tokens and gives out text as soon as it is certain.
 
@@ -26,7 +36,7 @@ class TextStream:
         if hits:
             position, self.stopped_by = min(hits, key=lambda hit: (hit[0], -len(hit[1])))
             return self._release(position, drop_rest=True)
-        return self._release(len(self._held) - self._undecided())
+        return self._release(len(self._held) - undecided_length(self._held, self._stop))
 
     def finish(self) -> str:
         """The text held back for a stop string that never came. An unfinished character is dropped."""
@@ -35,12 +45,3 @@ class TextStream:
     def _release(self, count: int, drop_rest: bool = False) -> str:
         text, self._held = self._held[:count], "" if drop_rest else self._held[count:]
         return text
-
-    def _undecided(self) -> int:
-        """Length of the longest suffix that begins a stop string."""
-        longest = max((len(text) - 1 for text in self._stop), default=0)
-        for length in range(min(longest, len(self._held)), 0, -1):
-            suffix = self._held[-length:]
-            if any(text.startswith(suffix) for text in self._stop):
-                return length
-        return 0

@@ -11,7 +11,11 @@ _FILES = [
     "generation_config.json",
     "tokenizer*",
     "chat_template*",
+    "additional_chat_templates/*.jinja",
     "*tokens*.json",
+    "modules.json",
+    "*_Pooling/config.json",
+    "additional_chat_templates/*",
 ]
 
 
