@@ -36,8 +36,8 @@ namespace {
 float weight_of(const float* row_weight, int step) { return row_weight ? row_weight[tqn::row_of_step(step)] : 1; }
 
 // The search walks the circle from the last step to the first, so that new bits enter at the window's low end: the state of step t - 1 is
-// (state << k | new bits) mod 4096. Of states with equal costs the first by (state mod 2^(12 - k), state) wins, so that the result is one and
-// the same everywhere.
+// (state << k | new bits) mod 4096. Of states with equal costs the first by (state mod 2^(12 - k), state) wins, so that the result is one
+// and the same everywhere.
 class Viterbi {
  public:
   Viterbi(int k, const int8_t* codebook) : k_(k), overlaps_(kStates >> k), cost_(kStates), next_(kStates) {

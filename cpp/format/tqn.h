@@ -4,8 +4,9 @@
 //   value(t) = T[i(t)] + U[j(t)] - offset       i, j: sums, modulo 16, of nibbles of the 12-bit window of step t (table_indices)
 //
 // A matrix of n_out x n_in (rows padded to 64) is cut into strips of 64 rows; a strip is n_in / 4 tiles of 64 rows x 4 columns, from
-// column 0 up, contiguous. A tile is 32 lanes, (row mod 8, column), of 8 steps, row / 8: step t = 8 * lane + row / 8. Its circular bit string
-// holds k bits a step; a lane's k bytes of it stand in k planes of 32 bytes, so that what a vector unit loads are lanes side by side.
+// column 0 up, contiguous. A tile is 32 lanes, (row mod 8, column), of 8 steps, row / 8: step t = 8 * lane + row / 8. Its circular bit
+// string holds k bits a step; a lane's k bytes of it stand in k planes of 32 bytes, so that what a vector unit loads are lanes side by
+// side.
 #pragma once
 
 #include <stddef.h>
@@ -24,10 +25,10 @@ inline constexpr int kTileCols = 4;
 inline constexpr int kTileSteps = kTileRows * kTileCols;
 inline constexpr int kLaneSteps = 8;
 inline constexpr int kTileLanes = kTileSteps / kLaneSteps;  // bytes of a plane
-inline constexpr int kWindowBits = 12;  // of the trellis formats; TQN6 cuts windows of 6 bits
+inline constexpr int kWindowBits = 12;                      // of the trellis formats; TQN6 cuts windows of 6 bits
 inline constexpr int kStates = 1 << kWindowBits;
-inline constexpr int kTableSize = 16;      // entries of T and of U, which a trellis format's codebook holds in this order
-inline constexpr int kCodebookSize = 64;   // values of the codebook of TQN6
+inline constexpr int kTableSize = 16;     // entries of T and of U, which a trellis format's codebook holds in this order
+inline constexpr int kCodebookSize = 64;  // values of the codebook of TQN6
 inline constexpr int kMaxTrellisBits = 4;
 inline constexpr int kMaxInputs = 65536;    // int32 accumulators cannot overflow: 65536 * 127 * 128 < 2^31
 inline constexpr int kActivationMax = 127;  // activations are int8 in [-127, 127]
@@ -98,9 +99,7 @@ TQN_FN uint64_t strip_bytes(uint64_t n_in, int k) { return tiles_per_strip(n_in)
 TQN_FN uint64_t tile_offset(uint64_t strip, uint64_t tile, uint64_t n_in, int k) {
   return strip * strip_bytes(n_in, k) + tile * tile_bytes(k);
 }
-TQN_FN int step_of(int row_in_tile, int col_in_tile) {
-  return kLaneSteps * (row_in_tile % 8 * kTileCols + col_in_tile) + row_in_tile / 8;
-}
+TQN_FN int step_of(int row_in_tile, int col_in_tile) { return kLaneSteps * (row_in_tile % 8 * kTileCols + col_in_tile) + row_in_tile / 8; }
 TQN_FN int row_of_step(int t) { return t % kLaneSteps * 8 + t / (kLaneSteps * kTileCols); }
 TQN_FN int col_of_step(int t) { return t / kLaneSteps % kTileCols; }
 // Where byte b of a tile's circular string stands.
@@ -109,8 +108,8 @@ TQN_FN int place_of_byte(int k, int b) { return b % k * kTileLanes + b / k % kTi
 // `bits` <= 12 bits of a tile's circular bit string from bit `start` (0 <= start < 256k).
 TQN_FN uint32_t tile_bits(const uint8_t* tile, int k, int start, int bits) {
   const int b = start >> 3;
-  const uint32_t three = uint32_t(tile[place_of_byte(k, b)]) | uint32_t(tile[place_of_byte(k, b + 1)]) << 8 |
-                         uint32_t(tile[place_of_byte(k, b + 2)]) << 16;
+  const uint32_t three =
+      uint32_t(tile[place_of_byte(k, b)]) | uint32_t(tile[place_of_byte(k, b + 1)]) << 8 | uint32_t(tile[place_of_byte(k, b + 2)]) << 16;
   return (three >> (start & 7)) & ((1u << bits) - 1);
 }
 TQN_FN uint32_t window(const uint8_t* tile, int k, int step) { return tile_bits(tile, k, k * step, k == 6 ? 6 : kWindowBits); }

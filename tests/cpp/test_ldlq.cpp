@@ -126,7 +126,8 @@ static std::vector<uint8_t> encode_plainly(const std::vector<float>& w, int64_t 
       for (int64_t row = first; row < std::min(n_out, first + 64); row++)
         for (int64_t c = col; c < col + 4; c++)
           error[size_t(row * n + c)] =
-              w[size_t(row * n + c)] - unit * float(tqn::value(tile.data(), k, tqn::step_of(int(row - first), int(c - col)), codebook.data()));
+              w[size_t(row * n + c)] -
+              unit * float(tqn::value(tile.data(), k, tqn::step_of(int(row - first), int(c - col)), codebook.data()));
     }
   return codes;
 }

@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "python"))
-from spec_decoder import decode, random_codebook  # noqa: E402
-
-from turboquant_native.convert.container import ContainerWriter, Outliers  # noqa: E402
+from spec_decoder import decode, random_codebook
+from turboquant_native.convert.container import ContainerWriter, Outliers
 
 WIDTH, FEED_FORWARD, HEADS, KV_HEADS, VOCAB, BASE, EPSILON = 24, 40, 3, 1, 96, 10000.0, 1e-5
 HEAD = WIDTH // HEADS

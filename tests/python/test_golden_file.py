@@ -1,11 +1,11 @@
-"""Files written by earlier releases of this version mean what they meant (tests/data/make_v2.py made them, without the library's decoder)."""
+"""Files of this version by earlier releases mean what they meant (tests/data/make_v2.py made them, without the library's decoder)."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from spec_decoder import decode, random_codebook
 
+from spec_decoder import decode, random_codebook
 from turboquant_native import _core
 from turboquant_native.convert.inspection import describe, verify
 

@@ -1,6 +1,6 @@
-// Cuts tiles into vectors of weights. A tile's k planes are k vectors of 32 lanes, (row mod 8, column), and its step r = 0 .. 7 are the rows 8r ..
-// 8r + 7: for all lanes at once the nibble of a window is a shift and a mask of a plane; a nibble of the steps behind the last one is one of
-// the next lane. Each nibble serves several steps.
+// Cuts tiles into vectors of weights. A tile's k planes are k vectors of 32 lanes, (row mod 8, column), and its step r = 0 .. 7 are the
+// rows 8r .. 8r + 7: for all lanes at once the nibble of a window is a shift and a mask of a plane; a nibble of the steps behind the last
+// one is one of the next lane. Each nibble serves several steps.
 //
 // Values come as unsigned or as signed bytes, each value + kValueOffset<K>.
 #pragma once
@@ -40,8 +40,8 @@ class Decoder {
   }
 
  private:
-  static constexpr int kAhead = (tqn::kReach<K> - 4) / K;                    // steps from one to the last whose nibble it needs
-  static constexpr int kNibbles = tqn::kLaneSteps + kAhead;                  // nibble n begins at bit K * n of a lane
+  static constexpr int kAhead = (tqn::kReach<K> - 4) / K;    // steps from one to the last whose nibble it needs
+  static constexpr int kNibbles = tqn::kLaneSteps + kAhead;  // nibble n begins at bit K * n of a lane
   static constexpr int kPlanes = (K * (kNibbles - 1) + 3) / 8 + 1;
   static_assert((tqn::kReach<K> - 4) % K == 0);
 

@@ -13,7 +13,8 @@ inline void tqn_row(const TqnMatrix& w, const RotationPlan* plan, int64_t row, f
   with_format(w.k, [&](auto format) {
     const uint8_t* tile = w.codes + strip * int64_t(tqn::strip_bytes(w.n_in, format.k));
     for (int64_t c = 0; c < w.n_in; c += tqn::kTileCols, tile += tqn::tile_bytes(format.k))
-      for (int j = 0; j < tqn::kTileCols; j++) out[c + j] = factor * float(tqn::value(tile, format.k, tqn::step_of(in_tile, j), w.codebook));
+      for (int j = 0; j < tqn::kTileCols; j++)
+        out[c + j] = factor * float(tqn::value(tile, format.k, tqn::step_of(in_tile, j), w.codebook));
   });
   if (plan) rotate_inverse(*plan, out, out);
   const Outliers& s = w.outliers;

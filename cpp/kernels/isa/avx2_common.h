@@ -145,7 +145,8 @@ class Codebook {
   }
   Bytes operator()(Bytes at) const {
     __m256i value = _mm256_shuffle_epi8(difference_[0], at.v);
-    for (int q = 1; q < 4; q++) value = _mm256_xor_si256(value, _mm256_shuffle_epi8(difference_[q], _mm256_sub_epi8(at.v, _mm256_set1_epi8(char(16 * q)))));
+    for (int q = 1; q < 4; q++)
+      value = _mm256_xor_si256(value, _mm256_shuffle_epi8(difference_[q], _mm256_sub_epi8(at.v, _mm256_set1_epi8(char(16 * q)))));
     return {value};
   }
 

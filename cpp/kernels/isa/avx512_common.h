@@ -1,5 +1,5 @@
-// What both AVX-512 vocabularies share: all but dot products, fields of bytes and look-ups. A register of bytes is a plane of two tiles side
-// by side, whose sums meet when a strip is done; in a panel it is 16 rows of one tile.
+// What both AVX-512 vocabularies share: all but dot products, fields of bytes and look-ups. A register of bytes is a plane of two tiles
+// side by side, whose sums meet when a strip is done; in a panel it is 16 rows of one tile.
 #pragma once
 #include <immintrin.h>
 

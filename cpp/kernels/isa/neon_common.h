@@ -105,7 +105,8 @@ template <int Bits, int Shift>
 Bytes field(Bytes low, Bytes high) {
   if constexpr (Shift == 0) return low;
   if constexpr (Shift + Bits <= 8) return both_halves([](uint8x16_t v) { return vshrq_n_u8(v, Shift ? Shift : 1); }, low);
-  return both_halves([](uint8x16_t l, uint8x16_t h) { return vsliq_n_u8(vshrq_n_u8(l, Shift ? Shift : 1), h, Shift ? 8 - Shift : 7); }, low, high);
+  return both_halves([](uint8x16_t l, uint8x16_t h) { return vsliq_n_u8(vshrq_n_u8(l, Shift ? Shift : 1), h, Shift ? 8 - Shift : 7); }, low,
+                     high);
 }
 inline Bytes with_offset(Bytes b) { return b; }
 
@@ -116,7 +117,9 @@ class Tables {
   Bytes operator()(tqn::Indices<Bytes> at) const {
     const uint8x16_t fifteen = vdupq_n_u8(15);
     return both_halves(
-        [&](uint8x16_t i, uint8x16_t j) { return vaddq_u8(vqtbl1q_u8(first_, vandq_u8(i, fifteen)), vqtbl1q_u8(second_, vandq_u8(j, fifteen))); },
+        [&](uint8x16_t i, uint8x16_t j) {
+          return vaddq_u8(vqtbl1q_u8(first_, vandq_u8(i, fifteen)), vqtbl1q_u8(second_, vandq_u8(j, fifteen)));
+        },
         at.first, at.second);
   }
 

@@ -1,15 +1,15 @@
 // The vocabulary in portable C++: one lane. It is also the plainest statement of what each word of an instruction set must mean.
 //
 //   F32, I32: kLanes floats or int32.
-//   Bytes: the 32 lanes of a plane, of kSide tiles side by side, which +, field<Bits, Shift> (Bits bits from bit Shift of each byte, the rest
-//   from the lowest bits of a second vector; what stands above them is only to be kept out of an index), next_lane (lane l is lane l + 1, the
-//   last the first), Tables (T[i mod 16] + U[j mod 16] of Indices) and Codebook (the value of a 6-bit index + kOffset) work on.
-//   Row: four columns of kLanes rows, part i = 0 .. kParts - 1 of Bytes or a register of a panel; Acts, PanelActs: the four activations that
+//   Bytes: the 32 lanes of a plane, of kSide tiles side by side, which +, field<Bits, Shift> (Bits bits from bit Shift of each byte, the
+//   rest from the lowest bits of a second vector; what stands above them is only to be kept out of an index), next_lane (lane l is lane l +
+//   1, the last the first), Tables (T[i mod 16] + U[j mod 16] of Indices) and Codebook (the value of a 6-bit index + kOffset) work on. Row:
+//   four columns of kLanes rows, part i = 0 .. kParts - 1 of Bytes or a register of a panel; Acts, PanelActs: the four activations that
 //   meet them (of two tiles: load_acts with `both`; of the same four everywhere: broadcast_acts).
 //   dot: I32 += per lane the 4-way product of a value + kOffset; small_dot: of small unsigned ones; panel_dot<small>: either, on a panel.
 //   kPairSums: small values are summed as Pairs instead (add_pairs, no_pairs, add_widened), 16-bit sums of two products.
-//   kDirectTokens: so many tokens are multiplied straight from the decoder's registers.  kPanelRegisters x kPanelTokens: accumulators of the
-//   panel kernels, what the register file holds.  kPanelSide: the tokens, and the tiles, that one operand of the panel kernels takes
+//   kDirectTokens: so many tokens are multiplied straight from the decoder's registers.  kPanelRegisters x kPanelTokens: accumulators of
+//   the panel kernels, what the register file holds.  kPanelSide: the tokens, and the tiles, that one operand of the panel kernels takes
 //   (dot_panel.h: 1; neoni8mm.h: 2).
 #pragma once
 #include <cstdint>
