@@ -9,7 +9,7 @@ BUILD_LOG := $(VENV)/build.log
 BITS ?= 4
 PROMPT ?= What is the capital of France?
 
-.PHONY: demo test test-cpp test-python lint sanitize sanitize-threads test-neon build-cuda clean
+.PHONY: demo test test-cpp test-python lint sanitize fuzz sanitize-threads test-neon build-cuda clean
 .DELETE_ON_ERROR:
 
 # The package, built and installed; again whenever a source changed.
@@ -52,6 +52,7 @@ $(BIN)/.tested-with: $(BIN)/.installed
 test: test-cpp test-python
 
 BUILD ?= build/test
+BUILD_ASAN := build/asan
 CMAKE := $(BIN)/cmake
 CONFIGURE := $(CMAKE) -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DTQ_PYTHON=OFF -DTQ_TESTS=ON
 test-cpp: $(BIN)/.tested-with
@@ -62,11 +63,24 @@ test-cpp: $(BIN)/.tested-with
 test-python: $(BIN)/.tested-with $(MODEL_DIR)/smollm2.gguf
 	TQ_SMOLLM2=$(CURDIR)/$(MODEL_DIR)/smollm2.gguf $(BIN)/python -m pytest tests/python
 
-# Memory errors and undefined behaviour; data races.
-sanitize: $(BIN)/.tested-with
-	$(CONFIGURE) -B build/asan -DTQ_SANITIZE=address,undefined
-	$(CMAKE) --build build/asan
-	$(BIN)/ctest --test-dir build/asan --output-on-failure
+# Memory errors and undefined behaviour, in the tests and in what the fuzzers make up (clang: it has libFuzzer). One build serves both.
+FUZZ_SECONDS ?= 600
+FUZZERS := fuzz_json fuzz_gguf fuzz_model fuzz_kernels
+$(BUILD_ASAN)/.built: $(BIN)/.tested-with $(SOURCES)
+	$(CONFIGURE) -B $(BUILD_ASAN) -DCMAKE_CXX_COMPILER=clang++ -DTQ_SANITIZE=address,undefined -DTQ_FUZZ=ON
+	$(CMAKE) --build $(BUILD_ASAN)
+	touch $@
+
+sanitize: $(BUILD_ASAN)/.built
+	$(BIN)/ctest --test-dir $(BUILD_ASAN) --output-on-failure
+
+# Each target for FUZZ_SECONDS, from the golden files and from what earlier runs found (kept in build/corpus).
+fuzz: $(BUILD_ASAN)/.built
+	for name in $(FUZZERS); do \
+	  mkdir -p build/corpus/$$name && cp -n tests/data/*.gguf build/corpus/$$name/ && \
+	  $(BUILD_ASAN)/$$name -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=20 -rss_limit_mb=4096 -verbosity=0 -print_final_stats=1 \
+	    build/corpus/$$name || exit 1; \
+	done
 
 THREADED := test_thread_pool test_parallel test_batch_encoder test_cpu_backend test_kernels
 space := $(subst ,, )
@@ -88,8 +102,9 @@ build-cuda: $(BIN)/.tested-with
 lint: $(BIN)/.tested-with
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r tests/lint-requirements.txt
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	git ls-files 'cpp/*.h' 'cpp/*.cpp' 'tests/cpp/*.cpp' 'tests/cpp/*.h' 'benchmarks/*.cpp' 'cuda/*.cu' 'cuda/*.cuh' 'cuda/*.h' 'cuda/*.cpp' 'metal/*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
+	git ls-files 'cpp/*.h' 'cpp/*.cpp' 'tests/cpp/*.cpp' 'tests/cpp/*.h' 'tests/fuzz/*.cpp' 'tests/fuzz/*.h' 'benchmarks/*.cpp' 'cuda/*.cu' 'cuda/*.cuh' 'cuda/*.h' 'cuda/*.cpp' 'metal/*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy python/turboquant_native
+	$(BIN)/python -m mypy.stubtest turboquant_native._core --allowlist tests/stubtest-allowlist.txt
 
 clean:
 	rm -rf build $(MODEL_DIR) $(VENV)
