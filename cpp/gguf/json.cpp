@@ -80,7 +80,7 @@ class Parser {
     expect('[');
     skip_space();
     if (accept(']')) return out;
-    do out.members.emplace_back("", read(depth + 1));
+    do out.members.push_back({"", read(depth + 1)});
     while (skip_space(), accept(','));
     expect(']');
     return out;
@@ -95,7 +95,7 @@ class Parser {
       skip_space();
       std::string name = string();
       expect(':');
-      out.members.emplace_back(std::move(name), read(depth + 1));
+      out.members.push_back({std::move(name), read(depth + 1)});
       skip_space();
     } while (accept(','));
     expect('}');

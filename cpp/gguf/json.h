@@ -11,10 +11,12 @@ namespace tq::json {
 
 enum class Kind : uint8_t { null, boolean, number, string, array, object };
 
+struct Member;
+
 struct Value {
   Kind kind = Kind::null;
-  std::string text;                                    // of a string, decoded; of a number or boolean, as written
-  std::vector<std::pair<std::string, Value>> members;  // of an object, in order; of an array, with empty names
+  std::string text;             // of a string, decoded; of a number or boolean, as written
+  std::vector<Member> members;  // of an object, in order; of an array, with empty names
 
   const Value* find(std::string_view name) const;
   // These throw Error(bad_file) "NAME is ..." unless the member exists, has that kind and fits the type.
@@ -22,6 +24,11 @@ struct Value {
   const std::string& string(std::string_view name) const;
   double number(std::string_view name) const;
   uint64_t integer(std::string_view name) const;
+};
+
+struct Member {
+  std::string name;
+  Value value;
 };
 
 uint64_t parse_u64(std::string_view digits, std::string_view name);  // decimal digits only; Error(bad_file) "NAME is ..."

@@ -15,7 +15,7 @@ TEST("JSON values are read as the grammar says") {
       json::parse(" {\"a\": [1, -2.5e+3, true, false, null, {}, []], \"b\\n\\u00e9\\ud83d\\ude00\\/\": \"x\\\"\\\\\"} ");
   const auto& a = value.member("a", json::Kind::array).members;
   CHECK_EQ(a.size(), size_t{7});
-  CHECK(a[1].second.text == "-2.5e+3" && a[2].second.kind == json::Kind::boolean && a[4].second.kind == json::Kind::null);
+  CHECK(a[1].value.text == "-2.5e+3" && a[2].value.kind == json::Kind::boolean && a[4].value.kind == json::Kind::null);
   CHECK(value.string("b\n\xC3\xA9\xF0\x9F\x98\x80/") == "x\"\\");
   CHECK_EQ(json::parse("{\"n\": 18446744073709551615}").integer("n"), ~uint64_t{0});
   CHECK_EQ(json::parse("{\"n\": -0.1}").number("n"), -0.1);

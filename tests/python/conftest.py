@@ -66,3 +66,40 @@ def llm(tiny_tqn: Path):
 
     with Llama(str(tiny_tqn), n_ctx=256, n_threads=1, verbose=False) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium; a module that uses it imports page_driver, which skips where it cannot run."""
+    from page_driver import launched
+
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser_context(browser):
+    from page_driver import fresh_context
+
+    with fresh_context(browser) as context:
+        yield context
+
+
+@pytest.fixture
+def site():
+    """The scripted server that the web page talks to."""
+    from page_server import PageServer
+
+    server = PageServer()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def page(browser_context, site):
+    """The web page, open and connected."""
+    from page_driver import opened
+
+    with opened(browser_context, site.url) as page:
+        yield page

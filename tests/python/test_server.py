@@ -147,6 +147,20 @@ def test_docs_need_no_other_server(client):
     assert client.get("/openapi.json").json()["paths"]["/v1/chat/completions"]
 
 
+def test_the_page(client, llama):
+    page = client.get("/")
+    assert (
+        page.status_code == 200
+        and page.headers["content-type"].startswith("text/html")
+        and "default-src 'self'" in page.headers["content-security-policy"]
+    )
+    assert client.get("/", headers={"If-None-Match": page.headers["etag"]}).status_code == 304
+    assert client.get("/theme.js").headers["content-type"].startswith("text/javascript")
+    assert client.get("/page_files.py").status_code == 404 and client.get("/%2e%2e/app.py").status_code == 404
+    with TestClient(create_app(llama, Settings(api_keys=["key"], n_slots=4))) as locked:
+        assert locked.get("/").status_code == 200 and locked.get("/none").status_code == 401
+
+
 # --- tools and thinking ------------------------------------------------------------------------------------------------------------------
 
 

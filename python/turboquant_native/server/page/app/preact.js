@@ -1,0 +1,1 @@
+export { Component, html, render, useEffect, useLayoutEffect, useRef, useState } from "../vendor/htm/standalone.module.js";
