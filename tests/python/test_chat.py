@@ -148,14 +148,78 @@ def test_a_demanded_tool_is_called(chatml, stream):
     assert name == "weather" and json.loads(arguments) in ({"days": 1}, {"days": 2}) and reason == "tool_calls"
 
 
-def test_a_required_tool_is_the_only_one_or_named(chatml):
+NEWS = {
+    "type": "function",
+    "function": {
+        "name": 'ne"ws',
+        "parameters": {
+            "type": "object",
+            "properties": {"about": {"$ref": "#/$defs/kind"}},
+            "required": ["about"],
+            "$defs": {"kind": {"enum": ["foxes", "{}"]}},
+        },
+    },
+}
+QUIET = {"type": "function", "function": {"name": "stop"}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_required_call_is_of_any_one_of_the_tools(chatml, stream):
+    pytest.importorskip("llguidance")
+    called = set()
+    for seed in range(8):
+        answer = chatml.create_chat_completion(
+            MESSAGES, tools=[WEATHER, NEWS], tool_choice="required", seed=seed, stream=stream, temperature=1.2, max_tokens=100
+        )
+        name, arguments, reason = call_of(answer, stream)
+        right = {"weather": [{"days": 1}, {"days": 2}], 'ne"ws': [{"about": "foxes"}, {"about": "{}"}]}
+        assert json.loads(arguments) in right[name] and reason == "tool_calls"
+        called.add(name)
+    assert called == {"weather", 'ne"ws'}
+
+
+def call_of(answer, stream):
+    """Name, arguments and finish reason of an answer that is one call."""
+    if not stream:
+        (call,) = answer["choices"][0]["message"]["tool_calls"]
+        return call["function"]["name"], call["function"]["arguments"], answer["choices"][0]["finish_reason"]
+    chunks = list(answer)
+    calls = [call for chunk in chunks for call in chunk["choices"][0]["delta"].get("tool_calls", [])]
+    assert all("name" not in call["function"] for call in calls[1:])
+    return (
+        calls[0]["function"]["name"],
+        "".join(call["function"]["arguments"] for call in calls),
+        chunks[-1]["choices"][0]["finish_reason"],
+    )
+
+
+def test_a_single_required_tool(chatml):
     pytest.importorskip("llguidance")
     answer = chatml.create_chat_completion(MESSAGES, tools=[WEATHER], tool_choice="required", seed=1, **DRAW)
     assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "weather"
-    with pytest.raises(ValueError, match="'required' with 2 tools"):
-        chatml.create_chat_completion(MESSAGES, tools=[WEATHER, WEATHER], tool_choice="required")
-    with pytest.raises(ValueError, match="'any'"):
-        chatml.create_chat_completion(MESSAGES, tools=[WEATHER], tool_choice="any")
+
+
+@pytest.mark.parametrize("tokens", [1, 12, 20])
+def test_a_call_that_is_cut_says_so(chatml, tokens):
+    pytest.importorskip("llguidance")
+    choice = chatml.create_chat_completion(MESSAGES, tools=[WEATHER, QUIET], tool_choice="required", seed=1, max_tokens=tokens)["choices"][
+        0
+    ]
+    assert choice["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice", "message"),
+    [
+        ([WEATHER], "any", "'any'"),
+        ([], "required", "without tools"),
+        ([{"type": "function"}], "required", "tool 0 is not"),
+        ([WEATHER], {"function": None}, "None, which is not among"),
+    ],
+)
+def test_choices_that_cannot_be_met(chatml, tools, choice, message):
+    with pytest.raises(ValueError, match=message):
+        chatml.create_chat_completion(MESSAGES, tools=tools, tool_choice=choice)
 
 
 def test_a_tool_that_is_not_there(chatml):

@@ -64,7 +64,7 @@ def test_a_file_may_have_several_templates():
     assert choose_template("default", stored, lambda _: False, with_tools=True) == "d"
     assert choose_template("chatml", {**stored, "tokenizer.chat_template.chatml": "theirs"}, lambda _: False) == NAMED_FORMATS["chatml"]
     assert choose_template(None, {"tokenizer.chat_template": "d"}, lambda _: False, with_tools=True) == "d"
-    with pytest.raises(TemplateError, match="no default chat template; give chat_format .*tool_use"):
+    with pytest.raises(TemplateError, match=r"no default chat template; give chat_format .*tool_use"):
         choose_template(None, {"tokenizer.chat_template.tool_use": "t"}, lambda _: False)
 
 

@@ -196,6 +196,15 @@ def test_a_named_tool_is_called(client):
         assert answer["finish_reason"] == "tool_calls" and answer["message"]["content"] is None
 
 
+def test_any_of_several_tools_is_called(client):
+    tools = [{"type": "function", "function": {"name": name, "parameters": COLOURS}} for name in ("paint", "wash")]
+    streamed = chunks(post(client, "/v1/chat/completions", ask(tools=tools, tool_choice="required", max_tokens=100, stream=True)))
+    calls = [call for piece in streamed for call in piece["choices"][0]["delta"].get("tool_calls", ())]
+    assert calls[0]["function"]["name"] in ("paint", "wash") and streamed[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    assert json.loads("".join(call["function"]["arguments"] for call in calls))["c"] in ("red", "blue")
+    assert not any(piece["choices"][0]["delta"].get("content") for piece in streamed)
+
+
 def test_no_tools_no_calls(client, llama, monkeypatch):
     with saying(monkeypatch, spoken(llama, CALL)):
         for body in (ask(), ask(tools=TOOLS, tool_choice="none")):

@@ -13,7 +13,7 @@ import pytest
 from turboquant_native.api.template_process import TemplateError, TemplateProcess
 
 VALUES = {"messages": [{"role": "user", "content": "Hi"}], "add_generation_prompt": True}
-SECONDS, MEMORY = 0.25, 64 << 20
+SECONDS, MEMORY = 0.15, 64 << 20
 LIMITS = "exceeds its limits"
 
 
@@ -28,6 +28,7 @@ def process():
 
 
 DOUBLING = "{%% set ns = namespace(s='aaaaaaaa', l=[]) %%}{%% for i in range(60) %%}%s{%% endfor %%}{{ ns.s }}"
+NESTING = "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}"
 SLOW = {
     "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "a macro that calls itself twice": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
@@ -40,8 +41,8 @@ SLOW = {
     "round": "{{ 2.5 | round(10 ** 9, 'ceil') }}",
     "round of an integer": "{{ 12345 | round(-10 ** 9, 'floor') }}",
     "digits of an integer": "{{ (10 ** 4000 * 10 ** 4000) ** 3000 }}",
-    "nested lists printed": "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
-    "nested lists as JSON": "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l | tojson }}",
+    "nested lists printed": NESTING + "{{ ns.l }}",
+    "nested lists as JSON": NESTING + "{{ ns.l | tojson }}",
     "nested lists compared": "{% set ns = namespace(l=[1], m=[1]) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}"
     "{% set ns.m = [ns.m, ns.m] %}{% endfor %}{{ ns.l == ns.m }}",
     "a sum": "{% for i in range(99999) %}{{ (range(99999) | sum) % 2 }}{% endfor %}",
@@ -125,7 +126,7 @@ def test_a_large_template_is_stopped(hasty, kind):
         ("{{ messages.append(1) }}", "SecurityError"),
         ("{{ messages.__init__.__globals__ }}", "SecurityError"),
         ("{{ range(10 ** 6) }}", "OverflowError"),
-        ("{{ ('a' | attr('__class__')).mro }}", "UndefinedError"),
+        ("{{ ('a' | attr('__class__')).mro }}", "SecurityError"),
         ("{{ raise_exception('roles must alternate') }}", "refuses: roles must alternate"),
     ],
 )

@@ -11,6 +11,7 @@ from .chat_prompt import Message, prompt_of
 from .completion import Completion, CompletionRequest
 from .session import Session
 from .thinking_grammar import after_thinking
+from .tool_choice import DemandedCall, demanded
 
 
 def grammar_for(response_format: dict[str, Any] | None) -> LlamaGrammar | None:
@@ -28,27 +29,12 @@ def grammar_for(response_format: dict[str, Any] | None) -> LlamaGrammar | None:
     raise ValueError(f"response_format has the unknown type {kind!r}; known: text, json_object, json_schema")
 
 
-def forced_tool(tools: Sequence[dict[str, Any]] | None, tool_choice: Any) -> dict[str, Any] | None:
-    """The function that `tool_choice` demands, None when the model may choose."""
-    if tool_choice in (None, "none", "auto"):
-        return None
-    if tool_choice == "required" and tools and len(tools) == 1:
-        return dict(tools[0]["function"])
-    if not isinstance(tool_choice, dict):
-        raise ValueError(f"tool_choice={tool_choice!r} with {len(tools or ())} tools is not supported; give none, auto, or a tool by name")
-    name = tool_choice.get("function", {}).get("name")
-    for tool in tools or ():
-        if tool.get("function", {}).get("name") == name:
-            return dict(tool["function"])
-    raise ValueError(f"tool_choice names {name!r}, which is not among the tools")
-
-
 class ChatCompletion:
     """One chat request: the completion below it, and the shapes above it.
 
     Args:
         request: sampling and limits; its prompt and grammar are set here.
-        tools, tool_choice: the tools go to the template; a tool that is demanded constrains the answer to its arguments.
+        tools, tool_choice: the tools go to the template; a call that is demanded constrains the answer.
         response_format: constrains the answer, not the thinking before it.
         chat_template_kwargs: more variables of the template.
     """
@@ -66,12 +52,13 @@ class ChatCompletion:
     ) -> None:
         self._session, self._model = session, model or session.model_path
         tools = None if tool_choice == "none" else tools
-        tool = forced_tool(tools, tool_choice)
+        functions = demanded(tools, tool_choice)
+        call = DemandedCall(functions) if functions else None
         prompt = prompt_of(session, messages, tools, chat_template_kwargs)
         grammar = request.grammar or grammar_for(response_format)
-        if tool is not None:
-            grammar = LlamaGrammar.from_json_schema(tool.get("parameters") or {"type": "object"})
-        self._reader = reader_for(prompt.template, prompt.text, tools, None if tool is None else str(tool["name"]))
+        if call is not None:
+            grammar = call.grammar()
+        self._reader = reader_for(prompt.template, prompt.text, tools, call)
         self._with_logprobs = request.logprobs is not None
         shown = shown_tokens(session.vocabulary, prompt.template, bool(tools))
         grammar = after_thinking(grammar, prompt.template, prompt.text)

@@ -86,12 +86,16 @@ def _parsed(function: Any) -> Any:
     return {**function, "arguments": _Arguments(text, values)} if isinstance(values, dict) else function
 
 
+def _parsed_call(call: Any) -> Any:
+    """A tool call in OpenAI's form, or a bare function."""
+    return {**call, "function": _parsed(call["function"])} if isinstance(call, dict) and "function" in call else _parsed(call)
+
+
 def _with_arguments(message: dict[str, Any]) -> dict[str, Any]:
     """A message whose tool calls have their arguments as mappings."""
     message = dict(message)
     if isinstance(message.get("tool_calls"), list):
-        calls = [{**call, "function": _parsed(call["function"])} if "function" in call else _parsed(call) for call in message["tool_calls"]]
-        message["tool_calls"] = calls
+        message["tool_calls"] = [_parsed_call(call) for call in message["tool_calls"]]
     if "function_call" in message:
         message["function_call"] = _parsed(message["function_call"])
     return message
