@@ -170,7 +170,7 @@ def test_our_own_answer_sent_back(tiny_tqn, name):
         rendered, _ = utilities.render_jinja_template(
             conversations=[as_objects], chat_template=template, tools=TOOLS, add_generation_prompt=True, bos_token=bos, eos_token=eos
         )
-        tokens = prompt_of(llm.session, messages, TOOLS).tokens
+        tokens = prompt_of(llm._session, messages, TOOLS).tokens
         assert tokens == llm.vocabulary.encode(rendered[0], special=True)
 
 

@@ -7,7 +7,6 @@ import pytest
 from turboquant_native.api.answer import AnswerReader, reader_for
 from turboquant_native.api.reasoning import ReasoningSplitter, ThinkingTags
 from turboquant_native.api.tool_calls import CallArguments, CallStart, ReasoningDelta, TextDelta
-from turboquant_native.api.tool_choice import DemandedCall
 
 TOOLS = [
     {
@@ -202,15 +201,9 @@ def test_without_tools_markup_is_text():
     assert read(reader_for(HERMES, "", None), answer, 3)[1:3] == (answer, [])
 
 
-def test_a_demanded_call_is_the_whole_answer():
-    for size in (1, 2, 100):
-        one = DemandedCall([TOOLS[0]["function"]])
-        assert read(reader_for(HERMES, "", TOOLS, one), '{"city": "Paris"}', size)[1:3] == ("", [("weather", '{"city": "Paris"}')])
-        any_of = DemandedCall([tool["function"] for tool in TOOLS])
-        answer = '{"name": "weather", "arguments": {"city": "Paris"}}'
-        assert read(reader_for(HERMES, "", TOOLS, any_of), answer, size)[1:3] == ("", [("weather", '{"city": "Paris"}')])
-        cut = DemandedCall([tool["function"] for tool in TOOLS])
-        assert read(reader_for(HERMES, "", TOOLS, cut), '{"name": "wea', size)[1:3] == ('{"name": "wea', [])
+def test_a_forced_tool_reads_everything_as_arguments():
+    _, said, calls, _ = read(reader_for(HERMES, "", TOOLS, forced="weather"), '{"city": "Paris"}', 2)
+    assert (said, calls) == ("", [("weather", '{"city": "Paris"}')])
 
 
 THINK = "{{ '<think>' }} </think>"

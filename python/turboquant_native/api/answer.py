@@ -7,7 +7,6 @@ from ..engine.vocabulary import Vocabulary
 from . import reasoning, tool_calls
 from .reasoning import ReasoningSplitter
 from .tool_calls import AnswerEvent, CallArguments, CallParser, CallStart, ReasoningDelta, TextDelta
-from .tool_choice import DemandedCall
 
 
 class AnswerReader:
@@ -48,43 +47,41 @@ class AnswerReader:
         return events + ([TextDelta(answer)] if answer else [])
 
 
-class DemandedParser(CallParser):
-    """The answer is a call that a grammar makes, and nothing else. One that is cut before its name is known stays text."""
+class ArgumentsParser(CallParser):
+    """The answer is one tool's arguments and nothing else: a grammar sees to that."""
 
-    def __init__(self, call: DemandedCall) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__({})
-        self._call, self._text = call, ""
-        self._state = self._in_call
+        self._name = name
+        self._state = self._in_arguments
 
-    def _in_call(self) -> bool:
-        self._text += self._buffer
-        arguments = self._call.push(self._buffer) + (self._call.finish() if self._ended else "")
+    def _in_arguments(self) -> bool:
+        if self._buffer and not self._calls:
+            self._begin(self._name)
+        self._argue(self._buffer)
         self._buffer = ""
-        if self._call.name is not None and self._text and not self._calls:
-            self._begin(self._call.name)
-        if self._calls:
-            self._argue(arguments)
-        elif self._ended:
-            self._say(self._text)
         return False
 
 
-def reader_for(template: str, prompt: str, tools: Sequence[Mapping[str, Any]] | None, call: DemandedCall | None = None) -> AnswerReader:
+def reader_for(
+    template: str, prompt: str, tools: Sequence[Mapping[str, Any]] | None, forced: str | None = None, bare: bool = False
+) -> AnswerReader:
     """The reader of answers to one request.
 
     Args:
         template: the chat template, jinja2 text. prompt: what it rendered.
         tools: those that the answer may call, in OpenAI's form.
-        call: the one that is demanded.
+        forced: the tool whose bare arguments a grammar makes the answer. bare: a grammar makes the answer {"name", "arguments"}.
     """
     tags = reasoning.thinking_tags(template)
     splitter = None
     if tags is not None and not reasoning.thinking_is_over(prompt, tags):
         splitter = ReasoningSplitter(tags, reasoning.thinking_is_open(prompt, tags))
-    if call is not None:
-        return AnswerReader(DemandedParser(call), splitter)
+    if forced is not None:
+        return AnswerReader(ArgumentsParser(forced), splitter)
     functions = tool_calls.functions(tools)
-    return AnswerReader(tool_calls.family_of(template)(functions) if functions else None, splitter)
+    family = tool_calls.BareJsonParser if bare else tool_calls.family_of(template)
+    return AnswerReader(family(functions) if functions else None, splitter)
 
 
 def shown_tokens(vocabulary: Vocabulary, template: str, with_tools: bool) -> frozenset[int]:

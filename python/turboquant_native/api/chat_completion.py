@@ -11,7 +11,7 @@ from .chat_prompt import Message, prompt_of
 from .completion import Completion, CompletionRequest
 from .session import Session
 from .thinking_grammar import after_thinking
-from .tool_choice import DemandedCall, demanded
+from .tool_choice import demanded, grammar_of_calls
 
 
 def grammar_for(response_format: dict[str, Any] | None) -> LlamaGrammar | None:
@@ -53,12 +53,12 @@ class ChatCompletion:
         self._session, self._model = session, model or session.model_path
         tools = None if tool_choice == "none" else tools
         functions = demanded(tools, tool_choice)
-        call = DemandedCall(functions) if functions else None
         prompt = prompt_of(session, messages, tools, chat_template_kwargs)
         grammar = request.grammar or grammar_for(response_format)
-        if call is not None:
-            grammar = call.grammar()
-        self._reader = reader_for(prompt.template, prompt.text, tools, call)
+        if functions:
+            grammar = grammar_of_calls(functions)
+        forced = str(functions[0]["name"]) if len(functions) == 1 else None
+        self._reader = reader_for(prompt.template, prompt.text, tools, forced, bare=len(functions) > 1)
         self._with_logprobs = request.logprobs is not None
         shown = shown_tokens(session.vocabulary, prompt.template, bool(tools))
         grammar = after_thinking(grammar, prompt.template, prompt.text)

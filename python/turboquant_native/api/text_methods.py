@@ -124,8 +124,8 @@ class TextMethods:
             functions, function_call: OpenAI's old names, not supported: use tools.
             tools: given to the template; the file's template "tool_use" is used where it has one.
             tool_choice: "none"; "auto": what the answer marks as a call in the way of the model's family becomes `tool_calls`;
-                {"type": "function", "function": {"name": ...}} constrains the answer to that tool's arguments; "required" the same
-                for any one of the tools.
+                {"type": "function", "function": {"name": ...}} constrains the answer to that tool's arguments; "required" the
+                same for any one of the tools.
             response_format: {"type": "text" | "json_object" | "json_schema", ...}; constrains the answer, not the thinking before it.
             logprobs, top_logprobs: report log-probabilities, with so many alternatives a token.
             chat_template_kwargs: more variables of the template, such as {"enable_thinking": False}.

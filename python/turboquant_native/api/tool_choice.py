@@ -1,4 +1,4 @@
-"""Calls of tools that a request demands: what the answer must look like, and the call in it while it comes."""
+"""Calls of tools that a request demands."""
 
 import json
 from collections.abc import Sequence
@@ -35,49 +35,10 @@ def _function(index: int, tool: Any) -> Function:
     return function
 
 
-class DemandedCall:
-    """A call of one of these functions.
-
-    Of a single one the answer is the bare arguments; of several it is {"name": ..., "arguments": ...}.
-
-    Attributes:
-        name: of the function, as soon as it is known.
-    """
-
-    def __init__(self, functions: Sequence[Function]) -> None:
-        self._parameters = {function["name"]: function.get("parameters") or {"type": "object"} for function in functions}
-        self._openings = {name: f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": ' for name in self._parameters}
-        self.name = next(iter(self._parameters)) if len(self._parameters) == 1 else None
-        self._wrapped = self.name is None
-        self._held, self._arguments = "", ""
-
-    def grammar(self) -> LlamaGrammar:
-        """What the answer must look like."""
-        if self.name is not None:
-            return LlamaGrammar.from_json_schema(self._parameters[self.name])
-        return LlamaGrammar.from_json_schemas({self._openings[name]: (schema, "}") for name, schema in self._parameters.items()})
-
-    def push(self, text: str) -> str:
-        """Takes the next piece of the answer; returns the arguments' text that is certain now."""
-        if not self._wrapped:
-            return text
-        self._held += text
-        if self.name is None:
-            self.name = next((name for name, opening in self._openings.items() if self._held.startswith(opening)), None)
-            if self.name is None:
-                return ""
-            self._held = self._held[len(self._openings[self.name]) :]
-        piece, self._held = self._held[:-1], self._held[-1:]  # the last character may be the object's end
-        self._arguments += piece
-        return piece
-
-    def finish(self) -> str:
-        """The answer has ended, be it cut: the rest of the arguments."""
-        return "" if not self._wrapped or self.name is None or self._is_whole() else self._held
-
-    def _is_whole(self) -> bool:
-        try:
-            json.loads(self._arguments)
-        except ValueError:
-            return False
-        return True
+def grammar_of_calls(functions: Sequence[Function]) -> LlamaGrammar:
+    """What an answer must look like: a single function's bare arguments, or {"name": ..., "arguments": ...} of one of several."""
+    parameters = {function["name"]: function.get("parameters") or {"type": "object"} for function in functions}
+    if len(parameters) == 1:
+        return LlamaGrammar.from_json_schema(next(iter(parameters.values())))
+    openings = {name: f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": ' for name in parameters}
+    return LlamaGrammar.from_json_schemas({openings[name]: (schema, "}") for name, schema in parameters.items()})
