@@ -541,11 +541,10 @@ def test_logs_say_nothing_of_what_was_said(client, llama, caplog):
 def test_a_folder_of_models(chat_model, tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.gguf").symlink_to(chat_model)
-    settings = Settings(
-        models=[tmp_path], aliases=["gpt"], n_ctx=64, n_slots=1, idle_seconds=0.2, llama={"n_threads": 1, "chat_format": CHATML}
-    )
+    settings = Settings(models=[tmp_path], aliases=["gpt"], n_slots=1, idle_seconds=0.2, llama={"n_threads": 1, "chat_format": CHATML})
     with TestClient(create_app(settings)) as client:
         assert until(lambda: client.get("/health").status_code == 200)
+        assert client.get("/props").json()["n_ctx"] == 1024, "no more than the model's"
         states = lambda: {model["id"]: model["meta"]["state"] for model in client.get("/v1/models").json()["data"]}  # noqa: E731
         assert post(client, "/v1/chat/completions", ask("a", model="gpt", max_tokens=1))["model"] == "one"
         assert post(client, "/v1/chat/completions", ask("a", model="two", max_tokens=1))["model"] == "two"
