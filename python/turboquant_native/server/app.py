@@ -22,7 +22,6 @@ from .models import Model, Models, find
 from .service import Service
 from .settings import Settings
 
-
 _N_CTX = 4096  # of a conversation, where nobody says how long
 
 

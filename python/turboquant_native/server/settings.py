@@ -13,7 +13,8 @@ class Settings:
     Attributes:
         models: model files, or folders whose *.gguf files can be loaded by name. The first file is loaded at the start.
         aliases: further names of the first model; "*" answers to every name.
-        n_ctx: positions of one conversation; 0: the model's; None: 4096, or the model's where that is less. n_slots: conversations evaluated at the same time.
+        n_ctx: positions of one conversation; 0: the model's; None: 4096, or the model's where that is less.
+        n_slots: conversations evaluated at the same time.
         llama: more arguments of `Llama`, such as n_threads or n_gpu_layers.
         max_loaded: models in memory at a time; the one idle for longest gives way. idle_seconds: an idle model is unloaded; None: never.
         api_keys: one of them must come with each request; empty: none is asked for.
