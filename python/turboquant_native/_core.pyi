@@ -116,9 +116,17 @@ class GgufFile:
 # --- the engine (cpp/model) -------------------------------------------------------------------------------------------------------
 class Model:
     def __init__(
-        self, path: str, *, device: str = "cpu", threads: int = 0, precision: str = "int8", lock_memory: bool = False, main_device: int = 0
+        self,
+        path: str | bytes,
+        *,
+        device: str = "cpu",
+        threads: int = 0,
+        precision: str = "int8",
+        lock_memory: bool = False,
+        main_device: int = 0,
     ) -> None:
-        """device: "cpu", "cuda", "metal", "cuda:1", or parts with their numbers of layers, "cpu*8,cuda:0*12"; one part may come without a
+        """path: as bytes (`os.fsencode`) where it may be no UTF-8.
+        device: "cpu", "cuda", "metal", "cuda:1", or parts with their numbers of layers, "cpu*8,cuda:0*12"; one part may come without a
         number and takes the rest ("cpu,cuda*20"). The embedding is on the first part, the output on the last.
         precision: "int8" (activations of packed matrices) or "f32"."""
     file: GgufFile

@@ -12,6 +12,15 @@ from tiny_models import LLAMA, save_llama
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Kept models, history and machine figures of a test are its own."""
+    home = tmp_path / "tqn-home"
+    monkeypatch.setenv("TQN_HOME", str(home))
+    monkeypatch.delenv("TQN_INDEX", raising=False)
+    return home
+
+
 def convert(source: Path, target: Path, *options: str) -> Path:
     from turboquant_native.commands import convert as convert_hf_to_tq
 

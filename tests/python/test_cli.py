@@ -30,43 +30,54 @@ def expected(tiny_tqn):
         return llm(PROMPT, max_tokens=12, temperature=0)["choices"][0]["text"]
 
 
-def test_run_streams_the_text_then_the_speed(tiny_tqn, expected, capsys):
-    code, out, err = call(capsys, "run", tiny_tqn, "-p", PROMPT, *SAMPLING)
-    assert (code, out) == (0, PROMPT + expected + "\n")
-    assert "prompt: " in err and "generation: " in err and err.count("tokens/s") == 2
-    assert call(capsys, "run", tiny_tqn, "-p", PROMPT, "--no-echo", *SAMPLING)[1] == expected + "\n"
+def test_run_raw_streams_the_text_then_the_speed(tiny_tqn, expected, capsys):
+    code, out, err = call(capsys, "run", tiny_tqn, "--raw", "-p", PROMPT, *SAMPLING)
+    assert (code, out) == (0, expected + "\n")
+    assert "prompt: " in err and "generation: " in err and err.count("tokens/s") == 2 and "cut after 12 tokens" in err
+    assert call(capsys, "run", tiny_tqn, "--raw", "--echo", "-p", PROMPT, *SAMPLING)[1] == PROMPT + expected + "\n"
 
 
 def test_run_reads_standard_input(tiny_tqn, expected, capsys, monkeypatch):
     import io
 
     monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT))
-    assert call(capsys, "run", tiny_tqn, *SAMPLING)[1] == PROMPT + expected + "\n"
+    assert call(capsys, "run", tiny_tqn, "--raw", *SAMPLING)[1] == expected + "\n"
 
 
 def test_run_json(tiny_tqn, expected, capsys):
-    _, out, _ = call(capsys, "run", tiny_tqn, "-p", PROMPT, "--json", *SAMPLING)
+    _, out, _ = call(capsys, "run", tiny_tqn, "--raw", "-p", PROMPT, "--json", *SAMPLING)
     answer = json.loads(out)
     assert answer["choices"][0]["text"] == expected and answer["timings"]["prompt_tokens"] == answer["usage"]["prompt_tokens"]
     assert answer["timings"]["generation_tokens_per_second"] > 0
 
 
-def test_run_chat(tiny_tqn, capsys):
-    _, out, _ = call(capsys, "run", tiny_tqn, "--chat", "--chat-format", "chatml", "--system", "Be kind.", "-p", "fox", *SAMPLING)
+@pytest.mark.parametrize("words", [["fox jumps"], ["fox", "jumps"], ["-p", "fox jumps"]])
+def test_run_answers_through_the_template(tiny_tqn, capsys, words):
+    code, out, _ = call(capsys, "run", tiny_tqn, "--chat-format", "chatml", "--system", "Be kind.", *SAMPLING, *words)
     with Llama(str(tiny_tqn), n_ctx=128, chat_format="chatml") as llm:
-        messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "fox"}]
-        assert out == llm.create_chat_completion(messages, temperature=0, max_tokens=12)["choices"][0]["message"]["content"] + "\n"
+        messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "fox jumps"}]
+        expected = llm.create_chat_completion(messages, temperature=0, max_tokens=12)["choices"][0]["message"]["content"]
+    assert (code, out) == (0, expected + "\n")
 
 
-def test_chat_keeps_the_conversation(tiny_tqn, capsys, monkeypatch):
-    lines = iter(["fox", "/speed", "dog", "/clear", "/what", "fox", "/quit"])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    code, out, _ = call(capsys, "chat", tiny_tqn, "--chat-format", "chatml", *SAMPLING)
-    with Llama(str(tiny_tqn), n_ctx=128, chat_format="chatml") as llm:
-        messages = [{"role": "user", "content": "fox"}]
-        first = llm.create_chat_completion(messages, temperature=0, max_tokens=12)["choices"][0]["message"]
-        second = llm.create_chat_completion([*messages, first, {"role": "user", "content": "dog"}], temperature=0, max_tokens=12)
-    assert code == 0 and out.count(first["content"] + "\n") >= 2 and second["choices"][0]["message"]["content"] in out and "tokens/s" in out
+def test_words_and_a_pipe_are_one_prompt(tiny_tqn):
+    def ask(*words, given):
+        command = [sys.executable, "-m", "turboquant_native", "run", str(tiny_tqn), *words, *SAMPLING]
+        return subprocess.run(command, input=given, capture_output=True, check=True).stdout
+
+    together = ask(given=b"The fox:\n\nquick brown")
+    assert ask("The fox:", given=b"quick brown") == together != ask("The fox:", given=b"")
+    assert ask("-p", "The fox:", given=b"quick brown") == ask("The fox:", given=b"")  # -p: standard input is left alone
+
+
+def test_characters_that_the_locale_lacks(tiny_tqn):
+    command = [sys.executable, "-m", "turboquant_native", "run", str(tiny_tqn), "--raw", "--echo", *SAMPLING]
+    for encoding in ("ascii", "latin-1"):
+        environment = os.environ | {"PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        ran = subprocess.run(command, input="Café 我".encode(), capture_output=True, env=environment)
+        assert ran.returncode == 0 and ran.stdout.startswith("Café 我".encode(encoding, "replace")), ran.stderr
+    broken = subprocess.run(command, input=b"fox \xff", capture_output=True)
+    assert broken.returncode == 1 and b"standard input is no UTF-8 text: byte 0xff at position 4" in broken.stderr
 
 
 def test_info(tiny_tqn, capsys):
@@ -143,6 +154,13 @@ def test_synthetic_shapes_have_the_known_sizes():
         (["eval", "{model}", "--text", "/dev/null"], "/dev/null: the text has 0 tokens"),
         (["eval", "{model}", "--text", "{model}", "--windows", "0"], "--windows 0"),
         (["run", "{model}", "-p", "x", "--chat", "--chat-format", "alpaca"], "alpaca"),
+        (["run", "{model}", "-p", "x", "--ctx", "-1"], "--ctx -1"),
+        (["run", "{model}", "-p", "x", "--raw", "--system", "y"], "--raw"),
+        (["run", "{model}", "-p", "x", "y"], "once"),
+        (["run", "{model}", "-p", "word " * 20, "--ctx", "32"], "--ctx 256 is the model's limit"),
+        (["run", "{model}", "-p", "word " * 600], "the model's limit is 256"),
+        (["run", "/dev/null", "-p", "x"], "/dev/null: is no regular file"),
+        (["run", "nowhere", "-p", "x"], "nowhere: no such file or folder"),
         (["bench"], "--synthetic"),
         (["bench", "--synthetic", "gpt-5"], "gpt-5"),
         (["bench", "{model}", "-t", "many"], "many"),
@@ -187,7 +205,7 @@ def test_importing_is_light():
 
 
 def test_smollm2_knows_the_capital_of_france(smollm2_tqn8, capsys):
-    _, out, _ = call(capsys, "run", smollm2_tqn8, "-p", "The capital of France is", "-n", 8, "--temp", 0)
+    _, out, _ = call(capsys, "run", smollm2_tqn8, "--raw", "-p", "The capital of France is", "-n", 8, "--temp", 0)
     assert "Paris" in out
 
 

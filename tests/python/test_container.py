@@ -286,7 +286,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
 
 def test_interrupted_at_any_moment(tmp_path: Path) -> None:
     """Ctrl-C: nothing is left behind and the old file stays (cleaning up itself is not interrupted)."""
-    cleaning = ("_close", "close", "_remove", "__exit__")
+    cleaning = ("_close", "close", "_remove", "_remove_unless_in_use", "__exit__")
     total = lines_of_a_run(tmp_path / "whole.gguf", cleaning)
     whole, old = (tmp_path / "whole.gguf").read_bytes(), b"the old file"
     target = tmp_path / "model.gguf"

@@ -101,5 +101,5 @@ def test_ids_without_a_piece():
 def test_files_without_a_tokenizer():
     with pytest.raises(ValueError, match=r"tokenizer\.huggingface\.json"):
         Vocabulary({}, 10)
-    with pytest.raises(ValueError, match="not readable"):
+    with pytest.raises(ValueError, match=r"tokenizer\.huggingface\.json: not JSON"):
         Vocabulary({"tokenizer.huggingface.json": "{"}, 10)

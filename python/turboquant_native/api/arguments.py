@@ -84,9 +84,7 @@ def check_cache_type(type_k: int | None, type_v: int | None) -> None:
 
 
 def check_pooling(pooling_type: int) -> int:
-    """The pooling in force; unspecified means the mean."""
-    if pooling_type == LLAMA_POOLING_TYPE_UNSPECIFIED:
-        return LLAMA_POOLING_TYPE_MEAN
-    if not LLAMA_POOLING_TYPE_NONE <= pooling_type <= LLAMA_POOLING_TYPE_LAST:
+    """The pooling asked for; unspecified means the one that the model was trained with, or the mean."""
+    if not LLAMA_POOLING_TYPE_UNSPECIFIED <= pooling_type <= LLAMA_POOLING_TYPE_LAST:
         raise ValueError(f"pooling_type must be -1 (default) to 3 (last), got {pooling_type}")
     return pooling_type

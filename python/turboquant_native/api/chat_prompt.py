@@ -42,6 +42,7 @@ def prompt_of(
         **_checked(chat_template_kwargs),
     }
     text = chat_format.render(template, [_plain(index, message, knows_calls) for index, message in enumerate(messages)], **values)
+    vocabulary.check_length(text, session.n_ctx())
     return Prompt(template, text, vocabulary.encode(text, special=True))
 
 

@@ -173,6 +173,8 @@ class Completion:
 
 def prompt_tokens(session: Session, prompt: str | Sequence[int]) -> Tokens:
     """Tokens of a prompt; an empty text becomes the BOS token."""
+    if isinstance(prompt, str):
+        session.vocabulary.check_length(prompt, session.n_ctx())
     ids = session.vocabulary.encode(prompt, add_bos=True, special=True) if isinstance(prompt, str) else prompt
     if len(ids) == 0:
         ids = [session.token_bos()]

@@ -8,7 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.tokens import check_tokens
-from .arguments import LLAMA_POOLING_TYPE_CLS, LLAMA_POOLING_TYPE_LAST, LLAMA_POOLING_TYPE_NONE
+from .arguments import (
+    LLAMA_POOLING_TYPE_CLS,
+    LLAMA_POOLING_TYPE_LAST,
+    LLAMA_POOLING_TYPE_MEAN,
+    LLAMA_POOLING_TYPE_NONE,
+    LLAMA_POOLING_TYPE_UNSPECIFIED,
+)
 from .session import Session
 
 logger = logging.getLogger(__name__)
@@ -31,17 +37,35 @@ def tokens_of(session: Session, texts: Sequence[str], truncate: bool) -> list[li
     """Tokens of texts; those beyond n_ctx are cut, with a warning, or raise ValueError."""
     found = []
     for index, text in enumerate(texts):
-        ids = session.vocabulary.encode(text, add_bos=True, special=True)
+        if not truncate:
+            session.vocabulary.check_length(text, session.n_ctx())
+        ids = session.vocabulary.encode_document(text)
         if len(ids) > session.n_ctx():
             if not truncate:
                 raise ValueError(f"input {index} has {len(ids)} tokens; the context holds {session.n_ctx()} (n_ctx)")
             logger.warning("input %d has %d tokens and is cut to the %d of the context (n_ctx)", index, len(ids), session.n_ctx())
-        found.append(ids[: session.n_ctx()])
+            ids = session.vocabulary.encode_document(text, limit=session.n_ctx())
+        found.append(ids)
     return found
 
 
+def declared(session: Session, pooling: int, normalize: bool) -> tuple[int, bool]:
+    """(pooling, normalize) with what the model was trained with in place of what was not asked for."""
+    keys = session.metadata
+    if pooling == LLAMA_POOLING_TYPE_UNSPECIFIED:
+        name = f"{keys.get('general.architecture')}.pooling_type"
+        pooling = keys.get(name, LLAMA_POOLING_TYPE_MEAN)
+        if type(pooling) is not int or not LLAMA_POOLING_TYPE_NONE <= pooling <= LLAMA_POOLING_TYPE_LAST:
+            raise ValueError(f"{name} is {pooling!r} in the file, which is not supported; pooling_type chooses another")
+    return pooling, normalize or keys.get("turboquant.embedding_normalize") is True
+
+
 def embed(session: Session, tokens: Sequence[int], pooling: int, normalize: bool) -> NDArray[np.float32]:
-    """Pools the final hidden states of tokens: (n_embd,), or (n, n_embd) without pooling."""
+    """Pools the final hidden states of tokens: (n_embd,), or (n, n_embd) without pooling.
+
+    pooling: unspecified (-1): as the file says, else the mean. normalize: always where the file says so.
+    """
+    pooling, normalize = declared(session, pooling, normalize)
     ids = check_tokens(tokens, session.n_vocab())
     hidden: NDArray[Any] = session.engine.evaluate(ids, len(ids), hidden=True)
     if pooling == LLAMA_POOLING_TYPE_NONE:

@@ -37,7 +37,8 @@ class Llama(TextMethods, TokenMethods):
         last_n_tokens_size: how many of the last tokens the penalties look at; 0: none, -1: all.
         seed: makes sampling reproducible; the default draws a new one for each call.
         logits_all: `eval` keeps the logits of every token for `scores`.
-        embedding: accepted; every model here can embed. pooling_type: LLAMA_POOLING_TYPE_MEAN (1), CLS (2) or LAST (3); default mean.
+        embedding: accepted; every model here can embed. pooling_type: LLAMA_POOLING_TYPE_MEAN (1), CLS (2) or LAST (3);
+            default: the one that the file names, else the mean.
         use_mlock: keep the weights in memory. use_mmap: accepted; files are always mapped.
         type_k, type_v: None or 1 (float16), the cache's only type.
         flash_attn: accepted; attention never stores its score matrix.
@@ -143,7 +144,7 @@ class Llama(TextMethods, TokenMethods):
         Args:
             repo_id: "organisation/name", or without `filename` also a folder.
             filename: name or glob of the GGUF file to load. None: convert the repository's safetensors to `bits`, once, into the cache;
-                a folder's again when a file of it is newer.
+                a folder's again when a file of it changed. Processes that ask at the same time wait for the first.
             cache_dir, local_dir, revision: as huggingface_hub has them.
             **kwargs: the constructor's.
         """

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..common.errors import ConvertError
-from ..common.journal import one_maker
+from ..common.journal import only_one_process
 from ..common.memory import peak_memory
 from ..common.progress import Progress, duration
 from ..convert.conversion import Options, Summary, TensorPlan, check_target, fingerprint, make_plan, plain_rounding, plan_table, write_model
@@ -213,7 +213,7 @@ class Quantizer:
 
     def _cached(self, name: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         path = self._shared / f"{name}.npy"
-        with one_maker(path):
+        with only_one_process(path):
             if not path.exists():
                 partial = self._shared / f"{name}.partial.npy"
                 np.save(partial, make())
@@ -232,7 +232,7 @@ class Quantizer:
     def _reference(self) -> Any:
         """The model unquantized, in a file of our own that the engine runs."""
         path = self._reference_path
-        with one_maker(path):
+        with only_one_process(path):
             if not path.exists():
                 outtype = "f32" if self._source.parameters < _F32_PARAMETERS else "bf16"
                 plan = make_plan(self._source, Options(outtype=outtype))
@@ -275,7 +275,7 @@ class Quantizer:
         if not names and not any(tensor.is_embedding and tensor.spec for tensor in make_plan(self._source, self._options)):
             return Sensitivity()
         path = self._shared / f"sensitivity_{bool(names)}.json"
-        with one_maker(path):
+        with only_one_process(path):
             if not path.exists():
                 self._measure_sensitivity(names, path, model, tokens, probes)
         return self._read_sensitivity(path)

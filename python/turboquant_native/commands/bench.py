@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from ..evaluate.bench import Speed
 
 
+EXAMPLES = """
+  tqn bench model.tqn.gguf
+  tqn bench model.tqn.gguf -t 1,2,4 --batch 4,16
+  tqn bench --synthetic llama-3.2-1b --bits 3
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("file", nargs="?", help="model file")

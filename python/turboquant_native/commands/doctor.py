@@ -12,7 +12,13 @@ from typing import Any
 from .. import __version__
 
 _EXTRAS = {"grammar": "llguidance", "train": "torch", "eval": "lm_eval"}
-_LIBRARIES = ("numpy", "gguf", "tokenizers", "jinja2", "safetensors", "huggingface-hub")
+_LIBRARIES = ("numpy", "gguf", "tokenizers", "jinja2", "safetensors", "huggingface-hub", "prompt_toolkit")
+
+
+EXAMPLES = """
+  tqn doctor
+  tqn doctor --json
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

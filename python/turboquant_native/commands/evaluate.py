@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,12 @@ from ..common.progress import Progress
 from ..engine.devices import device
 from ..evaluate import evaluation as evaluate
 from ..evaluate import kld_base, multiple_choice
+
+EXAMPLES = """
+  tqn eval model.tqn.gguf --text wiki.test.raw --windows 16
+  tqn eval model.tqn.gguf --text wiki.test.raw --reference f16.gguf
+  tqn eval model.tqn.gguf --multiple-choice questions.jsonl
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 def _open(path: str, args: argparse.Namespace) -> Any:
     from .. import _core
 
-    return _core.Model(path, device=device(-1 if args.gpu else 0, path), threads=args.threads, precision=args.precision)
+    return _core.Model(os.fsencode(path), device=device(-1 if args.gpu else 0, path), threads=args.threads, precision=args.precision)
 
 
 def _windows(model: Any, args: argparse.Namespace) -> Any:

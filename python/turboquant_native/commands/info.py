@@ -7,6 +7,11 @@ from typing import Any
 
 from ..convert.inspection import FileSummary, describe
 
+EXAMPLES = """
+  tqn info model.tqn.gguf
+  tqn info model.tqn.gguf --metadata
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""

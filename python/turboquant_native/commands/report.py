@@ -5,6 +5,11 @@ from pathlib import Path
 
 from ..evaluate.report import Point, Quantized, page
 
+EXAMPLES = """
+  tqn report model.tqn.gguf
+  tqn report small.gguf large.gguf -o compared.html
+"""
+
 
 def _point(text: str) -> Point:
     try:

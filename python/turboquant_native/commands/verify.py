@@ -5,7 +5,12 @@ import json
 import sys
 from dataclasses import asdict
 
+from ..common.files import printable
 from ..convert.inspection import verify
+
+EXAMPLES = """
+  tqn verify model.tqn.gguf
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**asdict(result), "ok": result.ok}))
     elif result.ok:
         checked = f"{result.checksummed} checksums right" if result.checksummed else "it has no checksums: only its structure was checked"
-        print(f"{args.file}: whole ({result.tensors} tensors, {checked})")
+        print(f"{printable(args.file)}: whole ({result.tensors} tensors, {checked})")
     for problem in () if args.json else result.problems:
         named = problem.startswith(f'"{args.file}"')  # errors of the core begin with the file's name
-        print(problem if named else f"{args.file}: {problem}", file=sys.stderr)
+        print(problem if named else f"{printable(args.file)}: {problem}", file=sys.stderr)
     return 0 if result.ok else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,14 @@ from numpy.typing import NDArray
 
 
 @contextmanager
-def one_maker(path: Path) -> Iterator[None]:
+def only_one_process(path: Path) -> Iterator[None]:
     """For one process at a time: the others that need the file `path` wait until it is made (or its maker has died)."""
-    with open(path.with_name(f".{path.name}.lock"), "a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    fd = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(fd)
 
 
 class Journal:

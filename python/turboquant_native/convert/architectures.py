@@ -1,16 +1,13 @@
 """What distinguishes one model architecture from another: one table entry each.
 
-Names, orientation and conventions are those of llama.cpp's GGUF files. `hyperparameters_*` return the same dictionary for a Hugging Face
-config and for GGUF metadata of one model: key suffix (`rope.freq_base`) to value; the file holds them as `<arch>.<suffix>`.
+Names, orientation and conventions are those of llama.cpp's GGUF files.
 """
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import ConvertError
@@ -74,9 +71,11 @@ def _window(config: Config) -> Hyperparameters:
         return {}
     n_layers = config["num_hidden_layers"]
     types = config.get("layer_types")
-    if types is None and "max_window_layers" in config:
-        types = ["full_attention"] * config["max_window_layers"]
-        types = (types + ["sliding_attention"] * n_layers)[:n_layers]
+    if types is not None and len(types) != n_layers:
+        raise ConvertError(f"layer_types has {len(types)} entries, expected num_hidden_layers, {n_layers}")
+    if types is None and config.get("max_window_layers") is not None:
+        n_full = min(config["max_window_layers"], n_layers)
+        types = ["full_attention"] * n_full + ["sliding_attention"] * (n_layers - n_full)
     if types is None:
         pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 0))
     else:
@@ -141,11 +140,11 @@ def _granite(config: Config) -> Hyperparameters:
 
 
 def _experts(config: Config) -> Hyperparameters:
-    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step") not in (None, 1):
         raise ConvertError("layers without experts among layers with experts (mlp_only_layers, decoder_sparse_step) are not supported")
     values = {
         "expert_count": config.get("num_experts") or config.get("num_local_experts"),
-        "expert_used_count": config["num_experts_per_tok"],
+        "expert_used_count": config.get("num_experts_per_tok"),
         "expert_feed_forward_length": config.get("moe_intermediate_size") or config["intermediate_size"],
         "expert_weights_norm": bool(config.get("norm_topk_prob", config["model_type"] == "mixtral")),
     }
@@ -282,170 +281,6 @@ def by_gguf_name(name: str, has_experts: bool) -> Architecture:
     raise _unsupported("GGUF architecture", name, sorted({entry.gguf for entry in ARCHITECTURES.values()}))
 
 
-# --- hyperparameters ---------------------------------------------------------------------------------------------------------------------
-
-_INTEGERS = (
-    "context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size",
-    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
-    "attention.sliding_window", "attention.sliding_window_pattern", "rope.dimension_count", "rope.scaling.original_context_length",
-    "expert_count", "expert_used_count", "expert_feed_forward_length", "expert_shared_feed_forward_length",
-)  # fmt: skip
-_FLOATS = (
-    "attention.layer_norm_rms_epsilon", "attention.scale", "rope.freq_base", "rope.freq_base_swa", "rope.scaling.factor",
-    "rope.scaling.attn_factor", "attn_logit_softcapping", "final_logit_softcapping", "embedding_scale", "residual_scale", "logit_scale",
-)  # fmt: skip
-_NEUTRAL = {  # values that say no more than the key's absence
-    "attention.sliding_window": 0, "expert_count": 0, "expert_used_count": 0, "expert_shared_feed_forward_length": 0,
-    "attn_logit_softcapping": 0, "final_logit_softcapping": 0, "embedding_scale": 1, "residual_scale": 1, "logit_scale": 1,
-}  # fmt: skip
-
-
-def _integer(key: str, value: Any) -> int:
-    """Within bounds that keep a damaged file from asking for endless work."""
-    low = 0 if key in ("attention.sliding_window_pattern", "feed_forward_length") else 1
-    high = 4096 if key in ("block_count", "expert_count") else 2**31 - 1
-    if not isinstance(value, int | float) or value != int(value) or not low <= value <= high:
-        raise ConvertError(f"{key} is {value!r}, expected a whole number from {low} to {high}")
-    return int(value)
-
-
-def _float(key: str, value: Any) -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise ConvertError(f"{key} is {value!r}, expected a finite number, 0 or more")
-    return float(np.float32(value))
-
-
-def _canonical(values: Hyperparameters) -> Hyperparameters:
-    """Values of their types, floats rounded to what the file stores, sorted; whatever is absent or means nothing is left out."""
-    out: Hyperparameters = {}
-    for key, value in values.items():
-        if value is None or value == _NEUTRAL.get(key):
-            continue
-        if key in _INTEGERS:
-            out[key] = _integer(key, value)
-        elif key in _FLOATS:
-            out[key] = _float(key, value)
-        else:
-            out[key] = value
-    if "attention.sliding_window" in out:
-        out.setdefault("attention.sliding_window_pattern", 0)
-    else:
-        out.pop("attention.sliding_window_pattern", None)
-        out.pop("rope.freq_base_swa", None)
-    if "rope.scaling.attn_factor" not in out:
-        out.pop("rope.scaling.original_context_length", None)
-    return dict(sorted(out.items()))
-
-
-def _rope_parameters(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(rope of full attention, rope of windowed layers or empty), from today's `rope_parameters` or yesterday's top-level keys."""
-    both = dict(config.get("rope_parameters") or {})
-    if "full_attention" in both:
-        return {"rope_type": "default", **both["full_attention"]}, dict(both.get("sliding_attention") or {})
-    rope = both or dict(config.get("rope_scaling") or {})
-    rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
-    rope.setdefault("rope_type", rope.get("type", "default"))
-    local = {"rope_theta": config["rope_local_base_freq"]} if "rope_local_base_freq" in config else {}
-    return rope, local
-
-
-def _rope_scaling(config: Config, rope: dict[str, Any]) -> Hyperparameters:
-    kind = rope["rope_type"]
-    if kind in ("default", "llama3"):  # llama3's factors are the tensor rope_freqs.weight
-        return {}
-    if kind == "linear":
-        return {"rope.scaling.type": "linear", "rope.scaling.factor": rope["factor"]}
-    if kind in ("longrope", "su"):
-        original = rope.get("original_max_position_embeddings") or config["original_max_position_embeddings"]
-        factor = config["max_position_embeddings"] / original
-        magnitude = rope.get("attention_factor") or (math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0)
-        return {"rope.scaling.original_context_length": original, "rope.scaling.attn_factor": magnitude}
-    raise ConvertError(f"rope scaling {kind!r} is not supported (supported: linear, llama3, longrope)")
-
-
-def _check_options(architecture: Architecture, config: Config) -> None:
-    """What the engine does in one way only, and a config may ask for in another."""
-    activation = config.get("hidden_activation") or config.get("hidden_act") or architecture.activations[0]
-    if activation not in architecture.activations:
-        raise ConvertError(f"activation {activation!r} is not supported for {architecture.model_type}")
-    if config.get("use_bidirectional_attention"):
-        raise ConvertError("use_bidirectional_attention: only causal attention is supported")
-
-
-def hyperparameters_of_config(architecture: Architecture, config: Config) -> Hyperparameters:
-    """From a Hugging Face config.json (its text part); ConvertError names a missing or unusable entry."""
-    config = {"rms_norm_eps": 1e-6, **architecture.defaults, **config}
-    _check_options(architecture, config)
-    try:
-        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        rope, local = _rope_parameters(config)
-        partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-        values = {
-            "context_length": config["max_position_embeddings"],
-            "embedding_length": config["hidden_size"],
-            "block_count": config["num_hidden_layers"],
-            "feed_forward_length": config["intermediate_size"],
-            "vocab_size": config["vocab_size"],
-            "attention.head_count": config["num_attention_heads"],
-            "attention.head_count_kv": config.get("num_key_value_heads") or config["num_attention_heads"],
-            "attention.key_length": head_dim,
-            "attention.value_length": head_dim,
-            "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
-            "rope.dimension_count": int(head_dim * partial),
-            "rope.freq_base": rope["rope_theta"],
-            "rope.freq_base_swa": local.get("rope_theta"),
-        }
-        return _canonical(values | _rope_scaling(config, rope) | architecture.options(config))
-    except KeyError as missing:
-        raise ConvertError(f"config.json has no entry {missing}") from None
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise ConvertError(f"config.json holds values that make no model: {error}") from None
-
-
-def hyperparameters_of_gguf(architecture: Architecture, metadata: Config, n_vocab: int) -> Hyperparameters:
-    """From a GGUF file's metadata; `n_vocab` is the number of embedding rows."""
-    known = (*_INTEGERS, *_FLOATS, "expert_weights_norm", "rope.scaling.type")
-    values = {key: _scalar(key, metadata[f"{architecture.gguf}.{key}"]) for key in known if f"{architecture.gguf}.{key}" in metadata}
-    values["vocab_size"] = n_vocab
-    try:
-        head_dim = values.get("attention.key_length") or values["embedding_length"] // values["attention.head_count"]
-        values = {
-            "attention.head_count_kv": values["attention.head_count"],
-            "attention.key_length": head_dim,
-            "attention.value_length": head_dim,
-            "rope.dimension_count": head_dim,
-            "rope.freq_base": 10000.0,
-            **values,
-        }
-        values = architecture.gguf_defaults(values) | values
-        _check_gguf_rope(values)
-        return _canonical(values)
-    except KeyError as missing:
-        raise ConvertError(f"GGUF metadata has no key {architecture.gguf}.{missing.args[0]}") from None
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise ConvertError(f"GGUF metadata of {architecture.gguf} makes no model: {error}") from None
-
-
-def _check_gguf_rope(values: Hyperparameters) -> None:
-    kind = values.get("rope.scaling.type", "none")
-    if kind not in ("none", "linear", "longrope"):
-        raise ConvertError(f"rope scaling {kind!r} is not supported (supported: linear, llama3, longrope)")
-    if kind != "linear":
-        values.pop("rope.scaling.type", None)
-        values.pop("rope.scaling.factor", None)
-
-
-def _scalar(key: str, value: Any) -> Any:
-    """llama.cpp allows a value per layer; here all layers must agree."""
-    if not isinstance(value, list | tuple | np.ndarray):
-        return value
-    if key == "attention.sliding_window_pattern":
-        return window_pattern([bool(use) for use in value])
-    if len(set(value)) != 1:
-        raise ConvertError(f"{key} differs between layers ({sorted(set(value))}), which is not supported")
-    return value[0]
-
-
 # --- tensors -----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -505,23 +340,3 @@ def permute_heads(w: NDArray[Any], n_heads: int) -> NDArray[Any]:
     half = w.shape[0] // n_heads // 2
     permuted: NDArray[Any] = w.reshape(n_heads, 2, half, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
     return permuted
-
-
-def rope_tensors(config: Config, hp: Hyperparameters) -> dict[str, NDArray[np.float32]]:
-    """Rotary factors that GGUF keeps as tensors: each divides the inverse frequency of its pair of dimensions."""
-    rope, _ = _rope_parameters(config)
-    if rope["rope_type"] == "llama3":
-        return {"rope_freqs.weight": _llama3_factors(rope, hp)}
-    if rope["rope_type"] in ("longrope", "su"):
-        return {f"rope_factors_{kind}.weight": np.asarray(rope[f"{kind}_factor"], np.float32) for kind in ("long", "short")}
-    return {}
-
-
-def _llama3_factors(rope: dict[str, Any], hp: Hyperparameters) -> NDArray[np.float32]:
-    """1 for short wavelengths, `factor` for long ones, smooth between (Llama 3.1's scaling)."""
-    dims = hp["rope.dimension_count"]
-    frequencies = rope["rope_theta"] ** -(np.arange(0, dims, 2, dtype=np.float64) / dims)
-    turns = rope["original_max_position_embeddings"] * frequencies / (2 * np.pi)
-    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    return np.asarray(1 / ((1 - smooth) / factor + smooth), np.float32)

@@ -12,8 +12,10 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from .._core import FORMAT_VERSION, TILE_ROWS
+
+logger = logging.getLogger(__name__)
 
 ALIGNMENT = 64  # of every plane in the file: a cache line
 MAX_NAME_BYTES = 63
@@ -135,9 +139,67 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _open_or_create(path: Path) -> IO[bytes]:
-    """For reading and writing, without emptying it."""
-    return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+@contextlib.contextmanager
+def _warning(what: str) -> Iterator[None]:
+    """An OSError inside is logged: the model file is in place already, and nothing that follows can take it back."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("%s: %s", what, error.strerror or error)
+
+
+def refusal_to_replace(path: Path, overwrite: bool) -> str | None:
+    """Why a file must not be written at `path`; None where it may. Only a regular file, or a link, is ever replaced."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode) or path.is_dir():
+        return "is a folder; name a file"
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)) or (path.exists() and not path.is_file()):
+        return "is no regular file, so it is not replaced"
+    return None if overwrite else "exists already (--overwrite replaces it)"
+
+
+def _open_own(path: Path) -> IO[bytes]:
+    """A working file for reading and writing, without emptying it. What somebody else may have put there is refused: a link, a second name
+    of another file, a FIFO."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OutputError(errno.ELOOP, f"cannot write {path}: it is a link; remove it") from None
+        raise
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode) or info.st_nlink > 1:
+        os.close(fd)
+        raise OutputError(errno.EEXIST, f"cannot write {path}: it is no regular file of its own; remove it")
+    return open(fd, "r+b")
+
+
+def _open_locked(path: Path, target: Path) -> IO[bytes]:
+    """The working file, open for this process alone. A writer that ends removes its file: whoever opened that one before locks an orphan,
+    and tries again."""
+    while True:
+        stream = _open_own(path)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_file_at(stream, path):
+                return stream
+        except BlockingIOError:
+            stream.close()
+            raise OutputError(errno.EAGAIN, f"cannot write {target}: another process is writing it") from None
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()
+
+
+def _is_file_at(stream: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 class _Spool:
@@ -148,19 +210,12 @@ class _Spool:
         self.journal_path = target.with_name(f".{target.name}.partial.journal")
         self.records: dict[str, _Record] = {}
         with contextlib.ExitStack() as undo:
-            self._data = undo.enter_context(_open_or_create(self.path))
-            self._lock(target)
             if not resume:
-                undo.callback(self._remove)
-            self._journal = undo.enter_context(_open_or_create(self.journal_path))
+                undo.callback(self._remove_unless_in_use, target)
+            self._data = undo.enter_context(_open_locked(self.path, target))
+            self._journal = undo.enter_context(_open_own(self.journal_path))
             self._load(key, resume)
             undo.pop_all()
-
-    def _lock(self, target: Path) -> None:
-        try:
-            fcntl.flock(self._data, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(errno.EAGAIN, f"cannot write {target}: another process is writing it") from None
 
     def _load(self, key: str, resume: bool) -> None:
         """Takes over what an earlier run of this release with the same key finished, up to the first incomplete or damaged record."""
@@ -210,12 +265,19 @@ class _Spool:
         return _Plane(name, type_number, array.shape, offset, data.nbytes, hashlib.sha256(data).hexdigest())
 
     def close(self, remove: bool) -> None:
-        if remove:
+        try:
+            if remove:
+                self._remove()
+        finally:
+            # After an error (a full disk) the buffers cannot be flushed, and need not be.
+            for stream in (self._journal, self._data):
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def _remove_unless_in_use(self, target: Path) -> None:
+        """Undoes the beginning, wherever it was interrupted."""
+        with contextlib.suppress(OSError), _open_locked(self.path, target):
             self._remove()
-        # After an error (a full disk) the buffers cannot be flushed, and need not be.
-        for stream in (self._journal, self._data):
-            with contextlib.suppress(OSError):
-                stream.close()
 
     def _remove(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -249,8 +311,8 @@ class ContainerWriter:
         self._resume = resume
         self._metadata: dict[str, tuple[Any, GGUFValueType]] = {}
         self._order: list[str] = []
-        if self.path.exists() and (not overwrite or self.path.is_dir()):
-            raise FileExistsError(errno.EEXIST, "exists already", str(self.path))
+        if refusal := refusal_to_replace(self.path, overwrite):
+            raise FileExistsError(errno.EEXIST, refusal, str(self.path))
         self._assembly = self.path.with_name(f".{self.path.name}.partial.out")
         with _naming(self.path):
             self._spool: _Spool | None = _Spool(self.path, key, resume)
@@ -263,8 +325,10 @@ class ContainerWriter:
 
     def _close(self, remove: bool) -> None:
         if self._spool is not None:
-            self._assembly.unlink(missing_ok=True)
-            self._spool.close(remove)
+            with _warning(f"{self._assembly} cannot be removed"):
+                self._assembly.unlink(missing_ok=True)
+            with _warning(f"{self._spool.path} and its journal cannot be removed"):
+                self._spool.close(remove)
             self._spool = None
 
     @property
@@ -337,13 +401,19 @@ class ContainerWriter:
         with _naming(self.path):
             self._assemble(records)
             size = self._assembly.stat().st_size
+            if refusal := refusal_to_replace(self.path, overwrite=True):  # it may have come there meanwhile
+                raise OutputError(errno.EEXIST, f"cannot write {self.path}: {refusal}")
             os.replace(self._assembly, self.path)
+        with _warning(f"{self.path} is written, but the system did not confirm that its name is on the disk"):
             _sync_folder(self.path.parent)
         self._close(remove=True)
         return size
 
     def _assemble(self, records: list[_Record]) -> None:
         planes = [plane for record in records for plane in record.planes]
+        self._assembly.unlink(missing_ok=True)
+        # Made here, because GGUFWriter would follow a link that somebody has put there.
+        os.close(os.open(self._assembly, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644))
         writer = GGUFWriter(self._assembly, self.architecture)
         try:
             self._write_header(writer, records, planes)

@@ -18,7 +18,7 @@ from ..common.errors import ConvertError, listing
 from ..common.memory import peak_memory
 from ..common.progress import Progress, duration
 from .architectures import Shape
-from .container import ContainerWriter
+from .container import ContainerWriter, refusal_to_replace
 from .quantize import MAX_INPUTS, MatrixSpec, QuantizedMatrix, quantize_matrix, rotation_seed
 from .sources import Source
 
@@ -179,23 +179,17 @@ def notes_of(source: Source, plan: Sequence[TensorPlan]) -> list[str]:
     for tensor in plan:
         if tensor.note:
             notes.setdefault(f"{tensor.note}, kept as {tensor.label}", []).append(tensor.name)
-    found = [f"{note}: {listing(names, 4)}" for note, names in notes.items()]
-    if source.tokenizer is None:
-        found.append(f"{source.path} has no tokenizer.json, so the file has no tokenizer")
-    return found
+    return [f"{note}: {listing(names, 4)}" for note, names in notes.items()]
 
 
 def check_target(source: Source, target: Path, overwrite: bool) -> None:
     """ConvertError unless `target` may be written."""
-    if target.is_dir():
-        raise ConvertError(f"{target}: is a folder; name a file")
     if not target.parent.is_dir():
         raise ConvertError(f"{target}: the folder {target.parent} does not exist")
-    if target.exists():
-        if any(file.exists() and target.samefile(file) for file in source.stored_files()):
-            raise ConvertError(f"{target}: is the source itself")
-        if not overwrite:
-            raise ConvertError(f"{target}: exists already (--overwrite replaces it)")
+    if target.is_file() and any(file.exists() and target.samefile(file) for file in source.stored_files()):
+        raise ConvertError(f"{target}: is the source itself")
+    if refusal := refusal_to_replace(target, overwrite):
+        raise ConvertError(f"{target}: {refusal}")
 
 
 def _check_space(target: Path, plan: Sequence[TensorPlan]) -> None:
@@ -303,6 +297,7 @@ def write_model(
                 _write_tensor(source, tensor, writer, rounder, errors, progress.part(done))
             done += tensor.weights
             progress.advance_to(done)
+        source.check_unchanged()
         size = writer.finish()
     return _summarize(source, plan, target, size, errors.relative, time.monotonic() - start)
 

@@ -8,7 +8,7 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -45,7 +45,7 @@ def verify(path: str | os.PathLike[str], threads: int = 0) -> Verification:
         file = GgufFile(path, validate=False)
     except (FormatError, UnsupportedError) as error:
         return Verification(path, os.path.getsize(path), 0, 0, [str(error)])
-    problems, checksums = _header_problems(file)
+    problems, checksums = _header_problems(file, path)
     names = [name for name, _, _ in file.tensors()]
     with ThreadPoolExecutor(threads or cpu_count()) as pool:
         digests = list(pool.map(lambda name: hashlib.sha256(_bytes(file, name)).hexdigest(), names if checksums else []))
@@ -55,7 +55,7 @@ def verify(path: str | os.PathLike[str], threads: int = 0) -> Verification:
         elif checksums[name] != digest:
             problems.append(f"tensor {name}: its data is damaged (SHA-256 {digest}, recorded {checksums[name]})")
     problems += [f"tensor {name}: is missing, its checksum is there" for name in checksums if name not in set(names)]
-    problems += _padding_problems(file) if checksums else []
+    problems += _padding_problems(file, path) if checksums else []
     try:
         file.quantized()
     except (FormatError, UnsupportedError) as error:
@@ -67,12 +67,12 @@ def _bytes(file: GgufFile, name: str) -> memoryview:
     return file.data(name).reshape(-1).view(np.uint8).data
 
 
-def _header_problems(file: GgufFile) -> tuple[list[str], dict[str, Any]]:
+def _header_problems(file: GgufFile, path: str) -> tuple[list[str], dict[str, Any]]:
     """What is wrong with the header, and the checksums of the tensors that it records."""
     recorded = file.metadata.get(CHECKSUMS_KEY)
     if recorded is None and HEADER_KEY not in file.metadata:
         return [], {}
-    with open(file.path, "rb") as stream:
+    with open(path, "rb") as stream:
         digest, _ = header_digest(stream.read(file.data_offset))
     problems = [] if digest and digest == file.metadata.get(HEADER_KEY) else ["header: damaged (its SHA-256 is not the recorded one)"]
     try:
@@ -84,22 +84,24 @@ def _header_problems(file: GgufFile) -> tuple[list[str], dict[str, Any]]:
     return problems, checksums
 
 
-def _padding_problems(file: GgufFile) -> list[str]:
-    """Bytes that belong to no tensor must be zeros: between tensors, and up to the alignment after the last."""
-    problems, at, before = [], file.data_offset, "the header"
-    with open(file.path, "rb") as stream:
-        for name, offset, size in sorted(file.places(), key=lambda place: place[1]):
-            stream.seek(at)
-            if any(stream.read(offset - at)):
-                problems.append(f"padding after {before}: damaged")
-            at, before = offset + size, f"tensor {name}"
+def _padding_problems(file: GgufFile, path: str) -> list[str]:
+    """Bytes that belong to no tensor must be zeros: between tensors, and up to the alignment after the last, where the file ends."""
     alignment = file.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-    extra = file.size - (at + alignment - 1) // alignment * alignment
-    if extra:
-        problems.append(
-            f"end of file: {extra} bytes more than the tensors need" if extra > 0 else f"end of file: {-extra} bytes of padding are missing"
-        )
+    places = sorted((offset, size, f"tensor {name}") for name, offset, size in file.places())
+    ends = [(offset + size, owner) for offset, size, owner in places] or [(file.data_offset, "the header")]
+    data_end = -(-ends[-1][0] // alignment) * alignment
+    gaps = zip([(file.data_offset, "the header"), *ends], [*(offset for offset, _, _ in places), min(data_end, file.size)], strict=False)
+    with open(path, "rb") as stream:
+        problems = [f"padding after {owner}: damaged" for (start, owner), stop in gaps if any(_read(stream, start, stop))]
+    if extra := file.size - data_end:
+        what = f"{extra} bytes more than the tensors need" if extra > 0 else f"{-extra} bytes of padding are missing"
+        problems.append(f"end of file: {what}")
     return problems
+
+
+def _read(stream: IO[bytes], start: int, stop: int) -> bytes:
+    stream.seek(start)
+    return stream.read(max(0, stop - start))
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,13 @@ def _bits_per_weight(tensors: list[TensorSummary]) -> float:
     return 8 * sum(tensor.bytes for tensor in tensors) / elements if elements else 0.0
 
 
+def _path_of(file: GgufFile) -> str:
+    try:
+        return file.path
+    except UnicodeDecodeError as error:  # a path that is no UTF-8
+        return os.fsdecode(error.object)
+
+
 def describe(path: str | os.PathLike[str] | GgufFile) -> FileSummary:
     """The table of a file's tensors, in file order. Raises FormatError for a damaged file, OSError where it cannot be read."""
     file = path if isinstance(path, GgufFile) else GgufFile(path)
@@ -170,4 +179,4 @@ def describe(path: str | os.PathLike[str] | GgufFile) -> FileSummary:
             entry = packed[matrix]
             size = sum(sizes.get(matrix + plane, 0) for plane in PLANE_SUFFIXES)
             rows.append(TensorSummary(matrix, f"TQN{entry['bits']}", (entry["n_out"], entry["n_in"]), size, entry["outliers"]))
-    return FileSummary(file.path, str(file.metadata.get("general.architecture", "unknown")), file.size, rows)
+    return FileSummary(_path_of(file), str(file.metadata.get("general.architecture", "unknown")), file.size, rows)

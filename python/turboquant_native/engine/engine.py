@@ -1,5 +1,6 @@
 """A model that is open and ready: the core's model, one context, the vocabulary, and the scheduler that everything goes through."""
 
+import os
 import random
 import secrets
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ class Engine:
         threads = max(n_threads, n_threads_batch) if n_threads else 0
         self._owns_core = isinstance(model, str)
         if isinstance(model, str):
-            model = _core.Model(model, device=device, threads=threads, precision=precision, lock_memory=lock_memory)
+            model = _core.Model(os.fsencode(model), device=device, threads=threads, precision=precision, lock_memory=lock_memory)
         self.core = model
 
         def open_context(slots: int) -> _core.Context:

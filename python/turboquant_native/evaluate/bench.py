@@ -4,6 +4,7 @@ pp512: a prompt of 512 tokens from an empty cache; tg128: 128 tokens one by one 
 bytes of weights that one token must read times tg, to be compared with the machine's memory bandwidth.
 """
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,7 +59,9 @@ class Bench:
         self._core, self._settings = _core, settings
         self.threads = threads or _core.cpu_count()
         start = time.perf_counter()
-        self.model = _core.Model(path, device=device(-1 if settings.gpu else 0, path), threads=threads, precision=settings.precision)
+        self.model = _core.Model(
+            os.fsencode(path), device=device(-1 if settings.gpu else 0, path), threads=threads, precision=settings.precision
+        )
         self.context = _core.Context(self.model, n_ctx=settings.prompt + settings.generate, n_batch=512)
         self.load = time.perf_counter() - start
         self._tokens = np.random.default_rng(1).integers(0, self.context.n_vocab, settings.prompt + settings.generate).astype(np.int32)

@@ -2,8 +2,10 @@
 
 import argparse
 import os
+from contextlib import ExitStack
 from typing import Any
 
+from ..api.running import registered
 from .settings import Settings
 
 
@@ -95,10 +97,17 @@ def run(args: argparse.Namespace) -> int:
     class Server(uvicorn.Server):
         """Answers end before connections are closed: by themselves, or after the grace with an error that their clients can read."""
 
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:  # the port is known now
+                port = self.servers[0].sockets[0].getsockname()[1]
+                listed.enter_context(registered(args.host, port, str(settings.models[0])))
+
         async def shutdown(self, sockets: Any = None) -> None:
             await app.state.service.registry.drain(settings.grace)
             await super().shutdown(sockets)
 
     server = Server(config)
-    server.run()
+    with ExitStack() as listed:  # for `tqn ps` and `tqn stop`
+        server.run()
     return 0 if server.started else 1

@@ -8,15 +8,24 @@ from .base import Source
 __all__ = ["Source", "open_source"]
 
 
-def open_source(model: str, cache_dir: str | None = None, revision: str | None = None) -> Source:
+def open_source(model: str, cache_dir: str | None = None, revision: str | None = None, needs_tokenizer: bool = True) -> Source:
     """Open what `model` names.
 
     Args:
         model: a folder with config.json, a .gguf file, or a hub id such as "org/name" (downloaded once into the hub's cache).
         cache_dir: where the hub's files go; None: the hub's own cache.
         revision: of a hub id.
+        needs_tokenizer: refuse a model without a tokenizer, from whose file no text could be made.
     Raises ConvertError naming what is wrong.
     """
+    source = _open(model, cache_dir, revision)
+    if needs_tokenizer and source.tokenizer is None:
+        wanted = "tokenizer.ggml.tokens" if source.path.is_file() else "tokenizer.json and no tokenizer.model"
+        raise ConvertError(f"{source.path}: has no {wanted}; put the tokenizer of the original model beside its weights")
+    return source
+
+
+def _open(model: str, cache_dir: str | None, revision: str | None) -> Source:
     path = Path(model)
     if path.is_dir():
         from .huggingface import HuggingFaceSource

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import ConvertError, listing
+from ...common.files import FileState, file_state
 from ..architectures import Architecture, Hyperparameters, Shape, tensor_shapes
 from ..tokenizer import TokenizerData
 
@@ -31,6 +32,7 @@ class Source(ABC):
         path: the folder or file, for messages.
         name: a title for general.name.
         general: further `general.*` strings (license, author ...).
+        embedding: how one vector is made of a text, where the model says so (`pooling.py`).
         shapes: tensors under their final names, in file order, (n_out, n_in) or (n,).
         parameters: elements of all tensors.
     """
@@ -40,8 +42,10 @@ class Source(ABC):
     architecture: Architecture
     hyperparameters: Hyperparameters
     general: dict[str, str]
+    embedding: dict[str, Any]
     tokenizer: TokenizerData | None
     shapes: dict[str, Shape]
+    _opened: dict[Path, FileState]
 
     @property
     def parameters(self) -> int:
@@ -56,15 +60,34 @@ class Source(ABC):
         """Keys of the file that describe the model: general.* and <arch>.*, in order."""
         arch = self.architecture.gguf
         general = {"general.architecture": arch, "general.type": "model", "general.name": self.name, **self.general}
-        return general | {f"{arch}.{key}": value for key, value in self.hyperparameters.items()}
+        embedding = {key if "." in key else f"{arch}.{key}": value for key, value in self.embedding.items()}
+        return general | {f"{arch}.{key}": value for key, value in self.hyperparameters.items()} | embedding
 
     @abstractmethod
     def read(self, name: str) -> NDArray[np.float32]:
         """A tensor in its final orientation and convention, float32; peak memory is this tensor."""
 
     def stored_files(self) -> list[Path]:
-        """Files that the target must not overwrite."""
+        """Files that the model is read from: a target must not overwrite them, and they must not change meanwhile."""
         return [self.path]
+
+    def check_unchanged(self) -> None:
+        """ConvertError where a file is not what it was when the source was opened: the tensors read would be those of two models."""
+        for file in self.stored_files():
+            if file in self._opened and (not file.exists() or file_state(file) != self._opened[file]):
+                raise ConvertError(f"{file}: changed while the model was converted; nothing was written, start again")
+
+    def _remember(self, files: Iterable[Path]) -> None:
+        """Notes the state of the files, before anything is read from them."""
+        self._opened = {file: file_state(file) for file in files if file.is_file()}
+
+    def _check_plausible(self, stored: Mapping[str, Shape]) -> None:
+        """ConvertError where the hyperparameters ask for many more tensors than are stored, before tables are made for them."""
+        layers, experts = self.hyperparameters["block_count"], self.hyperparameters.get("expert_count", 0)
+        held = sum(shape[0] if len(shape) == 3 else 3 for shape in stored.values())  # experts may be stacked, or three matrices in one
+        if layers > len(stored) or layers * experts > held + 10_000:
+            wanted = f"{layers} layers" + (f" of {experts} experts" if experts else "")
+            raise ConvertError(f"{self.path}: a model of {wanted} is described, but {len(stored)} tensors are stored")
 
     def _bind(self, stored: dict[str, tuple[str, Shape]], unknown: list[str], needs_output: bool = False) -> dict[str, Piece]:
         """Match stored tensors (by GGUF name: own name and shape) with what the architecture needs; every problem in one message.
@@ -127,6 +150,8 @@ def split_fused(gguf_name: str, own_name: str, shape: Shape, hp: Hyperparameters
         gate = gguf_name.replace("ffn_up", "ffn_gate")
         yield from _split_rows([(gate, shape[0] // 2), (gguf_name, shape[0] // 2)], own_name, shape)
     elif gguf_name.endswith("_exps.weight") and len(shape) == 3:
+        if shape[0] != hp.get("expert_count"):
+            raise ConvertError(f"{own_name}: {shape[0]} experts are stored, expected {hp.get('expert_count')}")
         for expert in range(shape[0]):
             yield gguf_name.replace("_exps.", f".{expert}."), Piece(own_name, expert=expert), shape[1:]
     elif gguf_name.endswith(".ffn_gate_inp_shexp.weight"):

@@ -1,5 +1,6 @@
 """A model in a GGUF file, of any type that the gguf package can dequantize."""
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 
 from ..._core import FormatError, GgufFile, UnsupportedError
 from ...common.errors import ConvertError, listing
-from ..architectures import Shape, by_gguf_name, hyperparameters_of_gguf
+from ..architectures import Shape, by_gguf_name
+from ..hyperparameters import check_rope_factors, hyperparameters_of_gguf
+from ..pooling import embedding_keys_of_gguf
 from ..tokenizer import tokenizer_of_gguf
 from .base import Source
 from .safetensors_file import widen_bf16
@@ -50,6 +53,7 @@ class GgufSource(Source):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._paths = _parts(path)
+        self._remember(self._paths)
         files = [_open(part) for part in self._paths]
         metadata = files[0].metadata
         if "turboquant.tensors" in metadata:
@@ -63,7 +67,8 @@ class GgufSource(Source):
             name: (name, shape) for name, (_, shape) in self._types.items() if not name.endswith(_IGNORED_SUFFIXES)
         }
         self._pieces = self._bind(stored, unknown=[])
-        self.tokenizer = tokenizer_of_gguf(metadata)
+        self._check_readable()
+        self.tokenizer = tokenizer_of_gguf(metadata, self.shapes["token_embd.weight"][0], str(path))
 
     def stored_files(self) -> list[Path]:
         return self._paths
@@ -75,13 +80,26 @@ class GgufSource(Source):
         self.architecture = by_gguf_name(name, has_experts=bool(metadata.get(f"{name}.expert_count", 0)))
         if "token_embd.weight" not in self._types:
             raise ConvertError(f"{self.path}: missing tensors: token_embd.weight")
-        self.hyperparameters = hyperparameters_of_gguf(self.architecture, metadata, n_vocab=self._types["token_embd.weight"][1][0])
-        self.name = str(metadata.get("general.name", self.path.stem))
-        self.general = {f"general.{key}": metadata[f"general.{key}"] for key in _GENERAL if f"general.{key}" in metadata}
+        self.hyperparameters = hyperparameters_of_gguf(
+            str(self.path), self.architecture, metadata, n_vocab=self._types["token_embd.weight"][1][0]
+        )
+        self.embedding = embedding_keys_of_gguf(str(self.path), self.architecture.gguf, metadata)
+        self._check_plausible({name: shape for name, (_, shape) in self._types.items()})
+        described = {key: text for key in ("name", *_GENERAL) if isinstance(text := metadata.get(f"general.{key}"), str)}
+        self.name = described.pop("name", self.path.stem)
+        self.general = {f"general.{key}": text for key, text in described.items()}
+
+    def _check_readable(self) -> None:
+        """ConvertError for a type that cannot be dequantized and for rotary factors that the reader would refuse."""
+        for piece in self._pieces.values():
+            _kind(self.path, piece.stored, self._types[piece.stored][0])
+        for name in self.shapes:
+            if name.startswith("rope_f"):
+                check_rope_factors(str(self.path), name, self.read(name))
 
     def read(self, name: str) -> NDArray[np.float32]:
         piece = self._pieces[name]
-        kind = gguf.GGMLQuantizationType(self._types[piece.stored][0])
+        kind = _kind(self.path, piece.stored, self._types[piece.stored][0])
         data = self._files[piece.stored].data(
             piece.stored
         )  # the leading dimensions are the tensor's; the last one holds numbers, or bytes of blocks
@@ -89,10 +107,26 @@ class GgufSource(Source):
             data = data[piece.expert]
         if piece.rows is not None:
             data = data[piece.rows[0] : piece.rows[1]]
-        try:
-            return np.ascontiguousarray(_to_float32(data, kind).reshape(self.shapes[name]))
-        except (NotImplementedError, QuantError):
-            raise ConvertError(f"{self.path}: {piece.stored} has type {kind.name}, which cannot be read") from None
+        return np.ascontiguousarray(_to_float32(data, kind).reshape(self.shapes[name]))
+
+
+def _kind(path: Path, tensor: str, number: int) -> gguf.GGMLQuantizationType:
+    """The type of a tensor; ConvertError where it cannot be dequantized."""
+    if (kind := _readable(number)) is None:
+        name = next((kind.name for kind in gguf.GGMLQuantizationType if kind == number), number)
+        raise ConvertError(f"{path}: {tensor} has type {name}, which cannot be read")
+    return kind
+
+
+@functools.cache
+def _readable(number: int) -> gguf.GGMLQuantizationType | None:
+    try:
+        kind = gguf.GGMLQuantizationType(number)
+        if kind.name not in ("F64", "F32", "F16", "BF16"):
+            gguf.dequantize(np.zeros(gguf.GGML_QUANT_SIZES[kind][1], np.uint8), kind)
+    except (NotImplementedError, QuantError, ValueError, KeyError):
+        return None
+    return kind
 
 
 def _to_float32(data: NDArray[Any], kind: gguf.GGMLQuantizationType) -> NDArray[np.float32]:

@@ -13,6 +13,9 @@ _FILES = [
     "chat_template*",
     "additional_chat_templates/*.jinja",
     "*tokens*.json",
+    "modules.json",
+    "*_Pooling/config.json",
+    "additional_chat_templates/*",
 ]
 
 

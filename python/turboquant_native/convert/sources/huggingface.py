@@ -1,18 +1,20 @@
 """A model in a Hugging Face folder: config.json, safetensors (one file or shards), tokenizer."""
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import ConvertError
-from ..architectures import Architecture, Shape, by_model_type, hyperparameters_of_config, permute_heads, rope_tensors
+from ...common.errors import ConvertError, listing
+from ...common.files import is_present, read_json
+from ..architectures import Architecture, Shape, by_model_type, permute_heads
+from ..hyperparameters import checked_config, hyperparameters_of_config, rope_tensors
+from ..pooling import embedding_keys_of_folder
 from ..tokenizer import tokenizer_of_folder
 from .base import Piece, Source
+from .model_files import model_files
 from .safetensors_file import SafetensorsFile
 
 # Stored, but no weights of the text model.
@@ -22,51 +24,30 @@ _EXPERT = re.compile(r"model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.experts\.
 _EXPERT_PARTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ConvertError names the file and the place."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConvertError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise ConvertError(f"{path}: holds no JSON object")
-    return content
-
-
-def _text_config(path: Path) -> dict[str, Any]:
-    config = read_json(path)
-    if quantization := config.get("quantization_config"):
-        raise ConvertError(
-            f"{path}: the checkpoint is already quantized (quantization_config: {quantization.get('quant_method', 'unknown method')}); "
-            "convert the original one"
-        )
-    text = config.get("text_config")
-    if isinstance(text, dict):
-        config = {**config, **text}  # the outer part has special token ids that the text part may lack
-    if not isinstance(config.get("model_type"), str):
-        raise ConvertError(f"{path}: model_type is {config.get('model_type')!r}, expected a name")
-    return config
-
-
 class HuggingFaceSource(Source):
     """A folder as `save_pretrained` writes it, or as a hub snapshot has it."""
 
     def __init__(self, folder: Path, name: str | None = None) -> None:
         self.path = folder
-        if not (folder / "config.json").is_file():
+        self._remember(model_files(folder))
+        if not is_present(folder / "config.json"):
             raise ConvertError(f"{folder}: no config.json, so not a Hugging Face model folder")
-        self.config = _text_config(folder / "config.json")
+        origin = str(folder / "config.json")
+        self.config = checked_config(origin, read_json(folder / "config.json"))
         self.architecture: Architecture = by_model_type(self.config["model_type"])
-        self.hyperparameters = hyperparameters_of_config(self.architecture, self.config)
+        self.hyperparameters = hyperparameters_of_config(origin, self.architecture, self.config)
         self.name = str(self.config.get("_model_name_or_path") or name or folder.resolve().name)
         self.general = {}
+        self.embedding = embedding_keys_of_folder(folder)
         self._files = _open_shards(folder)
-        self._rope = rope_tensors({**self.architecture.defaults, **self.config}, self.hyperparameters)
+        self._check_plausible({name: shape for file in self._files.values() for name, shape in file.shapes.items()})
+        self._rope = rope_tensors(origin, {**self.architecture.defaults, **self.config}, self.hyperparameters)
         self._pieces = self._map_tensors()
         self.tokenizer = tokenizer_of_folder(folder, self.hyperparameters["vocab_size"], self.config)
 
     def stored_files(self) -> list[Path]:
-        return [self.path, self.path / "config.json", *sorted({file.path for file in self._files.values()})]
+        weights = {file.path for file in self._files.values()}
+        return [self.path, *(file for file in self._opened if file in weights or file.suffix != ".safetensors")]
 
     def _map_tensors(self) -> dict[str, Piece]:
         names = tensor_names(self.architecture, self.hyperparameters["block_count"])
@@ -80,7 +61,9 @@ class HuggingFaceSource(Source):
                 stored[gguf_name] = (own_name, file.shapes[own_name])
             else:
                 unknown.append(own_name)
-        return self._bind(stored, unknown, needs_output=tied is False)
+        # a model saved without its head only embeds: the embedding stands in for the output matrix
+        headless = (self.config.get("architectures") or [""])[0].endswith("Model")
+        return self._bind(stored, unknown, needs_output=tied is False and not headless)
 
     def read(self, name: str) -> NDArray[np.float32]:
         if name in self._rope:
@@ -113,19 +96,28 @@ def gguf_tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
     return names.get_name(name, try_suffixes=(".weight", ".bias"))
 
 
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names; all must be there."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise ConvertError(f"{index}: weight_map is {type(weight_map).__name__}, expected an object of file names")
+    shards = sorted(set(weight_map.values()))
+    if outside := [shard for shard in shards if Path(shard).name != shard]:
+        raise ConvertError(f"{index}: names files outside its folder: {listing(outside)}")
+    if absent := [shard for shard in shards if not is_present(index.with_name(shard))]:
+        raise ConvertError(f"{index}: names shards that are not there: {listing(absent)}")
+    return [index.with_name(shard) for shard in shards]
+
+
 def _open_shards(folder: Path) -> dict[str, SafetensorsFile]:
     """Every stored tensor's file; all shards that the index names must be there."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = {str(shard) for shard in read_json(index).get("weight_map", {}).values()}
-        if outside := [shard for shard in shards if Path(shard).name != shard]:
-            raise ConvertError(f"{index}: names files outside its folder: {', '.join(outside)}")
-        paths = sorted(folder / shard for shard in shards)
-        if absent := [path.name for path in paths if not path.is_file()]:
-            raise ConvertError(f"{index}: names shards that are not there: {', '.join(absent)}")
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if is_present(single):  # before an index, as transformers does: it may be left over from shards
+        paths = [single]
+    elif is_present(index):
+        paths = _shards(index)
     else:
-        single = folder / "model.safetensors"  # some folders hold the weights in a second form too
-        paths = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+        paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         has_bin = any(folder.glob("pytorch_model*.bin"))
         raise ConvertError(f"{folder}: no safetensors files" + (" (pytorch_model.bin is not read: it can run code)" if has_bin else ""))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ...common.errors import ConvertError
+from ...common.files import is_present
 from ..architectures import Shape
 
 _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
@@ -23,6 +24,8 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path) -> None:
+        if not is_present(path):
+            raise ConvertError(f"{path}: no such file")
         try:
             with safe_open(path, framework="numpy"):  # the library checks the header: sizes, overlaps, bounds
                 pass
