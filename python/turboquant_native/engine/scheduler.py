@@ -203,7 +203,8 @@ class Scheduler:
         handle = Handle(work, self, listener, may_grow)
         with self._changed:
             self._check_open()
-            if self.queue_limit is not None and len(self._queue) >= self.queue_limit:
+            free = len(self.slots) - len(self._running)  # those at the queue's head get these at the next pass and do not wait
+            if self.queue_limit is not None and len(self._queue) >= self.queue_limit + free:
                 raise QueueFull(f"{len(self._queue)} requests wait already; the limit is {self.queue_limit}")
             self._queue.append(handle)
             self._wake()
