@@ -254,6 +254,7 @@ def test_a_schema_is_kept(client):
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}},
         {"response_format": {"type": "yaml"}},
         {"grammar": "root ::= unknown"},
+        {"response_format": {"type": "json_schema", "json_schema": {"strict": True, "schema": {"type": "array", "uniqueItems": True}}}},
         {"json_schema": {"$ref": "#/$defs/none"}},
         {"response_format": STRICT, "grammar": 'root ::= "a"'},
         {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "none"}}},

@@ -25,8 +25,15 @@ def grammar_for(response_format: dict[str, Any] | None) -> LlamaGrammar | None:
         return LlamaGrammar.from_json_schema(response_format.get("schema") or {"type": "object"})
     if kind == "json_schema":
         described = response_format.get("json_schema") or {}
-        return LlamaGrammar.from_json_schema(described.get("schema") or {"type": "object"})
+        return strictly(LlamaGrammar.from_json_schema(described.get("schema") or {"type": "object"}), bool(described.get("strict")))
     raise ValueError(f"response_format has the unknown type {kind!r}; known: text, json_object, json_schema")
+
+
+def strictly(grammar: LlamaGrammar, strict: bool) -> LlamaGrammar:
+    """The grammar; ValueError where the schema was to be kept to the letter and part of it cannot be."""
+    if strict and grammar.relaxed:
+        raise ValueError(f"the schema is strict, but cannot be followed in all: {'; '.join(grammar.relaxed)}")
+    return grammar
 
 
 class ChatCompletion:
@@ -56,7 +63,7 @@ class ChatCompletion:
         prompt = prompt_of(session, messages, tools, chat_template_kwargs)
         grammar = request.grammar or grammar_for(response_format)
         if functions:
-            grammar = grammar_of_calls(functions)
+            grammar = strictly(grammar_of_calls(functions), any(function.get("strict") for function in functions))
         forced = str(functions[0]["name"]) if len(functions) == 1 else None
         self._reader = reader_for(prompt.template, prompt.text, tools, forced, bare=len(functions) > 1)
         self._with_logprobs = request.logprobs is not None
