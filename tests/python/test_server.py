@@ -205,6 +205,17 @@ def test_any_of_several_tools_is_called(client):
     assert not any(piece["choices"][0]["delta"].get("content") for piece in streamed)
 
 
+def test_a_strict_tools_schema_is_kept_by_its_own_calls(client, llama, monkeypatch):
+    """The model writes a call's beginning by itself; from there on it can only make one that fits."""
+    function = {"name": "paint", "strict": True, "parameters": COLOURS}
+    with saying(monkeypatch, spoken(llama, "So.\n<tool_call>", end=False)):
+        body = ask(tools=[{"type": "function", "function": function}], max_tokens=150)
+        choice = post(client, "/v1/chat/completions", body)["choices"][0]
+    calls = choice["message"]["tool_calls"]
+    assert calls[0]["function"]["name"] == "paint" and json.loads(calls[0]["function"]["arguments"])["c"] in ("red", "blue")
+    assert choice["message"]["content"].startswith("So.")
+
+
 def test_no_tools_no_calls(client, llama, monkeypatch):
     with saying(monkeypatch, spoken(llama, CALL)):
         for body in (ask(), ask(tools=TOOLS, tool_choice="none")):
