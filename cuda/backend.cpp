@@ -3,6 +3,7 @@
 #include <mutex>
 
 #include "backend/cuda_library.h"
+#include "common/fork_mutex.h"
 #include "device.h"
 #include "encode.h"
 #include "program.h"
@@ -41,6 +42,7 @@ class CudaBackend final : public Backend {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
   }
   ~CudaBackend() override {
+    if (account_->inherited()) return;
     cudaSetDevice(device_);
     cudaStreamDestroy(stream_);
   }
@@ -70,6 +72,11 @@ class CudaBackend final : public Backend {
     check(cudaMemcpyAsync(to, data<char>(&from) + offset, size_t(bytes), cudaMemcpyDeviceToHost, stream_), "download");
     check(cudaStreamSynchronize(stream_), "download");
   }
+  void copy(const Buffer& from, int64_t from_offset, Buffer& to, int64_t to_offset, int64_t bytes) override {
+    const auto lock = use();
+    check(cudaMemcpyAsync(data<char>(&to) + to_offset, data<char>(&from) + from_offset, size_t(bytes), cudaMemcpyDeviceToDevice, stream_),
+          "copy");
+  }
   std::unique_ptr<Program> prepare(std::vector<Op> ops, int64_t max_rows) override {
     const auto lock = use();
     return std::make_unique<CudaProgram>(std::move(ops), max_rows, precision_, workspace_, stream_);
@@ -79,12 +86,15 @@ class CudaBackend final : public Backend {
     static_cast<CudaProgram&>(program).run(batch);
   }
   bool has_f32_cache() const override { return true; }
-  int64_t memory_bytes() const override { return allocated_bytes; }
+  int64_t memory_bytes() const override { return account_->bytes; }
 
  private:
   // Every entry works on this backend's device, one caller at a time.
-  std::unique_lock<std::mutex> use() {
+  std::unique_lock<ForkMutex> use() {
+    if (account_->inherited())
+      throw Error(Cause::closed, "device cuda: this process was forked after the model was opened: open the model again here");
     std::unique_lock lock(mutex_);
+    current_account = account_;
     check(cudaSetDevice(device_), "device " + std::to_string(device_));
     return lock;
   }
@@ -98,7 +108,8 @@ class CudaBackend final : public Backend {
   const int device_;
   const Precision precision_;
   cudaDeviceProp properties_{};
-  std::mutex mutex_;
+  ForkMutex mutex_;
+  const std::shared_ptr<Account> account_ = std::make_shared<Account>();
   cudaStream_t stream_ = nullptr;
   Workspace workspace_;
   std::map<std::pair<int64_t, uint64_t>, std::shared_ptr<const Rotation>> rotations_;

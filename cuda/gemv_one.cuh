@@ -1,8 +1,8 @@
 // y = W x for one token, by dp4a: the codebook stands in shared memory three times, its values in byte 0, 1 and 2 of a word, so that one
 // LOP3 joins the values of a row's first three columns. (A mma costs as much issue time as the four products that it does for one token.)
 //
-// The work is a list of steps: kOneTiles tiles of a strip, for each strip of each matrix. Blocks take equal runs of the list, one block a
-// processor, and a block's warps equal runs of the block's. A strip that lies in several blocks is summed in the workspace.
+// The work is a list of steps: kSingleTokenTiles tiles of a strip, for each strip of each matrix. Blocks take equal runs of the list, one
+// block a processor, and a block's warps equal runs of the block's. A strip that lies in several blocks is summed in the workspace.
 #pragma once
 #include <algorithm>
 #include <utility>
@@ -17,11 +17,11 @@ namespace tq::cuda {
 constexpr int one_warps(int k) { return tqn::is_trellis(k) ? 20 : 24; }
 // Steps of a turn of the loop: more save moves between registers, which longer code repays at k = 2 alone.
 constexpr int one_turn(int k) { return k == 2 ? 4 : 2; }
-inline constexpr int kOneRows = 16;                           // rows of a tile that a lane owns
-inline constexpr int kTileLanes = tqn::kTileRows / kOneRows;  // lanes of a tile
-inline constexpr int kOneTiles = kWarp / kTileLanes;          // tiles of a step
-inline constexpr int kOneColumns = 3;                         // of the codebook's table
-inline constexpr uint32_t kOneTableBytes = kOneColumns * kColumnTable;
+inline constexpr int kSingleTokenRows = 16;                           // rows of a tile that a lane owns
+inline constexpr int kTileLanes = tqn::kTileRows / kSingleTokenRows;  // lanes of a tile
+inline constexpr int kSingleTokenTiles = kWarp / kTileLanes;          // tiles of a step
+inline constexpr int kSingleTokenColumns = 3;                         // of the codebook's table
+inline constexpr uint32_t kSingleTokenTableBytes = kSingleTokenColumns * kColumnTable;
 
 struct GemvOneLaunch {
   PackedProduct product;
@@ -29,7 +29,7 @@ struct GemvOneLaunch {
   int first_strip[kMaxOutputs + 1];  // of each matrix in the list of strips
   int share, rest;                   // every block takes `share` steps, the first `rest` blocks one more
   int block_strips;                  // that a block touches at most
-  __host__ __device__ int steps() const { return (product.matrix[0].tiles + kOneTiles - 1) / kOneTiles; }  // of a strip
+  __host__ __device__ int steps() const { return (product.matrix[0].tiles + kSingleTokenTiles - 1) / kSingleTokenTiles; }  // of a strip
 };
 
 struct Run {
@@ -50,7 +50,7 @@ __device__ inline int row_product(const uint32_t (&index)[tqn::kTileCols], uint3
 
 // Rows Row and Row + 2, whose windows are eight steps apart.
 template <int Row, int K>
-__device__ inline void add_two_rows(const Codes<K, kOneRows>& codes, uint32_t table, int x, int (&sums)[kOneRows]) {
+__device__ inline void add_two_rows(const Codes<K, kSingleTokenRows>& codes, uint32_t table, int x, int (&sums)[kSingleTokenRows]) {
   constexpr int step = Row * tqn::kTileCols;
   uint32_t first[tqn::kTileCols], second[tqn::kTileCols];
   index_bits_of_two<step>(codes, first[0], second[0]), index_bits_of_two<step + 1>(codes, first[1], second[1]);
@@ -59,7 +59,7 @@ __device__ inline void add_two_rows(const Codes<K, kOneRows>& codes, uint32_t ta
 }
 
 template <int K, int... Fours>
-__device__ inline void add_rows(const Codes<K, kOneRows>& codes, uint32_t table, int x, int (&sums)[kOneRows],
+__device__ inline void add_rows(const Codes<K, kSingleTokenRows>& codes, uint32_t table, int x, int (&sums)[kSingleTokenRows],
                                 std::integer_sequence<int, Fours...>) {
   ((add_two_rows<4 * Fours>(codes, table, x, sums), add_two_rows<4 * Fours + 1>(codes, table, x, sums)), ...);
 }
@@ -70,26 +70,28 @@ struct LanePart {
   const uint8_t* codes;
   const int8_t* x;
   __device__ LanePart(const PackedView& w, const int8_t* input, int strip, int step) {
-    const int lane = threadIdx.x % kWarp, tile = step * kOneTiles + lane / kTileLanes;
+    const int lane = threadIdx.x % kWarp, tile = step * kSingleTokenTiles + lane / kTileLanes;
     codes = w.codes + (int64_t(strip) * w.tiles + tile) * tqn::tile_bytes(K) + lane % kTileLanes * (tqn::tile_bytes(K) / kTileLanes);
     x = input + tile * tqn::kTileCols;
   }
-  __device__ void advance(int steps) { codes += steps * kOneTiles * tqn::tile_bytes(K), x += steps * kOneTiles * tqn::kTileCols; }
+  __device__ void advance(int steps) {
+    codes += steps * kSingleTokenTiles * tqn::tile_bytes(K), x += steps * kSingleTokenTiles * tqn::kTileCols;
+  }
 };
 
 // What it holds.
 template <int K>
 struct Fetched {
-  Codes<K, kOneRows> codes;
+  Codes<K, kSingleTokenRows> codes;
   int x;
   __device__ void fetch_codes(const LanePart<K>& part) { load_codes(part.codes, codes); }
   __device__ void fetch_x(const LanePart<K>& part) { x = __ldg(reinterpret_cast<const int*>(part.x)); }
   __device__ void fetch(LanePart<K> part, int steps_on) { part.advance(steps_on), fetch_codes(part), fetch_x(part); }
   // Adds W x of the part to the lane's sums (all lanes of the warp).
-  __device__ void multiply(uint32_t table, int (&sums)[kOneRows]) {
+  __device__ void multiply(uint32_t table, int (&sums)[kSingleTokenRows]) {
     const int lane = threadIdx.x % kWarp, after = lane / kTileLanes * kTileLanes + (lane + 1) % kTileLanes;
-    if constexpr (tqn::is_trellis(K)) codes.word[Codes<K, kOneRows>::kOwn] = __shfl_sync(~0u, codes.word[0], after);
-    add_rows(codes, table, x, sums, std::make_integer_sequence<int, kOneRows / 4>());
+    if constexpr (tqn::is_trellis(K)) codes.word[Codes<K, kSingleTokenRows>::kOwn] = __shfl_sync(~0u, codes.word[0], after);
+    add_rows(codes, table, x, sums, std::make_integer_sequence<int, kSingleTokenRows / 4>());
   }
 };
 
@@ -100,7 +102,7 @@ class OneStream {
   __device__ explicit OneStream(const LanePart<K>& first) : at_(first) { now_.fetch_codes(at_); }
   __device__ void fetch_first_x() { now_.fetch_x(at_); }
   // The lane's sums over `count` consecutive steps of a strip. An even number of steps a turn, so that what was fetched need not move.
-  __device__ void add(int count, uint32_t table, int (&sums)[kOneRows]) {
+  __device__ void add(int count, uint32_t table, int (&sums)[kSingleTokenRows]) {
 #pragma unroll 1
     for (; count >= one_turn(K); count -= one_turn(K)) {
 #pragma unroll
@@ -137,7 +139,7 @@ class OneStream {
 
 // Adds N rows over the two halves of the lanes that differ in `bit`: the upper half keeps the upper rows.
 template <int N>
-__device__ inline void fold(int (&sums)[kOneRows], int bit) {
+__device__ inline void fold(int (&sums)[kSingleTokenRows], int bit) {
   const bool upper = threadIdx.x & bit;
 #pragma unroll
   for (int i = 0; i < N / 2; i++) {
@@ -147,11 +149,11 @@ __device__ inline void fold(int (&sums)[kOneRows], int bit) {
 }
 
 // A warp's sums into the strip's, (64) in shared memory.
-__device__ inline void add_warp(int (&sums)[kOneRows], int* strip_sums) {
-  static_assert(kOneRows == 16 && kTileLanes == 4, "three folds leave two rows a lane");
+__device__ inline void add_warp(int (&sums)[kSingleTokenRows], int* strip_sums) {
+  static_assert(kSingleTokenRows == 16 && kTileLanes == 4, "three folds leave two rows a lane");
   fold<16>(sums, 16), fold<8>(sums, 8), fold<4>(sums, 4);
   const int lane = threadIdx.x % kWarp;
-  int* to = strip_sums + lane % kTileLanes * kOneRows + (lane & 16) / 2 + (lane & 8) / 2 + (lane & 4) / 2;
+  int* to = strip_sums + lane % kTileLanes * kSingleTokenRows + (lane & 16) / 2 + (lane & 8) / 2 + (lane & 4) / 2;
   atomicAdd(to, sums[0]), atomicAdd(to + 1, sums[1]);
 }
 
@@ -238,7 +240,7 @@ __device__ inline void write_rows(const GemvOneLaunch& l, const OneBlock& block,
 
 // Tables for each matrix, aligned to kColumnTable so that OR can form addresses, and two values a row.
 inline int64_t gemv_one_shared_bytes(const GemvOneLaunch& l) {
-  return kColumnTable + int64_t(l.product.count) * kOneTableBytes + int64_t(l.block_strips) * tqn::kTileRows * 8;
+  return kColumnTable + int64_t(l.product.count) * kSingleTokenTableBytes + int64_t(l.block_strips) * tqn::kTileRows * 8;
 }
 
 template <int K>
@@ -249,7 +251,7 @@ __global__ void __launch_bounds__(one_warps(K) * kWarp, 1) gemv_one_kernel(const
   const Run own = block.run.part<one_warps(K)>(warp);
   const uint32_t start = shared_address(shared), base = (start + kColumnTable - 1) / kColumnTable * kColumnTable;
   char* tables = shared + (base - start);
-  int* sums = reinterpret_cast<int*>(tables + l.product.count * kOneTableBytes);
+  int* sums = reinterpret_cast<int*>(tables + l.product.count * kSingleTokenTableBytes);
   float* extra = reinterpret_cast<float*>(sums + block.rows());
 
   int step = own.first, strip = min(step, total - 1) / steps, m = matrix_of(l, strip);  // a run without steps may begin at the end
@@ -258,7 +260,7 @@ __global__ void __launch_bounds__(one_warps(K) * kWarp, 1) gemv_one_kernel(const
   if (block.strips) {
     const int last = matrix_of(l, block.first_strip + block.strips - 1);
     for (int t = matrix_of(l, block.first_strip); t <= last; t++)
-      fill_table<kOneColumns>(tables + t * kOneTableBytes, l.product.matrix[t].codebook);
+      fill_table<kSingleTokenColumns>(tables + t * kSingleTokenTableBytes, l.product.matrix[t].codebook);
   }
   for (int i = threadIdx.x; i < block.rows(); i += blockDim.x) sums[i] = 0;
   for (int i = threadIdx.x; i < block.strips; i += blockDim.x) fetch_row_scales(l, block.first_strip + i);
@@ -270,8 +272,8 @@ __global__ void __launch_bounds__(one_warps(K) * kWarp, 1) gemv_one_kernel(const
   while (step < own.last) {
     const int count = min((strip + 1) * steps, own.last) - step;
     int* strip_sums = sums + (strip - block.first_strip) * tqn::kTileRows;
-    const uint32_t table = lane_table(base + m * kOneTableBytes);
-    int lane_sums[kOneRows] = {};
+    const uint32_t table = lane_table(base + m * kSingleTokenTableBytes);
+    int lane_sums[kSingleTokenRows] = {};
     stream.add(count, table, lane_sums);
     step += count;
     if (step < own.last) {

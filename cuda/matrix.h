@@ -16,7 +16,6 @@ struct Rotation {
 };
 
 struct CudaMatrix final : Matrix {
-  std::string name;
   bool packed = false;
   PackedView tqn;                            // when packed
   DenseView dense;                           // when not

@@ -1,7 +1,10 @@
-// Device memory with an owner.
+// Device memory with an owner, counted in the account of the backend that it was allocated for.
 #pragma once
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <utility>
 
 #include "backend/backend.h"
@@ -9,8 +12,14 @@
 
 namespace tq::cuda {
 
-// Bytes that live DeviceMemory objects hold, over all backends of the process.
-inline std::atomic<int64_t> allocated_bytes{0};
+// A backend's device memory. A forked process inherits the objects but cannot use the device through them, not even to free.
+struct Account {
+  std::atomic<int64_t> bytes{0};
+  const int process = int(getpid());
+  bool inherited() const { return process != int(getpid()); }
+};
+// Where this thread's allocations are counted now: CudaBackend sets it at each of its entries. Null: nowhere.
+inline thread_local std::shared_ptr<Account> current_account;
 
 class DeviceMemory {
  public:
@@ -19,7 +28,8 @@ class DeviceMemory {
     if (bytes < 0) throw Error(Cause::invalid_argument, "buffer of " + std::to_string(bytes) + " bytes");
     if (bytes == 0) return;
     check(cudaMalloc(&data_, size_t(bytes)), "cannot allocate " + std::to_string(bytes) + " bytes");
-    allocated_bytes += bytes;
+    account_ = current_account;
+    if (account_) account_->bytes += bytes;
     check(cudaMemset(data_, 0, size_t(bytes)), "clearing new memory");
     check(cudaDeviceSynchronize(), "clearing new memory");  // other streams do not wait for this
   }
@@ -29,10 +39,11 @@ class DeviceMemory {
     return *this;
   }
   ~DeviceMemory() {
-    if (!data_) return;
+    if (!data_ || inherited()) return;
     cudaFree(data_);
-    allocated_bytes -= bytes_;
+    if (account_) account_->bytes -= bytes_;
   }
+  bool inherited() const { return account_ && account_->inherited(); }  // from the process that this one was forked off
   template <class T>
   T* as() const {
     return static_cast<T*>(data_);
@@ -46,9 +57,12 @@ class DeviceMemory {
   }
 
  private:
-  void swap(DeviceMemory& other) noexcept { std::swap(data_, other.data_), std::swap(bytes_, other.bytes_); }
+  void swap(DeviceMemory& other) noexcept {
+    std::swap(data_, other.data_), std::swap(bytes_, other.bytes_), std::swap(account_, other.account_);
+  }
   void* data_ = nullptr;
   int64_t bytes_ = 0;
+  std::shared_ptr<Account> account_;
 };
 
 struct CudaBuffer final : Buffer {

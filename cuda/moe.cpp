@@ -58,7 +58,7 @@ MoeRunner::Routes MoeRunner::route(const MoeOp& op, const SourceView& x, int row
     const std::vector<float> shared =
         op.shared_router ? router_logits(op.shared_router, x, rows) : std::vector<float>(size_t(rows), INFINITY);
     for (size_t r = 0; r < size_t(rows); r++)
-      chosen[r * n + n - 1] = int32_t(n_experts) - 1, weight[r * n + n - 1] = 1 / (1 + std::exp(-shared[r]));
+      chosen[r * n + n - 1] = int32_t(n_experts) - 1, weight[r * n + n - 1] = shared_expert_weight(shared[r]);
   }
   Routes routes{{0}, w_.moe_routes.as<int32_t>(), w_.moe_routes.as<float>() + chosen.size()};
   std::vector<int32_t> sorted(2 * chosen.size());

@@ -50,6 +50,7 @@ CudaProgram::CudaProgram(std::vector<Op> ops, int64_t max_rows, Precision precis
 }
 
 CudaProgram::~CudaProgram() {
+  if (inputs_.inherited()) return;
   drop_graphs();
   if (staged_) cudaFreeHost(staged_);
 }

@@ -50,16 +50,18 @@ class Maker {
 class Synthetic {
  public:
   static constexpr int kSlots = 32, kCapacity = 4096 + 160;
-  Synthetic(const Shape& shape, int bits) : c_(shape.config), backend_(make_cuda_backend({})) {
-    make_weights(bits, shape.tied);
+  Synthetic(const Shape& shape, int bits) : shape_(shape), c_(shape.config()), backend_(make_cuda_backend({})) {
+    make_weights(bits);
     weight_bytes_ = backend_->memory_bytes();
-    make_planes(4096);
+    p_ = allocate_planes(*backend_, c_, {.first_layer = 0, .last_layer = c_.n_layers(), .rows = 4096, .logit_rows = kSlots});
+    for (const LayerConfig& layer : c_.layers) states_.emplace_back(*backend_, state_shape(layer, CacheElement::f16), kSlots, kCapacity);
+    const Graph graph{c_, w_, p_, kCapacity};
     std::vector<Op> ops;
-    add_embedding(ops, c_, w_, p_);
-    for (int64_t i = 0; i < c_.n_layers; i++) add_layer(ops, c_, w_, p_, i);
-    add_output(ops, c_, w_, p_);
+    add_embedding(ops, graph);
+    for (int64_t i = 0; i < c_.n_layers(); i++) add_layer(ops, graph, i, states_[size_t(i)]);
+    add_output(ops, graph);
     program_ = backend_->prepare(ops, 4096);
-    add_best(ops, p_);
+    add_best(ops, graph);
     choosing_ = backend_->prepare(ops, kSlots);
   }
   int64_t memory() const { return backend_->memory_bytes(); }
@@ -75,7 +77,7 @@ class Synthetic {
     }
     const double start = now();
     backend_->run(answer == best ? *choosing_ : *program_, {tokens, positions, slot, outputs});
-    if (answer == logits) read(*p_.logits.buffer, logits_, slots * c_.n_vocab);
+    if (answer == logits) read(*p_.logits, logits_, slots * c_.n_vocab);
     if (answer == best) read(*p_.best, best_, slots * kMaxCandidates);
     return now() - start;
   }
@@ -86,55 +88,46 @@ class Synthetic {
     to.resize(size_t(n));
     backend_->download(from, 0, to.data(), n * int64_t(sizeof(T)));
   }
-  void make_weights(int bits, bool tied) {
+  void make_weights(int bits) {
     Maker make(*backend_, bits);
-    const int64_t q = int64_t(c_.n_heads) * c_.head_dim, kv = int64_t(c_.n_kv_heads) * c_.head_dim;
     const std::vector<float> ones(size_t(c_.n_embd), 1.f);
     const BufferPtr norm = backend_->allocate(c_.n_embd * 4);
     backend_->upload(*norm, 0, ones.data(), c_.n_embd * 4);
     std::vector<float> inv_freq;
-    for (int i = 0; i < c_.head_dim / 2; i++) inv_freq.push_back(std::pow(c_.rope_base, -2.f * float(i) / float(c_.head_dim)));
+    for (int i = 0; i < shape_.head_dim / 2; i++) inv_freq.push_back(std::pow(Shape::kRopeBase, -2.f * float(i) / float(shape_.head_dim)));
     const BufferPtr rope = backend_->allocate(int64_t(inv_freq.size()) * 4);
     backend_->upload(*rope, 0, inv_freq.data(), int64_t(inv_freq.size()) * 4);
-    for (int64_t i = 0; i < c_.n_layers; i++) {
+    for (int64_t i = 0; i < shape_.n_layers; i++) {
+      AttentionWeights attention;
+      attention.q = make(shape_.q_width(), c_.n_embd), attention.o = make(c_.n_embd, shape_.q_width());
+      attention.k = make(shape_.kv_width(), c_.n_embd), attention.v = make(shape_.kv_width(), c_.n_embd);
+      attention.rope.common = rope;
       Layer l;
-      l.attn_norm = l.ffn_norm = norm, l.rope.common = rope;
-      l.q = make(q, c_.n_embd), l.k = make(kv, c_.n_embd), l.v = make(kv, c_.n_embd), l.o = make(c_.n_embd, q);
-      if (c_.n_experts > 0)
-        make_experts(l, make);
+      l.mixer_norm = l.ffn_norm = norm, l.mixer = attention;
+      if (shape_.n_experts > 0)
+        l.feed_forward = make_experts(make);
       else
-        l.gate = make(c_.n_ff, c_.n_embd), l.up = make(c_.n_ff, c_.n_embd), l.down = make(c_.n_embd, c_.n_ff);
+        l.feed_forward = make_gated(make);
       w_.layers.push_back(std::move(l));
     }
-    w_.embed = make(c_.n_vocab, c_.n_embd), w_.output = tied ? w_.embed : make(c_.n_vocab, c_.n_embd), w_.output_norm = norm;
+    w_.embed = make(c_.n_vocab, c_.n_embd), w_.output = shape_.tied ? w_.embed : make(c_.n_vocab, c_.n_embd), w_.output_norm = norm;
   }
-  void make_experts(Layer& l, Maker& make) {
-    l.router = make.dense(c_.n_experts, c_.n_embd);
-    for (int e = 0; e < c_.n_experts; e++) {
-      l.expert_gate.push_back(make(c_.n_ff_expert, c_.n_embd)), l.expert_up.push_back(make(c_.n_ff_expert, c_.n_embd));
-      l.expert_down.push_back(make(c_.n_embd, c_.n_ff_expert));
-    }
+  GatedWeights make_gated(Maker& make) {
+    return {make(shape_.n_ff, c_.n_embd), make(shape_.n_ff, c_.n_embd), make(c_.n_embd, shape_.n_ff)};
   }
-  Plane plane(int64_t rows, int64_t width) {
-    buffers_.push_back(backend_->allocate(rows * width * 4));
-    return {buffers_.back().get(), width};
-  }
-  void make_planes(int64_t rows) {
-    const int64_t q = int64_t(c_.n_heads) * c_.head_dim, kv = int64_t(c_.n_kv_heads) * c_.head_dim;
-    p_.x = plane(rows, c_.n_embd), p_.q = plane(rows, q), p_.k = plane(rows, kv), p_.v = plane(rows, kv), p_.attn = plane(rows, q);
-    if (c_.n_experts == 0) p_.gate = plane(rows, c_.n_ff), p_.up = plane(rows, c_.n_ff);
-    p_.logits = plane(kSlots, c_.n_vocab), p_.capacity = kCapacity;
-    buffers_.push_back(backend_->allocate(kSlots * kMaxCandidates * int64_t(sizeof(Candidate))));
-    p_.best = buffers_.back().get();
-    for (int64_t i = 0; i < c_.n_layers; i++)
-      for (auto* cache : {&p_.k_cache, &p_.v_cache}) cache->push_back(backend_->allocate(p_.cache_bytes(kSlots * kv * kCapacity)));
+  ExpertsWeights make_experts(Maker& make) {
+    ExpertsWeights w;
+    w.router = make.dense(shape_.n_experts, c_.n_embd);
+    for (int e = 0; e < shape_.n_experts; e++) w.experts.push_back(make_gated(make));
+    return w;
   }
 
+  const Shape shape_;
   Config c_;
   std::unique_ptr<Backend> backend_;
   Weights w_;
   Planes p_;
-  std::vector<BufferPtr> buffers_;
+  std::vector<LayerState> states_;
   std::unique_ptr<Program> program_, choosing_;
   std::vector<float> logits_;
   std::vector<Candidate> best_;
@@ -158,7 +151,7 @@ double prompt_rate(Synthetic& model, int rows) {
 
 void print_rates(const Shape& shape, int bits) {
   Synthetic m(shape, bits);
-  std::printf("%-14s %4d %9.0f %9.0f", shape.config.architecture.c_str(), bits, prompt_rate(m, 512), prompt_rate(m, 4096));
+  std::printf("%-14s %4d %9.0f %9.0f", shape.name.c_str(), bits, prompt_rate(m, 512), prompt_rate(m, 4096));
   for (const auto answer : {Synthetic::best, Synthetic::logits})
     for (const int slots : {1, 8, 32}) std::printf(" %9.1f", decode_rate(m, slots, answer));
   const double gib = double(1 << 30);
@@ -176,7 +169,7 @@ void shapes(std::vector<Shape> wanted, std::vector<int> bits) {
               "copied b1", "b8", "b32", "weights", "GiB all");
   for (const Shape& s : wanted)
     for (const int b : bits)
-      if (!all_bits || b < 16 || s.config.n_experts == 0) print_rates(s, b);  // 30 G weights in FP16 fit few devices
+      if (!all_bits || b < 16 || s.n_experts == 0) print_rates(s, b);  // 30 G weights in FP16 fit few devices
 }
 
 struct Answer {

@@ -22,8 +22,8 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 // A GGUF file of random codes, the same ones in every layer.
 class RandomFile {
  public:
-  RandomFile(const Shape& shape, int bits) : c_(shape.config), bits_(bits) {
-    if (c_.n_experts > 0) throw Error(Cause::invalid_argument, c_.architecture + ": only dense models are written");
+  RandomFile(const Shape& shape, int bits) : c_(shape), bits_(bits) {
+    if (c_.n_experts > 0) throw Error(Cause::invalid_argument, c_.name + ": only dense models are written");
     add_metadata();
     matrix("token_embd.weight", c_.n_vocab, c_.n_embd);
     if (!shape.tied) matrix("output.weight", c_.n_vocab, c_.n_embd);
@@ -45,10 +45,10 @@ class RandomFile {
     key("context_length", build::u32, uint32_t(kPrompt + kDecoded)), key("feed_forward_length", build::u32, uint32_t(c_.n_ff));
     key("attention.head_count", build::u32, uint32_t(c_.n_heads)), key("attention.head_count_kv", build::u32, uint32_t(c_.n_kv_heads));
     key("attention.key_length", build::u32, uint32_t(c_.head_dim)), key("attention.value_length", build::u32, uint32_t(c_.head_dim));
-    key("attention.layer_norm_rms_epsilon", build::f32, c_.norm_eps), key("rope.freq_base", build::f32, c_.rope_base);
+    key("attention.layer_norm_rms_epsilon", build::f32, Shape::kNormEps), key("rope.freq_base", build::f32, Shape::kRopeBase);
   }
   void add_layer(const std::string& blk) {
-    const int64_t q = int64_t(c_.n_heads) * c_.head_dim, kv = int64_t(c_.n_kv_heads) * c_.head_dim;
+    const int64_t q = c_.q_width(), kv = c_.kv_width();
     norm(blk + "attn_norm.weight"), norm(blk + "ffn_norm.weight");
     matrix(blk + "attn_q.weight", q, c_.n_embd), matrix(blk + "attn_k.weight", kv, c_.n_embd), matrix(blk + "attn_v.weight", kv, c_.n_embd);
     matrix(blk + "attn_output.weight", c_.n_embd, q);
@@ -87,7 +87,7 @@ class RandomFile {
 
   static constexpr size_t kDrawn = 1 << 22;  // random elements of a dense matrix, then repeated
 
-  const tq::Config c_;
+  const Shape c_;
   const int bits_;
   build::File file_;
   std::string list_;

@@ -20,14 +20,14 @@ __global__ void __launch_bounds__(Warps* kWarp, 1) decode_loop(int steps, int* o
   if (threadIdx.x < tqn::kCodebookSize) codebook[threadIdx.x] = int8_t(4 * threadIdx.x - 126);
   __syncthreads();
   const uint32_t start = shared_address(shared), base = (start + kColumnTable - 1) / kColumnTable * kColumnTable;
-  fill_table<kOneColumns>(shared + (base - start), codebook);
+  fill_table<kSingleTokenColumns>(shared + (base - start), codebook);
   __syncthreads();
   const uint32_t table = lane_table(base);
-  Codes<K, kOneRows> codes;
+  Codes<K, kSingleTokenRows> codes;
   uint32_t x = threadIdx.x;
 #pragma unroll
   for (uint32_t& word : codes.word) word = x = next_random(x);
-  int sums[kOneRows] = {};
+  int sums[kSingleTokenRows] = {};
 #pragma unroll 1
   for (int step = 0; step < steps; step += kUnrolled) {
 #pragma unroll
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(Warps* kWarp, 1) decode_loop(int steps, int* o
 #pragma unroll
       for (uint32_t& word : codes.word) word = next_random(word);
       x = next_random(x);
-      add_rows(codes, table, int(x), sums, std::make_integer_sequence<int, kOneRows / 4>());
+      add_rows(codes, table, int(x), sums, std::make_integer_sequence<int, kSingleTokenRows / 4>());
     }
   }
   int all = 0;
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(Warps* kWarp, 1) decode_loop(int steps, int* o
 
 template <int K, int Warps>
 double step_seconds() {
-  constexpr int64_t kSharedBytes = kColumnTable + kOneTableBytes;
+  constexpr int64_t kSharedBytes = kColumnTable + kSingleTokenTableBytes;
   const int blocks = device_limits().processors;
   const DeviceMemory out(int64_t(blocks) * Warps * kWarp * 4);
   allow_shared(decode_loop<K, Warps>, kSharedBytes);
@@ -70,6 +70,6 @@ double best() {
 
 double decode_step_seconds(int k) { return k == 2 ? best<2>() : k == 3 ? best<3>() : best<4>(); }
 
-int64_t decode_step_weights() { return int64_t(kWarp) * kOneRows * tqn::kTileCols; }
+int64_t decode_step_weights() { return int64_t(kWarp) * kSingleTokenRows * tqn::kTileCols; }
 
 }  // namespace bench

@@ -1,7 +1,8 @@
-// What a device must be able to do to run a model. The model is a list of operations built once; a backend runs the whole list for a batch
-// of tokens on its own device (CPU: one parallel region with a barrier between operations; CUDA: one graph; Metal: one command buffer).
-// Nothing in the list copies to the host: tokens, positions and cache slots are inputs in device memory, logits are read back only when
-// asked for.
+// What a device must be able to do to run a model. The model is a list of operations (Op), built once. A backend prepares the list
+// (Program) and runs all of it for a batch of tokens (Batch): on the CPU in one parallel region with a barrier after each operation, on a
+// GPU kernel by kernel in one stream. What operations give stays on the device; the host reads what it wants by download().
+//
+// A batch has one row per token. Every operation works on all of its rows, except where "output rows" are named.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -17,21 +18,21 @@ namespace tq {
 
 using kernels::DenseMatrix;
 
-// A matrix as the loader found it, in host memory (usually the mapped file, which outlives the backend).
+// A matrix as the loader found it, in host memory. The memory, usually the mapped file, must outlive the backend.
 struct HostMatrix {
-  std::string name;
-  bool packed = false;
-  TqnMatrix tqn;      // when packed
-  DenseMatrix dense;  // when not
+  std::string name;     // of its tensor in the file
+  bool packed = false;  // codes (tqn) or numbers (dense)
+  TqnMatrix tqn;
+  DenseMatrix dense;
   int64_t n_out() const { return packed ? tqn.n_out : dense.n_out; }
   int64_t n_in() const { return packed ? tqn.n_in : dense.n_in; }
 };
 
-// Handles owned by a backend; the model holds them and never looks inside.
+// A matrix on a device, and memory on a device. A backend makes them and knows what is behind them; the model only holds them.
 class Matrix {
  public:
   virtual ~Matrix() = default;
-  std::string name;  // of the tensor; set by the loader
+  std::string name;  // HostMatrix::name
   int64_t n_out = 0, n_in = 0;
 };
 class Buffer {
@@ -42,46 +43,47 @@ class Buffer {
 using MatrixPtr = std::shared_ptr<Matrix>;
 using BufferPtr = std::shared_ptr<Buffer>;
 
-// A float32 plane (rows of the batch, `width` wide, packed), or a vector when it holds one row.
+// Float32 rows, one for each row of the batch, without gaps: row r begins at element r * width of the buffer.
 struct Plane {
   Buffer* buffer = nullptr;
   int64_t width = 0;
-  explicit operator bool() const { return buffer != nullptr; }
 };
 
 enum class GatedActivation : uint8_t { silu, gelu_tanh };
 
-// What a linear operation reads: a plane; its RMS norm; or activation(gate) * up.
+// What the matrices of a linear operation multiply, made of planes while it runs.
 struct LinearInput {
+  // plain: x itself. rms_norm: x / sqrt(mean(x^2) + eps) * weight. gated: activation(x) * up.
   enum Kind : uint8_t { plain, rms_norm, gated } kind = plain;
-  Plane x{};                 // plain, rms_norm: the input; gated: the gate
-  Plane up{};                // gated
-  Buffer* weight = nullptr;  // rms_norm: (width)
-  float eps = 0;
-  GatedActivation activation = GatedActivation::silu;
+  Plane x{};
+  Plane up{};                                          // gated
+  Buffer* weight = nullptr;                            // rms_norm: (width)
+  float eps = 0;                                       // rms_norm
+  GatedActivation activation = GatedActivation::silu;  // gated
 };
+// One of these matrices W, and where its product goes: y = (add ? y : 0) + alpha * (W input + bias).
 struct LinearOutput {
   Matrix* matrix = nullptr;
-  Plane y{};  // (rows, n_out) at column y_offset of a plane that may be wider
+  Plane y{};  // written at columns [y_offset, y_offset + n_out)
   int64_t y_offset = 0;
-  Buffer* bias = nullptr;  // (n_out)
-  float alpha = 1;         // y (+)= alpha * (W x + bias)
-  bool add = false;        // the residual
+  Buffer* bias = nullptr;  // (n_out); null: none
+  float alpha = 1;
+  bool add = false;
 };
 
-// y = scale * rows of matrix at the batch's tokens
+// y = scale * the rows of `matrix` that the batch's tokens name.
 struct EmbedOp {
   Matrix* matrix = nullptr;
   Plane y{};
   float scale = 1;
 };
-// Logits: only the batch's output rows, packed, through `in`
+// Several matrices that read one input: it is prepared (normed, rotated, rounded) once for all of them.
 struct LinearOp {
   LinearInput in;
   std::vector<LinearOutput> out;
-  bool logits = false;
+  bool logits = false;  // true: only for the batch's output rows; y has one row for each of them
 };
-// y = rms_norm over each of `groups` equal parts of a row (q/k norm: heads)
+// y = RMS norm of x, over each of `groups` equal parts of a row by itself, all with the same weight (width / groups). y may be x.
 struct NormOp {
   Plane x{};
   int64_t groups = 1;
@@ -89,55 +91,59 @@ struct NormOp {
   float eps = 0;
   Plane y{};
 };
-// y += alpha * rms_norm(x) (post norms)
+// y += alpha * RMS norm of x.
 struct AddNormOp {
   Plane x{}, y{};
   Buffer* weight = nullptr;
   float eps = 0;
   float alpha = 1;
 };
-// (dims / 2) inverse frequencies; pairs: (2i, 2i + 1)
+// Rotary embedding: pair i of the first `dims` elements of a head turns by position * inv_freq[i].
 struct RopeTable {
-  Buffer* inv_freq = nullptr;
+  Buffer* inv_freq = nullptr;  // (dims / 2)
   int dims = 0;
-  float magnitude = 1;
-  bool pairs = false;
+  float magnitude = 1;  // cos and sin are multiplied by it
+  bool pairs = false;   // pair i is elements (2 i, 2 i + 1); else (i, i + dims / 2)
 };
-// Ropes q and k, writes k and v to the cache at (slot, position), then attends: out = softmax(q k^T) v over positions
-// max(0, pos + 1 - window) .. pos of the row's slot.
+// Turns q and k (in place), writes k and v into the caches at the row's slot and position, then attends: each head of a row becomes the sum
+// of the cached values at positions max(0, p + 1 - window) to p of its slot, weighted by softmax(scale * q . k). p: the row's position.
 struct AttentionOp {
   Plane q{}, k{}, v{}, out{};
-  RopeTable rope{};  // inv_freq null: no rope
+  RopeTable rope{};  // inv_freq null: nothing turns
   kernels::AttentionShape shape{};
-  int64_t window = 0;                             // 0: all
+  int64_t window = 0;                             // 0: all positions up to p
   Buffer *k_cache = nullptr, *v_cache = nullptr;  // (slots, n_kv_heads, capacity, head_dim)
-  bool cache_f32 = false;                         // float32 instead of float16: where Backend::has_f32_cache
-  int64_t capacity = 0;
+  bool cache_f32 = false;                         // their type: float32, for which has_f32_cache() must say yes, or float16
+  int64_t capacity = 0;                           // positions of a slot
 };
-// The logits: the first output_rows.size() rows of x
+// x = cap * tanh(x / cap) for logits: one row for each of the batch's output rows.
 struct SoftCapOp {
   Plane x{};
   float cap = 0;
 };
-// The best `k` (1 to kMaxCandidates) tokens of each output row of x: best (output rows, k) Candidate, descending, ties to the lower token,
+// The k (1 to kMaxCandidates) best tokens of logits x: best (output rows, k) Candidate, best first, of equal ones the lower token first;
 // kNoCandidate where a row has no more numbers above -inf.
 struct TopOp {
   Plane x{};
   int k = 1;
   Buffer* best = nullptr;
 };
-// Mixture of experts: route = softmax or sigmoid of router x, the top_k experts' gated layers, weighted; y += sum.
+// Mixture of experts. Each row goes to the top_k experts with the highest softmax(router input), of equal ones to the lower index, and
+//   y += alpha * sum over them of their probability * down (activation(gate input) * up input)
+// and, where there is a shared expert, alpha * sigmoid(shared_router input) times what it gives.
 struct MoeOp {
   LinearInput in;
   Matrix* router = nullptr;
-  std::vector<Matrix*> gate, up, down;                                                                    // per expert
-  Matrix *shared_router = nullptr, *shared_gate = nullptr, *shared_up = nullptr, *shared_down = nullptr;  // qwen2_moe; may be null
+  std::vector<Matrix*> gate, up, down;                                          // one an expert
+  Matrix *shared_gate = nullptr, *shared_up = nullptr, *shared_down = nullptr;  // null: no shared expert
+  Matrix* shared_router = nullptr;                                              // null: the shared expert counts 1
   int top_k = 0;
-  bool normalize = true;  // the chosen weights sum to 1
+  bool normalize = true;  // the chosen experts' probabilities are divided by their sum
   GatedActivation activation = GatedActivation::silu;
   float alpha = 1;
   Plane y;
 };
+// One operation: `kind` says which of the others holds it.
 struct Op {
   enum Kind : uint8_t { embed, linear, norm, add_norm, attention, soft_cap, top, moe } kind;
   EmbedOp embed_op{};
@@ -150,43 +156,54 @@ struct Op {
   MoeOp moe_op{};
 };
 
-// The inputs of one forward pass: one row per token. Rows of one slot stand in ascending position; every position below a row's is in the
-// cache already or in this batch.
+// What one pass computes: a token in each row, its position in a sequence, and the slot (sequence) whose caches it uses. Rows of one slot
+// stand in ascending order of positions; each position before a row's is in the cache already or in an earlier row.
 struct Batch {
   std::span<const int32_t> tokens, positions, slots;
-  std::span<const int32_t> output_rows;  // rows whose logits are wanted, ascending; may be empty
+  std::span<const int32_t> output_rows;  // numbers of the rows whose logits are wanted, ascending; may be empty
 };
 
-enum class Precision : uint8_t { int8, f32 };  // how activations enter packed matrices
+enum class Precision : uint8_t { int8, f32 };  // the type that inputs of packed matrices are rounded to
 
 struct BackendOptions {
-  int threads = 0;  // CPU: 0 = all cores this process may use
-  int device = 0;
+  int threads = 0;  // of the CPU; 0: as many as this process may use cores
+  int device = 0;   // a GPU's number
   Precision precision = Precision::int8;
+  // Really run more threads than there are cores. Otherwise such a number only cuts the work into that many parts, where the cut shows in
+  // the last bit of a result. For tests of how threads share work, on machines of few cores.
+  bool crowd_cores = false;
 };
 
-class Program {  // a prepared list of operations
+// A list of operations, prepared by a backend to be run again and again.
+class Program {
  public:
   virtual ~Program() = default;
 };
 
+// Calls come from any thread; a backend carries them out one at a time. Errors: out_of_memory where a device has no more; closed in a
+// process that was forked off one whose device cannot be shared.
 class Backend {
  public:
   virtual ~Backend() = default;
-  virtual std::string name() const = 0;                  // "cpu (avx512vbmi, 2 threads)"
-  virtual MatrixPtr matrix(const HostMatrix& host) = 0;  // may keep a view of `host`'s memory
-  virtual BufferPtr allocate(int64_t bytes) = 0;         // zeroed
+  virtual std::string name() const = 0;                  // for people: "cpu (avx512vbmi, 2 threads)"
+  virtual MatrixPtr matrix(const HostMatrix& host) = 0;  // may refer to host's memory instead of copying it
+  virtual BufferPtr allocate(int64_t bytes) = 0;         // all zeros
+  // Copies between the host and `bytes` bytes of a buffer from `offset` on; complete on return.
   virtual void upload(Buffer& to, int64_t offset, const void* from, int64_t bytes) = 0;
   virtual void download(const Buffer& from, int64_t offset, void* to, int64_t bytes) = 0;
-  // `max_rows`: the largest batch; every buffer that the operations name must outlive the program. Planes keep their contents from one run
-  // to the next, so that a second program (the output layer alone) can go on where a first one stopped.
+  // Copies within the device, between different buffers or parts that do not overlap; later calls see the result.
+  virtual void copy(const Buffer& from, int64_t from_offset, Buffer& to, int64_t to_offset, int64_t bytes) = 0;
+  // max_rows: the rows of the largest batch. All that the operations name must outlive the program. Planes keep what is in them between
+  // runs, so that another program can go on from what one has left.
   virtual std::unique_ptr<Program> prepare(std::vector<Op> ops, int64_t max_rows) = 0;
-  virtual void run(Program& program, const Batch& batch) = 0;  // results are complete on return for download()
+  virtual void run(Program& program, const Batch& batch) = 0;  // complete on return
+  // Threads for batches of few rows (generation) and of many (prompts); 0: all cores. Does nothing on a GPU.
   virtual void set_threads(int decode, int prompt) { (void)decode, (void)prompt; }
-  // Seconds since the last call by kind of work ("linear", "attention", "norms", ..., "barrier"), and whether to measure from now on.
+  // Seconds since the last call by kind of work ("linear", "attention", "norms", ..., "barrier": waiting for other threads), and whether to
+  // measure from now on. Empty where nothing is measured.
   virtual std::vector<std::pair<std::string, double>> profile(bool on) { return (void)on, std::vector<std::pair<std::string, double>>{}; }
-  virtual bool has_f32_cache() const { return false; }
-  virtual int64_t memory_bytes() const = 0;  // what this backend holds beyond the mapped file
+  virtual bool has_f32_cache() const { return false; }  // AttentionOp::cache_f32 may be set
+  virtual int64_t memory_bytes() const = 0;             // of this backend's buffers, matrices and scratch; without the mapped file
 };
 
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);

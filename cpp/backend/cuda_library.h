@@ -5,7 +5,7 @@
 
 namespace tq {
 
-inline constexpr int kCudaLibraryVersion = 4;  // raised whenever this table, Backend or what they use changes
+inline constexpr int kCudaLibraryVersion = 5;  // raised whenever this table, Backend or what they use changes
 
 struct CudaLibrary {
   int version;

@@ -1,4 +1,5 @@
-// Mixture of experts: which experts a token goes to, and with what weight.
+// Mixture of experts: which experts a token goes to, and with what weight. The one place for code that runs on the host; few rows on a GPU
+// are routed there, by the same rule (cuda/routing.cu).
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -22,5 +23,8 @@ inline void choose_experts(float* logits, int64_t n, int top_k, bool normalize, 
   }
   for (int j = 0; normalize && j < top_k; j++) weights[j] /= chosen;
 }
+
+// Of the shared expert, from the logit of its own router.
+inline float shared_expert_weight(float logit) { return 1 / (1 + std::exp(-logit)); }
 
 }  // namespace tq

@@ -41,15 +41,30 @@ std::unique_ptr<ModelHandle> open_model(const std::string& path, const std::stri
   return std::make_unique<ModelHandle>(std::move(model));
 }
 
+void describe(py::dict& d, const AttentionConfig& a) {
+  d["mixer"] = "attention";
+  d["n_heads"] = a.n_heads, d["n_kv_heads"] = a.n_kv_heads, d["head_dim"] = a.head_dim, d["window"] = a.window;
+  d["rope_base"] = a.rope.base, d["rope_dims"] = a.rope.dims;
+}
+void describe(py::dict& d, const GatedConfig& f) { d["feed_forward"] = "gated", d["n_ff"] = f.n_ff; }
+void describe(py::dict& d, const ExpertsConfig& e) {
+  d["feed_forward"] = "experts", d["n_ff"] = e.n_ff;
+  d["n_experts"] = e.n_experts, d["n_experts_used"] = e.n_used, d["n_ff_shared"] = e.n_ff_shared;
+}
+
 py::dict config_dict(const Config& c) {
+  py::list layers;
+  for (const LayerConfig& layer : c.layers) {
+    py::dict d;
+    std::visit([&](const auto& mixer) { describe(d, mixer); }, layer.mixer);
+    std::visit([&](const auto& feed_forward) { describe(d, feed_forward); }, layer.feed_forward);
+    layers.append(d);
+  }
   py::dict d;
   d["architecture"] = c.architecture;
-  d["n_layers"] = c.n_layers, d["n_embd"] = c.n_embd, d["n_ff"] = c.n_ff, d["n_vocab"] = c.n_vocab, d["n_ctx_train"] = c.n_ctx_train;
-  d["n_heads"] = c.n_heads, d["n_kv_heads"] = c.n_kv_heads, d["head_dim"] = c.head_dim;
+  d["n_layers"] = c.n_layers(), d["n_embd"] = c.n_embd, d["n_vocab"] = c.n_vocab, d["n_ctx_train"] = c.n_ctx_train;
   d["norm_eps"] = c.norm_eps;
-  d["rope_base"] = c.rope_base, d["rope_dims"] = c.rope_dims;
-  d["window"] = c.window, d["window_pattern"] = c.window_pattern;
-  d["n_experts"] = c.n_experts, d["n_experts_used"] = c.n_experts_used;
+  d["layers"] = layers;
   return d;
 }
 
@@ -148,9 +163,9 @@ py::array_t<float> eval(ContextHandle& handle, const IntArray& tokens, int64_t p
   float* data = out.mutable_data();
   handle.use([&](Context& context) {
     eval_batches(context, span, position, slot, wanted, [&](const Batch& batch) {
-      const size_t room = batch.output_rows.size() * size_t(handle.n_vocab);
-      context.forward(batch, {data, room});
-      data += room;
+      const size_t values = batch.output_rows.size() * size_t(handle.n_vocab);
+      context.forward(batch, {data, values});
+      data += values;
     });
   });
   return out;
@@ -165,6 +180,18 @@ py::array_t<Candidate> eval_best(ContextHandle& handle, const IntArray& tokens, 
                  [&](const Batch& batch) { context.forward_best(batch, {out, batch.output_rows.size() * size_t(kMaxCandidates)}); });
   });
   return best;
+}
+
+int64_t held_positions(ContextHandle& handle, int64_t slot) {
+  int64_t n = 0;
+  handle.use([&](Context& context) { n = context.positions(slot); });
+  return n;
+}
+
+std::shared_ptr<Snapshot> snapshot(ContextHandle& handle, int64_t slot) {
+  std::shared_ptr<Snapshot> taken;
+  handle.use([&](Context& context) { taken = context.snapshot(slot); });
+  return taken;
 }
 
 py::bytes save(ContextHandle& handle, int64_t slot, int64_t n) {
@@ -189,8 +216,9 @@ py::dict profile(ContextHandle& handle, bool on) {
 
 // A sampler remembers its random numbers' state and its working memory: one call at a time.
 struct SamplerHandle {
+  explicit SamplerHandle(const SamplerOptions& options) : sampler(options) {}
   Sampler sampler;
-  std::mutex mutex;
+  ForkMutex mutex;
   template <class Body>
   void use(Body&& body) {
     py::gil_scoped_release release;
@@ -225,9 +253,9 @@ int needed_candidates(SamplerHandle& handle, int64_t n_vocab) {
 
 std::unique_ptr<SamplerHandle> make_sampler(float temperature, int top_k, float top_p, float min_p, float typical_p, float repeat_penalty,
                                             float frequency_penalty, float presence_penalty, int penalty_last_n, uint64_t seed) {
-  return std::unique_ptr<SamplerHandle>(new SamplerHandle{
-      Sampler({temperature, top_k, top_p, min_p, typical_p, repeat_penalty, frequency_penalty, presence_penalty, penalty_last_n, seed}),
-      {}});
+  const SamplerOptions options{temperature,      top_k,          top_p, min_p, typical_p, repeat_penalty, frequency_penalty,
+                               presence_penalty, penalty_last_n, seed};
+  return std::make_unique<SamplerHandle>(options);
 }
 
 std::vector<std::string> available_isas() {
@@ -263,6 +291,11 @@ void bind_context(py::module_& m) {
     return std::make_unique<ContextHandle>(std::make_unique<Context>(std::move(shared), options));
   };
   py::arg tokens("tokens"), positions("positions"), slots("slots"), output_rows("output_rows");
+  py::class_<Snapshot, std::shared_ptr<Snapshot>>(m, "Snapshot", "A moment of a slot of a Context; see _core.pyi.")
+      .def_readonly("slot", &Snapshot::slot)
+      .def_readonly("positions", &Snapshot::positions)
+      .def_readonly("intact", &Snapshot::intact)
+      .def_property_readonly("memory_bytes", &Snapshot::bytes);
   py::class_<ContextHandle>(m, "Context", "The memory of running sequences; see _core.pyi.")
       .def(py::init(make), py::arg("model"), py::kw_only(), py::arg("n_ctx") = 0, py::arg("n_slots") = 1, py::arg("n_batch") = 512,
            py::arg("cache") = "auto")
@@ -283,6 +316,15 @@ void bind_context(py::module_& m) {
       .def("embed", &embed, tokens.noconvert(), positions.noconvert(), slots.noconvert(), output_rows.noconvert())
       .def("eval", &eval, tokens.noconvert(), py::arg("position"), py::arg("slot") = 0, py::arg("logits") = "last")
       .def("eval_best", &eval_best, tokens.noconvert(), py::arg("position"), py::arg("slot") = 0)
+      .def("positions", &held_positions, py::arg("slot") = 0)
+      .def(
+          "rewind", [](ContextHandle& h, int64_t slot, int64_t n) { h.use([&](Context& context) { context.rewind(slot, n); }); },
+          py::arg("slot"), py::arg("n"))
+      .def("snapshot", &snapshot, py::arg("slot"))
+      .def(
+          "restore",
+          [](ContextHandle& h, int64_t slot, const Snapshot& from) { h.use([&](Context& context) { context.restore(slot, from); }); },
+          py::arg("slot"), py::arg("snapshot"))
       .def("save", &save, py::arg("slot"), py::arg("n"))
       .def("load", &load, py::arg("slot"), py::arg("state"))
       .def(

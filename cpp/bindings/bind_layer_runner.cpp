@@ -11,7 +11,7 @@ using Tokens = py::array_t<int32_t, py::array::c_style>;
 
 struct RunnerHandle {
   LayerRunner runner;
-  std::mutex mutex;
+  ForkMutex mutex;
   RunnerHandle(std::shared_ptr<Model> model, int64_t seq_len) : runner(std::move(model), seq_len) {}
   template <class Body>
   void use(Body&& body) {
@@ -36,6 +36,14 @@ void expect_last(const py::array& array, const char* name, py::ssize_t dims, int
   if (array.ndim() == dims && array.shape(dims - 1) == last) return;
   throw Error(Cause::invalid_argument,
               std::string(name) + ": expected " + std::to_string(dims) + " dimensions, the last of " + std::to_string(last));
+}
+
+py::list input_sites(RunnerHandle& h, int64_t layer) {
+  std::vector<InputSite> sites;
+  h.use([&](LayerRunner& runner) { sites = runner.input_sites(layer); });
+  py::list found;
+  for (InputSite& site : sites) found.append(py::cast(std::move(site)));
+  return found;
 }
 
 void set_matrix(RunnerHandle& h, const std::string& name, const std::optional<Floats>& w) {
@@ -93,9 +101,16 @@ Floats head(RunnerHandle& h, const Floats& hidden, const py::object& tap) {
 }  // namespace
 
 void bind_layer_runner(py::module_& m) {
+  py::class_<InputSite>(m, "InputSite", "One vector a token that matrices of a layer read; see _core.pyi.")
+      .def_readonly("name", &InputSite::name)
+      .def_readonly("group", &InputSite::group)
+      .def_readonly("matrices", &InputSite::matrices)
+      .def_readonly("writes_to", &InputSite::writes_to)
+      .def_readonly("adds_directly", &InputSite::adds_directly);
   py::class_<RunnerHandle, std::shared_ptr<RunnerHandle>>(m, "LayerRunner", "The model one layer at a time; see _core.pyi.")
       .def(py::init([](const ModelHandle& model, int64_t seq_len) { return std::make_shared<RunnerHandle>(model.get(), seq_len); }),
            py::arg("model"), py::arg("seq_len"))
+      .def("input_sites", &input_sites, py::arg("layer"))
       .def("set_matrix", &set_matrix, py::arg("name"), py::arg("w").noconvert())
       .def("embed", &embed, py::arg("tokens").noconvert())
       .def("enter", &enter, py::arg("layer"), py::arg("hidden").noconvert())

@@ -1,4 +1,5 @@
-// pybind11 only; no logic lives here. Each area of the core binds itself in its own file; module.cpp lists them.
+// What Python sees of the core. The files here check and convert arguments, cut a prompt into batches (bind_engine.cpp) and hold objects
+// that can be closed (handles.h); all computing is in the folders below. One file an area; module.cpp lists them.
 #pragma once
 #include <pybind11/functional.h>
 #include <pybind11/numpy.h>

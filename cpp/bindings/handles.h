@@ -1,10 +1,11 @@
-// What Python objects of the engine hold: a core object that close() takes away, from any thread and at any time.
+// What the engine's Python objects hold: an object of the core, until close() takes it away, from any thread and at any time.
 #pragma once
 #include <memory>
 #include <mutex>
 
 #include "bindings/gguf_file.h"
 #include "common/error.h"
+#include "common/fork_mutex.h"
 #include "model/model.h"
 
 namespace tq::bindings {
@@ -48,8 +49,10 @@ class ContextHandle {
     if (!context_) throw Error(Cause::closed, "the context is closed");
     body(*context_);
   }
+  ~ContextHandle() { close(); }
   void close() {
     py::gil_scoped_release release;
+    if (mutex_.lost()) return (void)context_.release();  // a forked child's: a thread that it does not have was using it
     std::lock_guard lock(mutex_);
     context_.reset();
   }
@@ -57,7 +60,7 @@ class ContextHandle {
   const int64_t n_ctx, n_slots, n_batch, n_vocab, n_embd;
 
  private:
-  std::mutex mutex_;
+  ForkMutex mutex_;
   std::unique_ptr<Context> context_;
 };
 

@@ -1,5 +1,10 @@
-// The CPU's inner loops, one table per instruction set. Bodies are written once over a small vocabulary (isa/*.h); the table is chosen once
-// at run time (CPUID and XCR0; the environment variable TQ_ISA overrides). No function here allocates, locks or throws.
+// The CPU's inner loops: for each instruction set a table of function pointers (`Kernels`). The loops are written once (body/*.h), in terms
+// of a few vector operations that each instruction set defines for itself (isa/*.h). Which table to use is decided once, when the program
+// runs, from what the processor and the operating system support; the environment variable TQ_ISA overrides it. The functions in a table
+// allocate no memory, take no lock and throw nothing.
+//
+// Words used below. A packed matrix is stored in strips of 64 output rows (format/tqn.h). C is its matrix of int8 values that the codes
+// decode to, S the sparse matrix of outliers: weights that are kept in float16. R is the rotation that its inputs go through.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -10,7 +15,7 @@
 
 namespace tq::kernels {
 
-enum class DType : uint8_t { f32, f16, bf16 };
+enum class DType : uint8_t { f32, f16, bf16 };  // of an unquantized matrix's elements
 
 // An unquantized matrix, row-major.
 struct DenseMatrix {
@@ -19,81 +24,93 @@ struct DenseMatrix {
   const void* data = nullptr;
 };
 
-// What a rotation of width n needs, computed once per (n, seed): signs and the Hartley matrices of n's odd primes.
+// The constants of the rotation R = K D of vectors of n floats: D flips the signs that `seed` draws, K is the orthonormal Hadamard or
+// Hartley transform along each factor of n. Computed once for each (n, seed).
 struct RotationPlan {
   int64_t n = 0;
   int log2_block = 0;                       // n = 2^log2_block * product of primes
-  std::vector<float> signs;                 // (n) +-1
-  std::vector<int> primes;                  // ascending, with multiplicity
-  std::vector<std::vector<float>> hartley;  // per prime q: (q, q), orthonormal
+  std::vector<float> signs;                 // (n), each +1 or -1: the diagonal of D
+  std::vector<int> primes;                  // the odd prime factors of n, ascending, repeated as often as they divide n
+  std::vector<std::vector<float>> hartley;  // for each of these primes p: the orthonormal Hartley matrix (p, p)
   static RotationPlan make(int64_t n, uint64_t seed);
 };
 
-inline constexpr int kTokenBlock = 16;
+inline constexpr int kTokenBlock = 16;  // tokens that lie side by side in Activations::blocked
 
-// Activations of n_tokens rows, ready for linear layers. plain: (n_tokens, n_in) in the original basis; rotated: the same times R, in
-// float (the float path); quantized, scale: int8 rows and one scale a token (the int8 path). Rows are n_in apart, planes 64-byte aligned.
+// The inputs of a linear layer for n_tokens tokens, in the forms that its kernels read; a form that no kernel needs is null. Every form has
+// one row a token; the next row follows n_in elements later; each form starts at a multiple of 64 bytes.
 struct Activations {
   int64_t n_tokens = 0, n_in = 0;
-  const float* plain = nullptr;
-  const float* rotated = nullptr;  // = plain where the matrix is not rotated
-  const int8_t* quantized = nullptr;
-  const float* scale = nullptr;  // (n_tokens)
-  // Optional, worth its cost for many tokens of matrices with outliers: plain in blocks of kTokenBlock tokens, (blocks, n_in, kTokenBlock);
-  // the tokens that fill the last block may hold anything.
+  const float* plain = nullptr;       // (n_tokens, n_in) as the model computes them: for unquantized matrices and for outliers
+  const float* rotated = nullptr;     // (n_tokens, n_in) R times plain, for linear_float; = plain where the matrix is not rotated
+  const int8_t* quantized = nullptr;  // (n_tokens, n_in) R times plain, rounded to int8, for linear_int8
+  const float* scale = nullptr;       // (n_tokens) what one step of `quantized` stands for
+  // `plain` once more, transposed in blocks of kTokenBlock tokens: (blocks, n_in, kTokenBlock). Optional: it makes the outliers of many
+  // tokens faster. Columns of the last block beyond n_tokens may hold anything.
   const float* blocked = nullptr;
 };
 
+// Query head h reads the key/value head h / (n_heads / n_kv_heads).
 struct AttentionShape {
   int n_heads = 0, n_kv_heads = 0, head_dim = 0;
-  float scale = 0;     // usually 1 / sqrt(head_dim)
-  float soft_cap = 0;  // 0: none; else cap * tanh(score / cap)
+  float scale = 0;     // a score is scale * (q . k); usually 1 / sqrt(head_dim)
+  float soft_cap = 0;  // 0: scores stay as they are; else they become soft_cap * tanh(score / soft_cap)
 };
 
 struct Kernels {
-  std::string_view isa;
-  // Bytes of thread-private scratch (64-byte aligned) that `linear_int8` and `linear_float` need for any matrix of this width.
+  std::string_view isa;  // the instruction set's name, as TQ_ISA takes it
+  // Bytes that `scratch` must have below, 64-byte aligned and used by one thread at a time, for any matrix with n_in columns.
   int64_t (*linear_scratch_bytes)(int64_t n_in, int64_t n_tokens);
 
-  // y[t * ldy + r] = (add ? y : 0) + alpha * (scale * row_scale[r] * act_scale[t] * (C a_t)[r] + (S x_t)[r]) for the rows of strips [first,
-  // last) that are < n_out. Chooses GEMV or GEMM by n_tokens.
+  // A packed linear layer, for the output rows r of strips [first_strip, last_strip) that the matrix has, and every token t:
+  //   y[t * ldy + r] = (add ? y[t * ldy + r] : 0) + alpha * (w.scale * row_scale[r] * x.scale[t] * (C quantized_t)[r] + (S plain_t)[r])
+  // Few tokens are multiplied one by one (GEMV), many in blocks (GEMM). linear_float reads `rotated` in place of `quantized` and has no
+  // x.scale.
   void (*linear_int8)(const TqnMatrix& w, int64_t first_strip, int64_t last_strip, const Activations& x, float alpha, bool add, float* y,
                       int64_t ldy, void* scratch);
   void (*linear_float)(const TqnMatrix& w, int64_t first_strip, int64_t last_strip, const Activations& x, float alpha, bool add, float* y,
                        int64_t ldy, void* scratch);
-  // The int32 accumulators alone, acc[t * ld + r] for whole strips (padding rows included): what tests compare to the bit.
+  // The integer part of linear_int8 alone: acc[t * ld + r] = (C quantized_t)[r], for all 64 rows of each strip, also those beyond n_out.
+  // Integer sums are exact, so tests compare them with the scalar reference bit by bit.
   void (*accumulate)(const TqnMatrix& w, int64_t first_strip, int64_t last_strip, const Activations& x, int32_t* acc, int64_t ld,
                      void* scratch);
+  // y[t * ldy + r] = (add ? y[t * ldy + r] : 0) + alpha * (W x_t)[r] for an unquantized matrix and its rows r in [first_row, last_row).
   void (*linear_dense)(const DenseMatrix& w, int64_t first_row, int64_t last_row, const float* x, int64_t n_tokens, float alpha, bool add,
                        float* y, int64_t ldy);
-  // One row of W (n_in) in the original basis, outliers in place; reads only that row's codes. plan: the matrix's rotation, null when none.
+  // Row `row` of the weights that a packed matrix stands for, (n_in) floats, rotation undone and outliers included. Reads that row's codes
+  // only. plan: the matrix's rotation; null when it has none.
   void (*tqn_row)(const TqnMatrix& w, const RotationPlan* plan, int64_t row, float* out);
-  void (*dense_row)(const DenseMatrix& w, int64_t row, float* out);
+  void (*dense_row)(const DenseMatrix& w, int64_t row, float* out);  // the same row of an unquantized matrix
 
-  void (*rotate)(const RotationPlan& plan, const float* x, float* out);          // out = K D x; x may be out
-  void (*rotate_inverse)(const RotationPlan& plan, const float* x, float* out);  // out = D K x; x may be out
-  float (*quantize)(const float* x, int64_t n, int8_t* a);  // returns s = max|x| / 127; a = round to nearest even of x / s; all zero: s = 0
-  void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* out);  // weight may be null; x may be out
-  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
-  void (*gelu_mul)(const float* gate, const float* up, int64_t n, float* out);  // tanh approximation
+  // `out` may be the first input in all of these.
+  void (*rotate)(const RotationPlan& plan, const float* x, float* out);          // out = K D x
+  void (*rotate_inverse)(const RotationPlan& plan, const float* x, float* out);  // out = D K x
+  // Rounds x (n) to int8: returns s = max|x| / 127 and writes x / s, rounded to the nearest integer, ties to even. All zeros: s = 0.
+  float (*quantize)(const float* x, int64_t n, int8_t* a);
+  // out = x / sqrt(mean(x^2) + eps) * weight; a null weight is all ones.
+  void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* out);
+  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);  // out = silu(gate) * up
+  void (*gelu_mul)(const float* gate, const float* up, int64_t n, float* out);  // out = gelu(gate) * up, gelu by its tanh approximation
   void (*add_scaled)(float* y, const float* x, float alpha, int64_t n);         // y += alpha * x
   void (*soft_cap)(float* x, float cap, int64_t n);                             // x = cap * tanh(x / cap)
-  // One head's vector: pairs (x[i], x[i + dims / 2]) (neox) or (x[2i], x[2i + 1]) turned by cos/sin (dims / 2); dims <= head_dim.
+  // Rotary embedding of one head's vector, in place: pair i of the first `dims` elements is turned by the angle with cos[i] and sin[i].
+  // Pair i is (x[i], x[i + dims / 2]) in rope_neox and (x[2 i], x[2 i + 1]) in rope_pairs.
   void (*rope_neox)(float* x, const float* cos, const float* sin, int dims);
   void (*rope_pairs)(float* x, const float* cos, const float* sin, int dims);
   void (*to_f16)(const float* x, int64_t n, uint16_t* out);
   void (*to_f32)(const uint16_t* x, int64_t n, float* out);
-  // One query head over cached positions [first, last) by blocks with an online softmax. q: (head_dim); k, v: float16 rows of head_dim,
-  // `stride` elements apart. state: max, sum and unnormalized out (head_dim) so that ranges can be split over threads and merged by
-  // attention_merge.
+  // One query head q (head_dim) reads the cached positions [first, last): k and v are rows of head_dim float16, `stride` elements apart.
+  // The state of its softmax so far is (max, sum, out): the largest score, the sum of exp(score - max), and the sum of exp(score - max) * v
+  // (head_dim); before the first call (-inf, 0, zeros). Calls for further positions go on from there, and states of separate ranges of
+  // positions can be merged. The result is out / sum.
   void (*attention)(const AttentionShape& shape, const float* q, const uint16_t* k, const uint16_t* v, int64_t stride, int64_t first,
                     int64_t last, float* max, float* sum, float* out);
   void (*attention_f32)(const AttentionShape& shape, const float* q, const float* k, const float* v, int64_t stride, int64_t first,
-                        int64_t last, float* max, float* sum, float* out);  // the same over a float32 cache
+                        int64_t last, float* max, float* sum, float* out);  // the same for k and v in float32
 };
 
-const Kernels& kernels();  // the best for this machine, or TQ_ISA; throws Error(invalid_argument) for an unknown or unusable TQ_ISA
-std::span<const Kernels* const> all_kernels();  // those this machine can run, best first; the portable one is last
-const Kernels& kernels_named(std::string_view isa);
+const Kernels& kernels();  // the table in use: TQ_ISA's, else the best; throws Error(invalid_argument) when TQ_ISA cannot be used here
+std::span<const Kernels* const> all_kernels();       // the tables that this machine can run, best first; the portable one is last
+const Kernels& kernels_named(std::string_view isa);  // of those; throws Error(invalid_argument) for another name
 
 }  // namespace tq::kernels

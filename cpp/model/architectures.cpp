@@ -58,16 +58,27 @@ class Keys {
 
   bool has(std::string_view key) const { return file_.get(full(key)) != nullptr; }
 
-  // Lists with one number a layer are accepted when all are equal.
-  int64_t integer(std::string_view key, int64_t low, int64_t high) const {
-    const std::vector<uint64_t> values = file_.u64s(full(key));
-    if (values.empty()) return check(key, file_.u64(full(key)), low, high);
-    if (std::adjacent_find(values.begin(), values.end(), std::not_equal_to<>()) != values.end())
-      throw Error(Cause::unsupported, where(key) + " differs between layers");
-    return check(key, values[0], low, high);
-  }
+  int64_t integer(std::string_view key, int64_t low, int64_t high) const { return check(key, file_.u64(full(key)), low, high); }
   int64_t integer(std::string_view key, int64_t low, int64_t high, int64_t fallback) const {
     return has(key) ? integer(key, low, high) : fallback;
+  }
+
+  // A number for each layer: a list has as many, a single number is that of all layers. Empty when the file does not have the key.
+  std::vector<int64_t> integers(std::string_view key, int64_t n_layers, int64_t low, int64_t high) const {
+    const gguf::Value* value = file_.get(full(key));
+    if (!value) return {};
+    const auto* list = std::get_if<gguf::Array>(&value->data);
+    if (!list) return std::vector<int64_t>(size_t(n_layers), integer(key, low, high));
+    if (list->count != uint64_t(n_layers))
+      throw Error(Cause::bad_file,
+                  where(key) + " has " + std::to_string(list->count) + " numbers for " + std::to_string(n_layers) + " layers");
+    std::vector<int64_t> numbers;
+    for (const uint64_t number : file_.u64s(full(key))) numbers.push_back(check(key, number, low, high));
+    return numbers;
+  }
+  std::vector<int64_t> integers(std::string_view key, int64_t n_layers, int64_t low, int64_t high,
+                                const std::vector<int64_t>& fallback) const {
+    return has(key) ? integers(key, n_layers, low, high) : fallback;
   }
 
   float real(std::string_view key, double low, double high, double fallback) const {
@@ -93,68 +104,106 @@ class Keys {
 };
 
 constexpr int64_t kMaxDim = 1 << 20, kMaxLayers = 4096, kMaxContext = int64_t(1) << 30, kMaxExperts = 4096;
+constexpr int64_t kLeastTensors = 4;  // of a layer: the matrices of attention
 
-void read_shape(const Keys& keys, Config& c) {
-  c.n_layers = keys.integer("block_count", 1, kMaxLayers);
+// Files are hostile: before anything is made of a number of layers or experts, the file must have the tensors to fill them with.
+void check_tensors(const gguf::File& file, const Keys& keys, std::string_view key, int64_t number, int64_t least_tensors) {
+  const auto held = int64_t(file.tensors().size());
+  if (least_tensors > held)
+    throw Error(Cause::bad_file, keys.where(key) + " is " + std::to_string(number) + ", which takes " + std::to_string(least_tensors) +
+                                     " tensors or more; the file has " + std::to_string(held));
+}
+
+int64_t read_shape(const gguf::File& file, const Keys& keys, Config& c) {
+  const int64_t n_layers = keys.integer("block_count", 1, kMaxLayers);
+  check_tensors(file, keys, "block_count", n_layers, n_layers * kLeastTensors);
   c.n_embd = keys.integer("embedding_length", 1, kMaxDim);
   c.n_ctx_train = keys.integer("context_length", 1, kMaxContext);
-  c.n_heads = int(keys.integer("attention.head_count", 1, kMaxDim));
-  c.n_kv_heads = int(keys.integer("attention.head_count_kv", 1, kMaxDim, c.n_heads));
-  if (c.n_heads % c.n_kv_heads != 0)
-    throw Error(Cause::bad_file, keys.where("attention.head_count_kv") + " is " + std::to_string(c.n_kv_heads) +
-                                     ", which does not divide " + std::to_string(c.n_heads) + " heads");
-  c.head_dim = int(keys.integer("attention.key_length", 1, kMaxDim, c.n_embd / c.n_heads));
-  if (c.head_dim < 2 || c.head_dim % 2 != 0)
-    throw Error(Cause::bad_file, keys.where("attention.key_length") + ": heads of " + std::to_string(c.head_dim));
-  if (keys.integer("attention.value_length", 1, kMaxDim, c.head_dim) != c.head_dim)
-    throw Error(Cause::unsupported, keys.where("attention.value_length") + " differs from the key length");
   c.norm_eps = keys.real("attention.layer_norm_rms_epsilon", 0, 1, 1e-5);
+  return n_layers;
 }
 
-void read_experts(const Keys& keys, const Architecture& a, Config& c) {
-  c.n_experts = int(keys.integer("expert_count", 0, kMaxExperts, 0));
-  c.n_ff = keys.integer("feed_forward_length", 0, kMaxDim, 0);
-  if (c.n_experts == 0) {
-    if (c.n_ff == 0) throw Error(Cause::bad_file, keys.where("feed_forward_length") + " is absent or 0");
-    return;
+void read_heads(const Keys& keys, const Architecture& a, Config& c) {
+  const std::vector<int64_t> heads = keys.integers("attention.head_count", c.n_layers(), 1, kMaxDim);
+  if (heads.empty()) throw Error(Cause::bad_file, keys.where("attention.head_count") + " is missing");
+  const std::vector<int64_t> kv_heads = keys.integers("attention.head_count_kv", c.n_layers(), 1, kMaxDim, heads);
+  const int64_t head_dim = keys.integer("attention.key_length", 1, kMaxDim, c.n_embd / heads[0]);
+  if (head_dim < 2 || head_dim % 2 != 0)
+    throw Error(Cause::bad_file, keys.where("attention.key_length") + ": heads of " + std::to_string(head_dim));
+  if (keys.integer("attention.value_length", 1, kMaxDim, head_dim) != head_dim)
+    throw Error(Cause::unsupported, keys.where("attention.value_length") + " differs from the key length");
+  for (size_t i = 0; i < heads.size(); i++) {
+    if (heads[i] % kv_heads[i] != 0)
+      throw Error(Cause::bad_file, keys.where("attention.head_count_kv") + " is " + std::to_string(kv_heads[i]) +
+                                       ", which does not divide " + std::to_string(heads[i]) + " heads");
+    AttentionConfig attention;
+    attention.n_heads = int(heads[i]), attention.n_kv_heads = int(kv_heads[i]), attention.head_dim = int(head_dim);
+    attention.qk_norm = a.qk_norm;
+    c.layers[i].mixer = attention;
   }
-  c.n_experts_used = int(keys.integer("expert_used_count", 1, c.n_experts));
-  c.n_ff_expert = keys.integer("expert_feed_forward_length", 1, kMaxDim, c.n_ff);
-  if (c.n_ff_expert == 0) throw Error(Cause::bad_file, keys.where("expert_feed_forward_length") + " is absent or 0");
-  c.n_ff_shared = keys.integer("expert_shared_feed_forward_length", 0, kMaxDim, 0);
-  c.normalize_expert_weights = keys.boolean("expert_weights_norm", a.normalize_expert_weights);
 }
 
-void read_rope(const Keys& keys, const Architecture& a, Config& c) {
-  c.rope_pairs = a.rope_pairs;
-  c.rope_dims = int(keys.integer("rope.dimension_count", 2, c.head_dim, c.head_dim));
-  if (c.rope_dims % 2 != 0) throw Error(Cause::bad_file, keys.where("rope.dimension_count") + " is odd");
-  c.rope_base = keys.real("rope.freq_base", 1, 1e12, 10000);
-  if (a.rope_base_local > 0) c.rope_base_local = keys.real("rope.freq_base_swa", 1, 1e12, a.rope_base_local);
+void read_gated(const Keys& keys, GatedActivation activation, Config& c) {
+  const std::vector<int64_t> n_ff = keys.integers("feed_forward_length", c.n_layers(), 1, kMaxDim);
+  if (n_ff.empty()) throw Error(Cause::bad_file, keys.where("feed_forward_length") + " is missing");
+  for (size_t i = 0; i < n_ff.size(); i++) c.layers[i].feed_forward = GatedConfig{.n_ff = n_ff[i], .activation = activation};
+}
+
+void read_experts(const gguf::File& file, const Keys& keys, const Architecture& a, GatedActivation activation, Config& c) {
+  const int64_t n_experts = keys.integer("expert_count", 0, kMaxExperts, 0);
+  if (n_experts == 0) return read_gated(keys, activation, c);
+  check_tensors(file, keys, "expert_count", n_experts, c.n_layers() * n_experts * 3);
+  ExpertsConfig experts{.n_experts = int(n_experts), .activation = activation};
+  experts.n_used = int(keys.integer("expert_used_count", 1, n_experts));
+  experts.n_ff = keys.integer("expert_feed_forward_length", 1, kMaxDim, 0);
+  if (experts.n_ff == 0) experts.n_ff = keys.integer("feed_forward_length", 1, kMaxDim);
+  experts.n_ff_shared = keys.integer("expert_shared_feed_forward_length", 0, kMaxDim, 0);
+  experts.normalize = keys.boolean("expert_weights_norm", a.normalize_expert_weights);
+  for (LayerConfig& layer : c.layers) layer.feed_forward = experts;
+}
+
+RopeConfig read_rope(const Keys& keys, const Architecture& a, int head_dim) {
+  RopeConfig rope{.pairs = a.rope_pairs};
+  rope.dims = int(keys.integer("rope.dimension_count", 2, head_dim, head_dim));
+  if (rope.dims % 2 != 0) throw Error(Cause::bad_file, keys.where("rope.dimension_count") + " is odd");
+  rope.base = keys.real("rope.freq_base", 1, 1e12, 10000);
   const std::string_view type = keys.string("rope.scaling.type", keys.has("rope.scale_linear") ? "linear" : "none");
   if (type == "linear")
-    c.rope_linear_scale = keys.real("rope.scaling.factor", 1e-3, 1e6, keys.real("rope.scale_linear", 1e-3, 1e6, 1));
+    rope.linear_scale = keys.real("rope.scaling.factor", 1e-3, 1e6, keys.real("rope.scale_linear", 1e-3, 1e6, 1));
   else if (type != "none" && type != "longrope")
     throw Error(Cause::unsupported, keys.where("rope.scaling.type") + " is \"" + std::string(type) + "\"");
-  c.rope_magnitude = keys.real("rope.scaling.attn_factor", 1e-3, 1e3, 1);
-  c.rope_original_ctx = keys.integer("rope.scaling.original_context_length", 0, kMaxContext, 0);
+  rope.magnitude = keys.real("rope.scaling.attn_factor", 1e-3, 1e3, 1);
+  rope.original_ctx = keys.integer("rope.scaling.original_context_length", 0, kMaxContext, 0);
+  return rope;
 }
 
 void read_scales(const Keys& keys, const Architecture& a, Config& c) {
   c.embed_scale = keys.real("embedding_scale", 0, 1e6, a.gemma ? std::sqrt(double(c.n_embd)) : 1);
   c.residual_scale = keys.real("residual_scale", 0, 1e6, 1);
   c.logit_scale = 1 / keys.real("logit_scale", 1e-6, 1e6, 1);
-  c.attention_scale = keys.real("attention.scale", 0, 1e6, 1 / std::sqrt(double(c.head_dim)));
-  c.attention_soft_cap = keys.real("attn_logit_softcapping", 0, 1e6, 0);
   c.logit_soft_cap = keys.real("final_logit_softcapping", 0, 1e6, 0);
-  // The 27 B models of gemma 2 and 3 divide by the root of n_embd / n_heads, which no key says.
-  const bool gemma_27b = (a.name == "gemma2" && c.n_layers == 46) || (a.name == "gemma3" && c.n_layers == 62);
-  if (gemma_27b && !keys.has("attention.scale")) c.attention_scale = float(1 / std::sqrt(double(c.n_embd) / c.n_heads));
 }
 
-void read_window(const Keys& keys, const Architecture& a, Config& c) {
-  c.window = keys.integer("attention.sliding_window", 0, kMaxContext, 0);
-  c.window_pattern = int(keys.integer("attention.sliding_window_pattern", 0, kMaxLayers, a.window_pattern));
+void read_attention(const Keys& keys, const Architecture& a, Config& c) {
+  read_heads(keys, a, c);
+  const RopeConfig rope = read_rope(keys, a, std::get<AttentionConfig>(c.layers[0].mixer).head_dim);
+  // The second base of models whose windowed layers turn differently (gemma 3): neither scaled nor by factors.
+  RopeConfig local = rope;
+  if (a.rope_base_local > 0)
+    local.base = keys.real("rope.freq_base_swa", 1, 1e12, a.rope_base_local), local.linear_scale = 1, local.use_factors = false;
+  // The 27 B models of gemma 2 and 3 divide by the root of n_embd / n_heads, which no key says.
+  const bool gemma_27b = (a.name == "gemma2" && c.n_layers() == 46) || (a.name == "gemma3" && c.n_layers() == 62);
+  const int64_t window = keys.integer("attention.sliding_window", 0, kMaxContext, 0);
+  const int64_t pattern = keys.integer("attention.sliding_window_pattern", 0, kMaxLayers, a.window_pattern);
+  for (int64_t i = 0; i < c.n_layers(); i++) {
+    auto& attention = std::get<AttentionConfig>(c.layers[size_t(i)].mixer);
+    attention.scale = keys.real("attention.scale", 0, 1e6, 1 / std::sqrt(double(attention.head_dim)));
+    if (gemma_27b && !keys.has("attention.scale")) attention.scale = float(1 / std::sqrt(double(c.n_embd) / attention.n_heads));
+    attention.soft_cap = keys.real("attn_logit_softcapping", 0, 1e6, 0);
+    const bool windowed = window > 0 && (pattern == 0 || (i + 1) % pattern != 0);  // every pattern-th layer sees everything
+    attention.window = windowed ? window : 0;
+    attention.rope = windowed ? local : rope;
+  }
 }
 
 }  // namespace
@@ -166,13 +215,11 @@ Config read_config(const gguf::File& file) {
   const Keys keys(file, a.name);
   Config c;
   c.architecture = a.name;
-  c.pre_norms = a.pre_norms, c.post_norms = a.post_norms, c.qk_norm = a.qk_norm;
-  c.activation = a.gemma ? GatedActivation::gelu_tanh : GatedActivation::silu;
-  read_shape(keys, c);
-  read_experts(keys, a, c);
-  read_rope(keys, a, c);
+  c.pre_norms = a.pre_norms, c.post_norms = a.post_norms;
+  c.layers.resize(size_t(read_shape(file, keys, c)));
+  read_attention(keys, a, c);
+  read_experts(file, keys, a, a.gemma ? GatedActivation::gelu_tanh : GatedActivation::silu, c);
   read_scales(keys, a, c);
-  read_window(keys, a, c);
   return c;
 }
 

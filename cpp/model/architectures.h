@@ -1,6 +1,5 @@
-// From a file's metadata to Config. Conventions are those of the GGUF files that the field exchanges: tensor names, the order of q and k
-// rows
-// (`rope_pairs`), gemma's norm weights stored with their 1 added.
+// From a file's metadata to Config. Conventions are those of the GGUF files that the field exchanges: tensor names, the order of the rows
+// of q and k (RopeConfig::pairs), gemma's norm weights stored with their 1 added.
 #pragma once
 #include <span>
 #include <string>
@@ -14,8 +13,8 @@ namespace tq {
 // Names that `general.architecture` may have.
 std::span<const std::string_view> supported_architectures();
 
-// Throws unsupported for another architecture or feature, bad_file naming the key and value for one that makes no sense. n_vocab is left to
-// the loader.
+// Throws unsupported for another architecture or feature, and bad_file, naming key and value, for numbers that make no sense or that the
+// file does not have the tensors for. n_vocab is left to the loader, which sees the embedding.
 Config read_config(const gguf::File& file);
 
 }  // namespace tq

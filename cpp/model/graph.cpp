@@ -1,5 +1,7 @@
 #include "model/graph.h"
 
+#include <algorithm>
+
 #include "common/error.h"
 
 namespace tq {
@@ -11,8 +13,9 @@ Op linear_op(const LinearInput& in, std::vector<LinearOutput> out) {
   return op;
 }
 
-LinearOutput output(const MatrixPtr& matrix, const Plane& y, const BufferPtr& bias = nullptr) {
-  return {.matrix = matrix.get(), .y = y, .bias = bias.get()};
+// A buffer as a plane of rows as wide as a matrix's output.
+LinearOutput output(const MatrixPtr& matrix, const BufferPtr& y, const BufferPtr& bias = nullptr) {
+  return {.matrix = matrix.get(), .y = {y.get(), matrix->n_out}, .bias = bias.get()};
 }
 
 LinearInput normed(const Plane& x, const BufferPtr& weight, float eps) {
@@ -20,117 +23,168 @@ LinearInput normed(const Plane& x, const BufferPtr& weight, float eps) {
   return {.kind = LinearInput::rms_norm, .x = x, .weight = weight.get(), .eps = eps};
 }
 
+Plane stream(const Graph& g) { return {g.planes.x.get(), g.config.n_embd}; }
+
 // A branch's last matrix adds to the residual stream, or, where a post norm follows, writes a plane that is then normed and added.
-void add_branch(std::vector<Op>& ops, const Config& c, const Planes& p, const LinearInput& in, LinearOutput out,
+void add_branch(std::vector<Op>& ops, const Graph& g, const LinearInput& in, const MatrixPtr& matrix, const BufferPtr& bias,
                 const BufferPtr& post_norm) {
-  if (!post_norm) {
-    out.y = p.x, out.alpha = c.residual_scale, out.add = true;
-    ops.push_back(linear_op(in, {out}));
-    return;
-  }
-  out.y = p.branch;
+  const Config& c = g.config;
+  LinearOutput out = output(matrix, post_norm ? g.planes.branch : g.planes.x, bias);
+  if (!post_norm) out.alpha = c.residual_scale, out.add = true;
   ops.push_back(linear_op(in, {out}));
+  if (!post_norm) return;
   Op norm{.kind = Op::add_norm};
-  norm.add_norm_op = {.x = p.branch, .y = p.x, .weight = post_norm.get(), .eps = c.norm_eps, .alpha = c.residual_scale};
+  norm.add_norm_op = {.x = out.y, .y = stream(g), .weight = post_norm.get(), .eps = c.norm_eps, .alpha = c.residual_scale};
   ops.push_back(norm);
 }
 
-void add_head_norm(std::vector<Op>& ops, const Config& c, const Plane& x, const BufferPtr& weight, int heads) {
+void add_qk_norm(std::vector<Op>& ops, const Graph& g, const AttentionConfig& a, const Plane& x, const BufferPtr& weight, int heads) {
   if (!weight) return;
   Op norm{.kind = Op::norm};
-  norm.norm_op = {.x = x, .groups = c.qk_norm == QkNorm::per_head ? heads : 1, .weight = weight.get(), .eps = c.norm_eps, .y = x};
+  norm.norm_op = {.x = x, .groups = a.qk_norm == QkNorm::per_head ? heads : 1, .weight = weight.get(), .eps = g.config.norm_eps, .y = x};
   ops.push_back(norm);
 }
 
-AttentionOp attention_op(const Config& c, const Weights& w, const Planes& p, int64_t layer) {
-  const RopeFrequencies& rope = w.layers[size_t(layer)].rope;
-  const bool windowed = c.layer_is_windowed(layer), long_context = rope.long_context && p.capacity > c.rope_original_ctx;
-  const BufferPtr& inv_freq = windowed && rope.local ? rope.local : long_context ? rope.long_context : rope.common;
-  AttentionOp op{.q = p.q, .k = p.k, .v = p.v, .out = p.attn};
-  op.rope = {inv_freq.get(), c.rope_dims, c.rope_magnitude, c.rope_pairs};
-  op.shape = {c.n_heads, c.n_kv_heads, c.head_dim, c.attention_scale, c.attention_soft_cap};
-  op.window = windowed ? c.window : 0;
-  op.k_cache = p.k_cache[size_t(layer)].get(), op.v_cache = p.v_cache[size_t(layer)].get();
-  op.capacity = p.capacity, op.cache_f32 = p.cache_f32;
+AttentionOp attention_op(const Graph& g, const AttentionConfig& a, const RopeFrequencies& rope, const LayerState& state) {
+  const Planes& p = g.planes;
+  const bool long_context = rope.long_context && g.n_ctx > a.rope.original_ctx;
+  AttentionOp op{.q = {p.q.get(), a.q_width()},
+                 .k = {p.k.get(), a.kv_width()},
+                 .v = {p.v.get(), a.kv_width()},
+                 .out = {p.attended.get(), a.q_width()}};
+  op.rope = {(long_context ? rope.long_context : rope.common).get(), a.rope.dims, a.rope.magnitude, a.rope.pairs};
+  op.shape = {a.n_heads, a.n_kv_heads, a.head_dim, a.scale, a.soft_cap};
+  op.window = a.window;
+  op.k_cache = state.k_cache().get(), op.v_cache = state.v_cache().get();
+  op.cache_f32 = std::get<AttentionState>(state.shape()).k.type == CacheElement::f32;
+  op.capacity = g.n_ctx;
   return op;
 }
 
-void add_attention(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p, int64_t layer) {
-  const Layer& l = w.layers[size_t(layer)];
-  ops.push_back(linear_op(normed(p.x, l.attn_norm, c.norm_eps),
-                          {output(l.q, p.q, l.q_bias), output(l.k, p.k, l.k_bias), output(l.v, p.v, l.v_bias)}));
-  add_head_norm(ops, c, p.q, l.q_norm, c.n_heads);
-  add_head_norm(ops, c, p.k, l.k_norm, c.n_kv_heads);
+void add_mixer(std::vector<Op>& ops, const Graph& g, const Layer& layer, const AttentionConfig& a, const LayerState& state) {
+  const auto& w = std::get<AttentionWeights>(layer.mixer);
+  const Planes& p = g.planes;
+  ops.push_back(linear_op(normed(stream(g), layer.mixer_norm, g.config.norm_eps),
+                          {output(w.q, p.q, w.q_bias), output(w.k, p.k, w.k_bias), output(w.v, p.v, w.v_bias)}));
   Op attention{.kind = Op::attention};
-  attention.attention_op = attention_op(c, w, p, layer);
+  attention.attention_op = attention_op(g, a, w.rope, state);
+  add_qk_norm(ops, g, a, attention.attention_op.q, w.q_norm, a.n_heads);
+  add_qk_norm(ops, g, a, attention.attention_op.k, w.k_norm, a.n_kv_heads);
   ops.push_back(attention);
-  add_branch(ops, c, p, {.x = p.attn}, output(l.o, {}, l.o_bias), l.attn_post_norm);
+  add_branch(ops, g, {.x = attention.attention_op.out}, w.o, w.o_bias, layer.mixer_post_norm);
 }
 
-void add_experts(std::vector<Op>& ops, const Config& c, const Layer& l, const Planes& p) {
+void add_feed_forward(std::vector<Op>& ops, const Graph& g, const Layer& layer, const ExpertsConfig& e) {
+  const auto& w = std::get<ExpertsWeights>(layer.feed_forward);
   Op op{.kind = Op::moe};
   MoeOp& moe = op.moe_op;
-  moe.in = normed(p.x, l.ffn_norm, c.norm_eps);
-  moe.router = l.router.get();
-  for (const MatrixPtr& m : l.expert_gate) moe.gate.push_back(m.get());
-  for (const MatrixPtr& m : l.expert_up) moe.up.push_back(m.get());
-  for (const MatrixPtr& m : l.expert_down) moe.down.push_back(m.get());
-  moe.shared_router = l.shared_router.get(), moe.shared_gate = l.shared_gate.get();
-  moe.shared_up = l.shared_up.get(), moe.shared_down = l.shared_down.get();
-  moe.top_k = c.n_experts_used, moe.normalize = c.normalize_expert_weights;
-  moe.activation = c.activation, moe.alpha = c.residual_scale, moe.y = p.x;
+  moe.in = normed(stream(g), layer.ffn_norm, g.config.norm_eps);
+  moe.router = w.router.get();
+  for (const GatedWeights& expert : w.experts) {
+    moe.gate.push_back(expert.gate.get()), moe.up.push_back(expert.up.get());
+    moe.down.push_back(expert.down.get());
+  }
+  moe.shared_router = w.shared_router.get(), moe.shared_gate = w.shared.gate.get();
+  moe.shared_up = w.shared.up.get(), moe.shared_down = w.shared.down.get();
+  moe.top_k = e.n_used, moe.normalize = e.normalize;
+  moe.activation = e.activation, moe.alpha = g.config.residual_scale, moe.y = stream(g);
   ops.push_back(op);
 }
 
-void add_feed_forward(std::vector<Op>& ops, const Config& c, const Layer& l, const Planes& p) {
-  ops.push_back(linear_op(normed(p.x, l.ffn_norm, c.norm_eps), {output(l.gate, p.gate), output(l.up, p.up)}));
-  const LinearInput gated{.kind = LinearInput::gated, .x = p.gate, .up = p.up, .activation = c.activation};
-  add_branch(ops, c, p, gated, output(l.down, {}), l.ffn_post_norm);
+void add_feed_forward(std::vector<Op>& ops, const Graph& g, const Layer& layer, const GatedConfig& f) {
+  const auto& w = std::get<GatedWeights>(layer.feed_forward);
+  const LinearOutput gate = output(w.gate, g.planes.gate), up = output(w.up, g.planes.up);
+  ops.push_back(linear_op(normed(stream(g), layer.ffn_norm, g.config.norm_eps), {gate, up}));
+  add_branch(ops, g, {.kind = LinearInput::gated, .x = gate.y, .up = up.y, .activation = f.activation}, w.down, nullptr,
+             layer.ffn_post_norm);
 }
+
+// What the layers that run on a device need at most.
+struct Widest {
+  int64_t q = 0, kv = 0, n_ff = 0;
+  void note(const AttentionConfig& a) { q = std::max(q, a.q_width()), kv = std::max(kv, a.kv_width()); }
+  void note(const GatedConfig& f) { n_ff = std::max(n_ff, f.n_ff); }
+  void note(const ExpertsConfig&) {}
+};
 
 }  // namespace
 
-bool use_f32_cache(const Model& model, CacheType type) {
+int64_t Planes::bytes() const {
+  int64_t total = 0;
+  for (const BufferPtr* buffer : {&x, &q, &k, &v, &attended, &gate, &up, &branch, &hidden, &logits, &best})
+    if (*buffer) total += (*buffer)->bytes;
+  return total;
+}
+
+BufferPtr allocate_plane(Backend& backend, int64_t rows, int64_t width) {
+  return width > 0 ? backend.allocate(rows * width * int64_t(sizeof(float))) : nullptr;
+}
+
+Planes allocate_planes(Backend& backend, const Config& c, const PlaneNeeds& needs) {
+  Widest widest;
+  for (int64_t i = needs.first_layer; i < needs.last_layer; i++) {
+    const LayerConfig& layer = c.layers[size_t(i)];
+    std::visit([&](const auto& part) { widest.note(part); }, layer.mixer);
+    std::visit([&](const auto& part) { widest.note(part); }, layer.feed_forward);
+  }
+  const auto plane = [&](int64_t width) { return allocate_plane(backend, needs.rows, width); };
+  Planes p;
+  p.x = plane(c.n_embd);
+  p.q = plane(widest.q), p.k = plane(widest.kv), p.v = plane(widest.kv), p.attended = plane(widest.q);
+  p.gate = plane(widest.n_ff), p.up = plane(widest.n_ff);
+  if (c.post_norms) p.branch = plane(c.n_embd);
+  if (needs.logit_rows == 0) return p;
+  p.logits = allocate_plane(backend, needs.logit_rows, c.n_vocab);
+  p.best = backend.allocate(needs.logit_rows * kMaxCandidates * int64_t(sizeof(Candidate)));
+  return p;
+}
+
+CacheElement cache_element(const Model& model, CacheType type) {
   bool can = true;
   for (const Part& part : model.parts()) can = can && part.backend->has_f32_cache();
   if (type == CacheType::f32 && !can) throw Error(Cause::unsupported, "a float32 cache on " + model.backend_names());
-  return type == CacheType::f32 || (type == CacheType::automatic && can && model.precision() == Precision::f32);
+  const bool f32 = type == CacheType::f32 || (type == CacheType::automatic && can && model.precision() == Precision::f32);
+  return f32 ? CacheElement::f32 : CacheElement::f16;
 }
 
-void add_embedding(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p) {
+void add_embedding(std::vector<Op>& ops, const Graph& g) {
   Op op{.kind = Op::embed};
-  op.embed_op = {w.embed.get(), p.x, c.embed_scale};
+  op.embed_op = {g.weights.embed.get(), stream(g), g.config.embed_scale};
   ops.push_back(op);
 }
 
-void add_layer(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p, int64_t layer) {
-  add_attention(ops, c, w, p, layer);
-  if (c.n_experts > 0)
-    add_experts(ops, c, w.layers[size_t(layer)], p);
-  else
-    add_feed_forward(ops, c, w.layers[size_t(layer)], p);
+void add_layer(std::vector<Op>& ops, const Graph& g, int64_t layer, const LayerState& state) {
+  const LayerConfig& c = g.config.layers[size_t(layer)];
+  const Layer& w = g.weights.layers[size_t(layer)];
+  std::visit([&](const auto& mixer) { add_mixer(ops, g, w, mixer, state); }, c.mixer);
+  std::visit([&](const auto& feed_forward) { add_feed_forward(ops, g, w, feed_forward); }, c.feed_forward);
 }
 
-void add_output(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p) {
-  LinearOutput logits = output(w.output, p.logits);
+void add_output(std::vector<Op>& ops, const Graph& g) {
+  const Config& c = g.config;
+  LinearOutput logits = output(g.weights.output, g.planes.logits);
   logits.alpha = c.logit_scale;
-  ops.push_back(linear_op(normed(p.x, w.output_norm, c.norm_eps), {logits}));
+  ops.push_back(linear_op(normed(stream(g), g.weights.output_norm, c.norm_eps), {logits}));
   ops.back().linear_op.logits = true;
   if (c.logit_soft_cap <= 0) return;
   Op cap{.kind = Op::soft_cap};
-  cap.soft_cap_op = {p.logits, c.logit_soft_cap};
+  cap.soft_cap_op = {logits.y, c.logit_soft_cap};
   ops.push_back(cap);
 }
 
-void add_best(std::vector<Op>& ops, const Planes& p) {
+void add_best(std::vector<Op>& ops, const Graph& g) {
   Op op{.kind = Op::top};
-  op.top_op = {.x = p.logits, .k = kMaxCandidates, .best = p.best};
+  op.top_op = {.x = {g.planes.logits.get(), g.config.n_vocab}, .k = kMaxCandidates, .best = g.planes.best.get()};
   ops.push_back(op);
 }
 
-void add_hidden(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p) {
+void add_hidden(std::vector<Op>& ops, const Graph& g) {
   Op op{.kind = Op::norm};
-  op.norm_op = {.x = p.x, .groups = 1, .weight = w.output_norm.get(), .eps = c.norm_eps, .y = p.hidden};
+  op.norm_op = {.x = stream(g),
+                .groups = 1,
+                .weight = g.weights.output_norm.get(),
+                .eps = g.config.norm_eps,
+                .y = {g.planes.hidden.get(), g.config.n_embd}};
   ops.push_back(op);
 }
 

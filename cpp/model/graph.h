@@ -1,33 +1,63 @@
-// The one graph of all architectures, as lists of backend operations.
+// The one graph of all architectures: which operations (backend.h) a model is, as lists that a backend can prepare, and what those lists
+// say about the model's matrices.
 #pragma once
+#include <string>
 #include <vector>
 
 #include "model/model.h"
 
 namespace tq {
 
-// Where a running model keeps its activations on one device, (rows, width) each, and its cache: (slots, n_kv_heads, capacity, head_dim) a
-// layer.
+// Where a pass computes on one device: buffers of float32 rows, one a token. Layers use them one after the other, so each is as wide as the
+// widest layer needs; a layer's own Plane over it has the layer's own width.
 struct Planes {
-  Plane x;                 // the residual stream (n_embd)
-  Plane q, k, v, attn;     // (n_heads or n_kv_heads) * head_dim
-  Plane gate, up;          // (n_ff); unset in mixtures of experts
-  Plane branch;            // (n_embd) output of attention or feed-forward before its own norm; unset without post norms
-  Plane hidden;            // (n_embd) after the output norm
-  Plane logits;            // (n_vocab)
-  Buffer* best = nullptr;  // (rows, kMaxCandidates) Candidate, of the logits
-  std::vector<BufferPtr> k_cache, v_cache;
-  int64_t capacity = 0;
-  bool cache_f32 = false;  // else float16
-  int64_t cache_bytes(int64_t elements) const { return elements * int64_t(cache_f32 ? sizeof(float) : sizeof(uint16_t)); }
+  BufferPtr x;         // (rows, n_embd) the residual stream
+  BufferPtr q, k, v;   // attention: queries, keys and values of the batch's rows
+  BufferPtr attended;  // attention: what the heads give, as wide as q
+  BufferPtr gate, up;  // gated feed-forward; null where all layers are mixtures of experts, which have their own scratch
+  BufferPtr branch;    // (rows, n_embd) what a branch gives before its post norm; null without post norms
+  BufferPtr hidden;    // (rows, n_embd) behind the output norm; null until asked for
+  BufferPtr logits;    // (logit rows, n_vocab); null where the output is on another device
+  BufferPtr best;      // (logit rows, kMaxCandidates) Candidate; likewise
+  int64_t bytes() const;
 };
 
-bool use_f32_cache(const Model& model, CacheType type);  // throws unsupported where a backend cannot
+struct PlaneNeeds {
+  int64_t first_layer = 0, last_layer = 0;  // those that will run here: [first_layer, last_layer)
+  int64_t rows = 0;                         // of a batch, at most
+  int64_t logit_rows = 0;                   // of logits computed at once; 0: none
+};
+Planes allocate_planes(Backend& backend, const Config& c, const PlaneNeeds& needs);
+BufferPtr allocate_plane(Backend& backend, int64_t rows, int64_t width);
 
-void add_embedding(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p);
-void add_layer(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p, int64_t layer);
-void add_output(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p);  // logits of the output rows
-void add_best(std::vector<Op>& ops, const Planes& p);                                       // p.best of the logits
-void add_hidden(std::vector<Op>& ops, const Config& c, const Weights& w, const Planes& p);  // p.hidden, every row
+// The type of the caches that `type` asks for; throws unsupported where a backend of the model does not have it.
+CacheElement cache_element(const Model& model, CacheType type);
+
+struct Graph {
+  const Config& config;
+  const Weights& weights;
+  const Planes& planes;
+  int64_t n_ctx;  // positions that a slot can hold
+};
+// Each appends operations that go on from the residual stream as the ones before left it.
+void add_embedding(std::vector<Op>& ops, const Graph& g);
+void add_layer(std::vector<Op>& ops, const Graph& g, int64_t layer, const LayerState& state);
+void add_output(std::vector<Op>& ops, const Graph& g);  // logits of the batch's output rows
+void add_best(std::vector<Op>& ops, const Graph& g);    // the best tokens of these logits
+void add_hidden(std::vector<Op>& ops, const Graph& g);  // the rows behind the output norm
+
+// An input site: one vector a token that one or several matrices read.
+struct InputSite {
+  std::string name;   // of its first matrix without ".weight": "blk.3.attn_q" where q, k and v read the same
+  std::string group;  // sites of which each token visits some: "blk.3.ffn_gate" of all experts' "blk.3.ffn_gate.7"; else `name`
+  std::vector<std::string> matrices;  // that read it: names of tensors
+  // Where the site's one matrix writes to the residual stream: the site that read the stream last, so that the stream has not changed
+  // since. Empty where the products stay inside the branch, and in mixtures of experts.
+  std::string writes_to;
+  bool adds_directly = false;  // what that matrix gives is added to the stream as it is: no scale, no norm between
+};
+// The sites of a layer's operations, in the order of the computation. stream: the buffer of the residual stream.
+std::vector<InputSite> input_sites(const std::vector<Op>& ops, const Buffer& stream);
+std::string site_name(const Matrix& first);  // of the site that a matrix is the first to read
 
 }  // namespace tq

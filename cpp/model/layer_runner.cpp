@@ -1,7 +1,9 @@
 #include "model/layer_runner.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
+#include <optional>
 
 #include "backend/routing.h"
 #include "common/error.h"
@@ -12,9 +14,6 @@ namespace {
 
 constexpr int64_t kPassRows = 512;  // windows shorter than this share a pass
 constexpr int64_t kLogitRows = 64;
-
-// "blk.3.attn_q.weight" -> "blk.3.attn_q"
-std::string site_of(const Matrix& m) { return m.name.substr(0, m.name.rfind(".weight")); }
 
 void check_size(const char* what, size_t size, size_t unit) {
   if (unit == 0 || size % unit != 0)
@@ -31,42 +30,30 @@ struct LayerRunner::Impl {
     pass_rows = std::max<int64_t>(kPassRows / seq_len, 1) * seq_len;
     for (int32_t r = 0; r < pass_rows; r++)
       positions.push_back(int32_t(r % seq_len)), slots.push_back(int32_t(r / seq_len)), rows.push_back(r);
-    allocate();
+    planes = allocate_planes(backend(), c, {.first_layer = 0, .last_layer = c.n_layers(), .rows = pass_rows, .logit_rows = kLogitRows});
     name_matrices();
   }
 
   Backend& backend() const { return *model->parts()[0].backend; }
 
-  Plane plane(int64_t n_rows, int64_t width) {
-    buffers.push_back(backend().allocate(n_rows * width * int64_t(sizeof(float))));
-    return {buffers.back().get(), width};
-  }
+  Graph graph() const { return {c, w, planes, seq_len}; }
+  Plane stream() const { return {planes.x.get(), c.n_embd}; }
 
-  void allocate() {
-    const int64_t q_width = int64_t(c.n_heads) * c.head_dim, kv_width = int64_t(c.n_kv_heads) * c.head_dim;
-    p.x = plane(pass_rows, c.n_embd);
-    p.q = plane(pass_rows, q_width), p.k = plane(pass_rows, kv_width), p.v = plane(pass_rows, kv_width), p.attn = plane(pass_rows, q_width);
-    if (c.n_experts == 0) p.gate = plane(pass_rows, c.n_ff), p.up = plane(pass_rows, c.n_ff);
-    if (c.post_norms) p.branch = plane(pass_rows, c.n_embd);
-    p.logits = plane(kLogitRows, c.n_vocab);
-    p.capacity = seq_len;
-    p.cache_f32 = use_f32_cache(*model, CacheType::automatic);
-    const int64_t cache_bytes = p.cache_bytes(pass_rows * kv_width);  // layers run one at a time and share it
-    p.k_cache.assign(size_t(c.n_layers), backend().allocate(cache_bytes));
-    p.v_cache.assign(size_t(c.n_layers), backend().allocate(cache_bytes));
+  void note(MatrixPtr& m) {
+    if (m) places[m->name].push_back(&m);
   }
+  void note(GatedWeights& f) { note(f.gate), note(f.up), note(f.down); }
+  void note(ExpertsWeights& e) {
+    note(e.router), note(e.shared_router), note(e.shared);
+    for (GatedWeights& expert : e.experts) note(expert);
+  }
+  void note(AttentionWeights& a) { note(a.q), note(a.k), note(a.v), note(a.o); }
 
   void name_matrices() {
-    const auto note = [&](MatrixPtr& m) {
-      if (m) places[m->name].push_back(&m);
-    };
     note(w.embed), note(w.output);
     for (Layer& l : w.layers) {
-      for (MatrixPtr* m :
-           {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down, &l.router, &l.shared_router, &l.shared_gate, &l.shared_up, &l.shared_down})
-        note(*m);
-      for (auto* experts : {&l.expert_gate, &l.expert_up, &l.expert_down})
-        for (MatrixPtr& m : *experts) note(m);
+      std::visit([this](auto& mixer) { note(mixer); }, l.mixer);
+      std::visit([this](auto& feed_forward) { note(feed_forward); }, l.feed_forward);
     }
     for (const auto& [name, all] : places) originals[name] = *all[0];
   }
@@ -126,7 +113,7 @@ struct LayerRunner::Impl {
     if (op.kind == Op::moe) return run_experts(op.moe_op, b, tap);
     if (op.kind == Op::linear) {
       const LinearInput& in = op.linear_op.in;
-      const std::string site = site_of(*op.linear_op.out[0].matrix);
+      const std::string site = site_name(*op.linear_op.out[0].matrix);
       bool stop = in.kind == LinearInput::rms_norm && tap(site + "/residual", get(in.x, n).data(), n, in.x.width);
       stop |= tap(site, input_rows(in, n).data(), n, in.x.width);
       if (stop) return false;
@@ -156,7 +143,7 @@ struct LayerRunner::Impl {
     const Tap seen = [&](const std::string& site, const float* rows, int64_t count, int64_t columns) {
       return stop |= tap(site, rows, count, columns);
     };
-    seen(site_of(*moe.router), x.data(), n, width);
+    seen(site_name(*moe.router), x.data(), n, width);
     std::vector<float> logits = product(moe.router, x);
     std::vector<int32_t> experts(size_t(n * moe.top_k));
     std::vector<float> weights(experts.size());
@@ -186,7 +173,7 @@ struct LayerRunner::Impl {
     std::vector<Assignment> all;
     const std::vector<float> logits = moe.shared_router ? product(moe.shared_router, x) : std::vector<float>{};
     for (int64_t r = 0; r < int64_t(x.size()) / moe.in.x.width; r++)
-      all.push_back({r, moe.alpha * (logits.empty() ? 1 : 1 / (1 + std::exp(-logits[size_t(r)])))});
+      all.push_back({r, moe.alpha * (logits.empty() ? 1 : shared_expert_weight(logits[size_t(r)]))});
     run_expert({moe.shared_gate, moe.shared_up, moe.shared_down}, moe.activation, all, x, y, tap);
   }
 
@@ -198,25 +185,47 @@ struct LayerRunner::Impl {
     const int64_t n = int64_t(assigned.size()), n_in = e.gate->n_in, n_out = e.down->n_out;
     std::vector<float> mine;
     for (const Assignment& a : assigned) mine.insert(mine.end(), x.begin() + a.row * n_in, x.begin() + (a.row + 1) * n_in);
-    tap(site_of(*e.gate), mine.data(), n, n_in);
+    tap(site_name(*e.gate), mine.data(), n, n_in);
     std::vector<float> hidden = product(e.gate, mine);
     const std::vector<float> up = product(e.up, mine);
     (activation == GatedActivation::silu ? k.silu_mul : k.gelu_mul)(hidden.data(), up.data(), int64_t(hidden.size()), hidden.data());
-    tap(site_of(*e.down), hidden.data(), n, e.down->n_in);
+    tap(site_name(*e.down), hidden.data(), n, e.down->n_in);
     const std::vector<float> out = product(e.down, hidden);
     for (int64_t i = 0; i < n; i++)
       k.add_scaled(&y[size_t(assigned[size_t(i)].row * n_out)], &out[size_t(i * n_out)], assigned[size_t(i)].weight, n_out);
   }
 
-  void run(LayerPass& pass, const Tap& tap) {
+  // The operations of a layer. Layers run one at a time, so that only one has a state.
+  std::vector<Op> layer_ops(int64_t layer) {
+    if (state_layer != layer) {
+      state.reset();
+      state.emplace(backend(), state_shape(c.layers[size_t(layer)], cache_element(*model, CacheType::automatic)), pass_rows / seq_len,
+                    seq_len);
+      state_layer = layer;
+    }
     std::vector<Op> ops;
-    add_layer(ops, c, w, p, pass.layer);
+    add_layer(ops, graph(), layer, *state);
+    return ops;
+  }
+
+  std::vector<InputSite> sites(int64_t layer) {
+    check_layer(layer);
+    return tq::input_sites(layer_ops(layer), *planes.x);
+  }
+
+  void check_layer(int64_t layer) const {
+    if (layer < 0 || layer >= c.n_layers())
+      throw Error(Cause::invalid_argument, "layer " + std::to_string(layer) + " is not in 0 .. " + std::to_string(c.n_layers() - 1));
+  }
+
+  void run(LayerPass& pass, const Tap& tap) {
+    const std::vector<Op> ops = layer_ops(pass.layer);
     for (size_t i = 0; i < pass.halts.size(); i++) {
       const int64_t at = int64_t(i) * pass_rows, n = std::min(pass_rows, int64_t(pass.hidden.size()) / c.n_embd - at);
       float* hidden = &pass.hidden[size_t(at * c.n_embd)];
-      put(p.x, hidden, n);
+      put(stream(), hidden, n);
       go_on(ops, pass.halts[i], n, tap);
-      backend().download(*p.x.buffer, 0, hidden, n * c.n_embd * int64_t(sizeof(float)));
+      backend().download(*planes.x, 0, hidden, n * c.n_embd * int64_t(sizeof(float)));
     }
   }
 
@@ -244,28 +253,28 @@ struct LayerRunner::Impl {
       if (token < 0 || token >= c.n_vocab)
         throw Error(Cause::invalid_argument, "token " + std::to_string(token) + " is not in 0 .. " + std::to_string(c.n_vocab - 1));
     std::vector<Op> ops;
-    add_embedding(ops, c, w, p);
+    add_embedding(ops, graph());
     for (int64_t at = 0, total = int64_t(tokens.size()); at < total; at += pass_rows) {
       const int64_t n = std::min(pass_rows, total - at);
       Batch b = batch(n);
       b.tokens = tokens.subspan(size_t(at), size_t(n));
       run(ops, b);
-      backend().download(*p.x.buffer, 0, &hidden[size_t(at * c.n_embd)], n * c.n_embd * int64_t(sizeof(float)));
+      backend().download(*planes.x, 0, &hidden[size_t(at * c.n_embd)], n * c.n_embd * int64_t(sizeof(float)));
     }
   }
 
   void head(std::span<const float> hidden, std::span<float> logits, const Tap& tap) {
     std::vector<Op> ops;
-    add_output(ops, c, w, p);
+    add_output(ops, graph());
     const int64_t most = std::min(kLogitRows, pass_rows);
     for (int64_t at = 0, total = int64_t(hidden.size()) / c.n_embd; at < total; at += most) {
       const int64_t n = std::min(most, total - at);
-      put(p.x, &hidden[size_t(at * c.n_embd)], n);
+      put(stream(), &hidden[size_t(at * c.n_embd)], n);
       if (tap && tap("output", input_rows(ops[0].linear_op.in, n).data(), n, c.n_embd)) continue;
       Batch b = batch(n);
       b.output_rows = b.tokens;
       run(ops, b);
-      backend().download(*p.logits.buffer, 0, &logits[size_t(at * c.n_vocab)], n * c.n_vocab * int64_t(sizeof(float)));
+      backend().download(*planes.logits, 0, &logits[size_t(at * c.n_vocab)], n * c.n_vocab * int64_t(sizeof(float)));
     }
   }
 
@@ -274,8 +283,9 @@ struct LayerRunner::Impl {
   Weights w;  // the model's, or replaced
   int64_t seq_len, pass_rows = 0;
   std::vector<int32_t> rows, positions, slots;  // of a full pass; rows 0, 1, ... stand in for tokens where none are read
-  Planes p;
-  std::vector<BufferPtr> buffers;
+  Planes planes;
+  std::optional<LayerState> state;
+  int64_t state_layer = -1;
   std::map<std::string, std::vector<MatrixPtr*>> places;  // where a matrix stands in w: twice when embedding and output are tied
   std::map<std::string, MatrixPtr> originals;
   std::map<std::string, std::vector<float>> replaced;
@@ -285,18 +295,19 @@ LayerRunner::LayerRunner(std::shared_ptr<Model> model, int64_t seq_len) : impl_(
 LayerRunner::~LayerRunner() = default;
 int64_t LayerRunner::seq_len() const { return impl_->seq_len; }
 const Config& LayerRunner::config() const { return impl_->c; }
+std::vector<InputSite> LayerRunner::input_sites(int64_t layer) const { return impl_->sites(layer); }
 void LayerRunner::set_matrix(const std::string& name, std::span<const float> w) { impl_->set_matrix(name, w); }
 
 void LayerRunner::embed(std::span<const int32_t> tokens, std::span<float> hidden) {
   check_size("tokens", tokens.size(), size_t(impl_->seq_len));
   if (hidden.size() != tokens.size() * size_t(impl_->c.n_embd))
-    throw Error(Cause::invalid_argument, "hidden: room for " + std::to_string(hidden.size()) + " values");
+    throw Error(Cause::invalid_argument, "hidden: " + std::to_string(hidden.size()) + " values for " + std::to_string(tokens.size()) +
+                                             " tokens of " + std::to_string(impl_->c.n_embd));
   impl_->embed(tokens, hidden);
 }
 
 LayerPass LayerRunner::enter(int64_t layer, std::span<const float> hidden) const {
-  if (layer < 0 || layer >= impl_->c.n_layers)
-    throw Error(Cause::invalid_argument, "layer " + std::to_string(layer) + " is not in 0 .. " + std::to_string(impl_->c.n_layers - 1));
+  impl_->check_layer(layer);
   check_size("hidden", hidden.size(), size_t(impl_->seq_len * impl_->c.n_embd));
   const size_t together = size_t(impl_->pass_rows * impl_->c.n_embd);
   return {layer, {hidden.begin(), hidden.end()}, std::vector<LayerPass::Halt>((hidden.size() + together - 1) / together)};
@@ -307,7 +318,9 @@ void LayerRunner::run(LayerPass& pass, const Tap& tap) { impl_->run(pass, tap); 
 void LayerRunner::head(std::span<const float> hidden, std::span<float> logits, const Tap& tap) {
   check_size("hidden", hidden.size(), size_t(impl_->c.n_embd));
   if (logits.size() / size_t(impl_->c.n_vocab) != hidden.size() / size_t(impl_->c.n_embd))
-    throw Error(Cause::invalid_argument, "logits: room for " + std::to_string(logits.size()) + " values");
+    throw Error(Cause::invalid_argument, "logits: " + std::to_string(logits.size()) + " values for " +
+                                             std::to_string(hidden.size() / size_t(impl_->c.n_embd)) + " rows of " +
+                                             std::to_string(impl_->c.n_vocab));
   impl_->head(hidden, logits, tap);
 }
 

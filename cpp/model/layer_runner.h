@@ -1,5 +1,5 @@
-// Calibration's view of the engine: one block of layers at a time over many windows, with the inputs of the linear layers in reach, so
-// that memory stays at one layer's weights and one layer's statistics.
+// Calibration's view of the engine: one layer at a time over many windows of text, with the inputs of its linear layers in reach, so that
+// memory has to hold one layer's weights and statistics at a time.
 #pragma once
 #include <functional>
 #include <memory>
@@ -7,40 +7,43 @@
 #include <string>
 #include <vector>
 
-#include "model/model.h"
+#include "model/graph.h"
 
 namespace tq {
 
-// Sees the input of an input site ("blk.3.attn_q": q, k and v read it; "blk.3.attn_output", "blk.3.ffn_gate", "blk.3.ffn_down", experts
-// "blk.3.ffn_gate.7") for some rows: x (rows, width) in the original basis. Before a site that reads a norm comes the residual stream
-// itself, as "blk.3.attn_q/residual". Called from the thread that runs the layer. True: leave these rows before the site's operation.
+// A function that is shown what passes an input site (graph.h), before the site's matrices multiply it: x (rows, width) float32, not
+// rotated. It is called on the thread that runs the layer, for some rows at a time; an expert's sites see the rows that the router sends
+// there. A site that reads the residual stream through a norm is announced by the stream itself, under the site's name and "/residual".
+// Returns true to stop these rows here, before the site's matrices.
 using Tap = std::function<bool(const std::string& site, const float* x, int64_t rows, int64_t width)>;
 
-// Windows on their way through a layer. Those that a tap stopped go on later, perhaps with other matrices, without the way so far.
+// Windows on their way through a layer. Rows run in groups. A group that a tap stopped goes on from there in the next run, with the
+// matrices of then: what was computed before is kept and not computed again.
 struct LayerPass {
   struct Halt {
-    size_t op = 0;             // the next operation
-    std::vector<float> x, up;  // its inputs
+    size_t op = 0;             // the group's next operation
+    std::vector<float> x, up;  // that operation's inputs, where they are not the residual stream
   };
   int64_t layer;
-  std::vector<float> hidden;  // (n * seq_len, n_embd), the residual stream
-  std::vector<Halt> halts;    // of the rows that run together
+  std::vector<float> hidden;  // (n * seq_len, n_embd) the residual stream
+  std::vector<Halt> halts;    // one a group
 };
 
 class LayerRunner {
  public:
-  // Windows of seq_len tokens each, positions from 0; CPU only.
+  // For windows of seq_len tokens each, at positions 0 to seq_len - 1. The model must be on one device.
   LayerRunner(std::shared_ptr<Model> model, int64_t seq_len);
   ~LayerRunner();
   int64_t seq_len() const;
   const Config& config() const;
-  // Replaces a matrix by name ("blk.3.attn_q.weight", or an expert's) for this runner; w (n_out, n_in) float32 is copied. Empty: the file's
-  // own again.
+  std::vector<InputSite> input_sites(int64_t layer) const;  // what a tap will be shown in this layer, and who reads it
+  // Uses w (n_out, n_in) float32, copied, in place of the file's matrix of this name ("blk.3.attn_q.weight"). Empty: the file's own again.
   void set_matrix(const std::string& name, std::span<const float> w);
-  void embed(std::span<const int32_t> tokens, std::span<float> hidden);  // (n * seq_len) -> (n * seq_len, n_embd)
-  LayerPass enter(int64_t layer, std::span<const float> hidden) const;
-  void run(LayerPass& pass, const Tap& tap);  // to the layer's end, or to where the tap says
-  // Any rows (rows, n_embd) -> (rows, n_vocab); site "output", where True leaves the rows' logits as they are.
+  void embed(std::span<const int32_t> tokens, std::span<float> hidden);  // (n * seq_len) tokens -> (n * seq_len, n_embd)
+  LayerPass enter(int64_t layer, std::span<const float> hidden) const;   // windows (n * seq_len, n_embd) before a layer
+  void run(LayerPass& pass, const Tap& tap);                             // to the layer's end, or to where the tap stops the rows
+  // Any rows (rows, n_embd) of the residual stream -> (rows, n_vocab) logits. The tap sees site "output"; where it returns true, the logits
+  // of these rows are left as they were.
   void head(std::span<const float> hidden, std::span<float> logits, const Tap& tap);
 
  private:

@@ -52,7 +52,7 @@ struct Loader {
     model->file_ = gguf::File::open(path);
     model->packed_ = std::make_unique<gguf::TqnTensors>(model->file_);
     c = read_config(file());
-    model->parts_ = make_parts(file().path(), options, c.n_layers);
+    model->parts_ = make_parts(file().path(), options, c.n_layers());
     model->precision_ = options.backend.precision;
     if (options.lock_memory && !file().lock())
       throw Error(Cause::out_of_memory, path + ": the system refuses to lock " + std::to_string(file().size()) + " bytes");
@@ -62,14 +62,11 @@ struct Loader {
   std::shared_ptr<Model> load() {
     Weights& w = model->weights_;
     load_ends(w);
-    read_rope_factors();
     for (const Part& part : model->parts_) {
       device = part.backend.get();
-      const RopeFrequencies rope = load_rope();
-      for (int64_t i = part.first; i < part.last; i++) {
-        w.layers.push_back(load_layer("blk." + std::to_string(i) + "."));
-        w.layers.back().rope = rope;
-      }
+      ropes.clear();
+      for (int64_t i = part.first; i < part.last; i++)
+        w.layers.push_back(load_layer("blk." + std::to_string(i) + ".", c.layers[size_t(i)]));
     }
     if (!missing.empty()) throw Error(Cause::bad_file, file().path() + ": missing tensors: " + missing);
     model->config_ = c;
@@ -166,89 +163,89 @@ struct Loader {
     if (tied && !shared && w.output) model->parameters_ -= w.output->n_out * w.output->n_in;  // counted once
   }
 
-  std::vector<float> inv_freq(double base, double linear_scale, const std::vector<float>& factors) const {
-    std::vector<float> values(size_t(c.rope_dims / 2));
+  std::vector<float> inv_freq(const RopeConfig& rope, const char* factors_name) {
+    const std::vector<float> factors = factors_name ? floats(factors_name, rope.dims / 2) : std::vector<float>{};
+    std::vector<float> values(size_t(rope.dims / 2));
     for (size_t i = 0; i < values.size(); i++) {
       const double factor = factors.empty() ? 1 : factors[i];
       if (!(factor > 0))
         throw Error(Cause::bad_file, file().path() + ": rope factor " + std::to_string(i) + " is " + std::to_string(factor));
-      values[i] = float(std::pow(base, -2.0 * double(i) / c.rope_dims) / (linear_scale * factor));
+      values[i] = float(std::pow(rope.base, -2.0 * double(i) / rope.dims) / (rope.linear_scale * factor));
     }
     return values;
   }
 
-  void read_rope_factors() {
-    const auto factors = [&](const char* name) { return has(name) ? floats(name, c.rope_dims / 2) : std::vector<float>{}; };
-    long_factors = factors("rope_factors_long.weight");
-    common_factors = factors(has("rope_factors_short.weight") ? "rope_factors_short.weight" : "rope_freqs.weight");
+  // Layers that turn alike share their frequencies, so that a pass computes its angles once.
+  RopeFrequencies load_rope(const RopeConfig& rope) {
+    for (const auto& [config, loaded] : ropes)
+      if (config == rope) return loaded;
+    const auto factors = [&](const char* name) { return rope.use_factors && has(name) ? name : nullptr; };
+    const char *short_factors = factors("rope_factors_short.weight"), *long_factors = factors("rope_factors_long.weight");
+    RopeFrequencies loaded;
+    loaded.common = upload(inv_freq(rope, short_factors ? short_factors : factors("rope_freqs.weight")));
+    if (long_factors) loaded.long_context = upload(inv_freq(rope, long_factors));
+    return ropes.emplace_back(rope, loaded).second;
   }
 
-  RopeFrequencies load_rope() {
-    RopeFrequencies rope;
-    rope.common = upload(inv_freq(c.rope_base, c.rope_linear_scale, common_factors));
-    if (!long_factors.empty()) rope.long_context = upload(inv_freq(c.rope_base, c.rope_linear_scale, long_factors));
-    if (c.rope_base_local > 0) rope.local = upload(inv_freq(c.rope_base_local, 1, {}));
-    return rope;
-  }
-
-  Layer load_layer(const std::string& blk) {
+  Layer load_layer(const std::string& blk, const LayerConfig& layer) {
     Layer l;
-    if (c.pre_norms) l.attn_norm = vector(blk + "attn_norm.weight", c.n_embd), l.ffn_norm = vector(blk + "ffn_norm.weight", c.n_embd);
+    if (c.pre_norms) l.mixer_norm = vector(blk + "attn_norm.weight", c.n_embd), l.ffn_norm = vector(blk + "ffn_norm.weight", c.n_embd);
     if (c.post_norms) {
-      l.attn_post_norm = vector(blk + "post_attention_norm.weight", c.n_embd);
+      l.mixer_post_norm = vector(blk + "post_attention_norm.weight", c.n_embd);
       l.ffn_post_norm = vector(blk + "post_ffw_norm.weight", c.n_embd);
     }
-    load_attention(blk, l);
-    if (c.n_experts > 0)
-      load_experts(blk, l);
-    else
-      load_feed_forward(blk, l);
+    l.mixer = std::visit([&](const auto& mixer) { return MixerWeights(load_mixer(blk, mixer)); }, layer.mixer);
+    l.feed_forward = std::visit([&](const auto& part) { return FeedForwardWeights(load_feed_forward(blk, part)); }, layer.feed_forward);
     return l;
   }
 
-  void load_attention(const std::string& blk, Layer& l) {
-    const int64_t q_width = int64_t(c.n_heads) * c.head_dim, kv_width = int64_t(c.n_kv_heads) * c.head_dim;
-    l.q = matrix(blk + "attn_q.weight", q_width, c.n_embd);
-    l.k = matrix(blk + "attn_k.weight", kv_width, c.n_embd);
-    l.v = matrix(blk + "attn_v.weight", kv_width, c.n_embd);
-    l.o = matrix(blk + "attn_output.weight", c.n_embd, q_width);
-    l.q_bias = optional_vector(blk + "attn_q.bias", q_width);
-    l.k_bias = optional_vector(blk + "attn_k.bias", kv_width);
-    l.v_bias = optional_vector(blk + "attn_v.bias", kv_width);
-    l.o_bias = optional_vector(blk + "attn_output.bias", c.n_embd);
-    if (c.qk_norm == QkNorm::none) return;
-    const bool per_head = c.qk_norm == QkNorm::per_head;
-    l.q_norm = vector(blk + "attn_q_norm.weight", per_head ? c.head_dim : q_width);
-    l.k_norm = vector(blk + "attn_k_norm.weight", per_head ? c.head_dim : kv_width);
+  AttentionWeights load_mixer(const std::string& blk, const AttentionConfig& a) {
+    AttentionWeights w;
+    w.q = matrix(blk + "attn_q.weight", a.q_width(), c.n_embd);
+    w.k = matrix(blk + "attn_k.weight", a.kv_width(), c.n_embd);
+    w.v = matrix(blk + "attn_v.weight", a.kv_width(), c.n_embd);
+    w.o = matrix(blk + "attn_output.weight", c.n_embd, a.q_width());
+    w.q_bias = optional_vector(blk + "attn_q.bias", a.q_width());
+    w.k_bias = optional_vector(blk + "attn_k.bias", a.kv_width());
+    w.v_bias = optional_vector(blk + "attn_v.bias", a.kv_width());
+    w.o_bias = optional_vector(blk + "attn_output.bias", c.n_embd);
+    w.rope = load_rope(a.rope);
+    if (a.qk_norm == QkNorm::none) return w;
+    const bool per_head = a.qk_norm == QkNorm::per_head;
+    w.q_norm = vector(blk + "attn_q_norm.weight", per_head ? a.head_dim : a.q_width());
+    w.k_norm = vector(blk + "attn_k_norm.weight", per_head ? a.head_dim : a.kv_width());
+    return w;
   }
 
-  void load_feed_forward(const std::string& blk, Layer& l) {
-    l.gate = matrix(blk + "ffn_gate.weight", c.n_ff, c.n_embd);
-    l.up = matrix(blk + "ffn_up.weight", c.n_ff, c.n_embd);
-    l.down = matrix(blk + "ffn_down.weight", c.n_embd, c.n_ff);
+  // read_share: the part of its bytes that an average token reads.
+  GatedWeights load_gated(const std::string& blk, const std::string& suffix, int64_t n_ff, double read_share = 1) {
+    GatedWeights w;
+    w.gate = matrix(blk + "ffn_gate" + suffix, n_ff, c.n_embd, read_share);
+    w.up = matrix(blk + "ffn_up" + suffix, n_ff, c.n_embd, read_share);
+    w.down = matrix(blk + "ffn_down" + suffix, c.n_embd, n_ff, read_share);
+    return w;
   }
 
-  void load_experts(const std::string& blk, Layer& l) {
-    const double read_share = double(c.n_experts_used) / c.n_experts;
-    l.router = matrix(blk + "ffn_gate_inp.weight", c.n_experts, c.n_embd);
-    for (int e = 0; e < c.n_experts; e++) {
-      std::string suffix = std::to_string(e);
+  GatedWeights load_feed_forward(const std::string& blk, const GatedConfig& f) { return load_gated(blk, ".weight", f.n_ff); }
+
+  ExpertsWeights load_feed_forward(const std::string& blk, const ExpertsConfig& e) {
+    ExpertsWeights w;
+    w.router = matrix(blk + "ffn_gate_inp.weight", e.n_experts, c.n_embd);
+    for (int i = 0; i < e.n_experts; i++) {
+      std::string suffix = std::to_string(i);
       suffix = '.' + suffix + ".weight";
-      l.expert_gate.push_back(matrix(blk + "ffn_gate" + suffix, c.n_ff_expert, c.n_embd, read_share));
-      l.expert_up.push_back(matrix(blk + "ffn_up" + suffix, c.n_ff_expert, c.n_embd, read_share));
-      l.expert_down.push_back(matrix(blk + "ffn_down" + suffix, c.n_embd, c.n_ff_expert, read_share));
+      w.experts.push_back(load_gated(blk, suffix, e.n_ff, double(e.n_used) / e.n_experts));
     }
-    if (c.n_ff_shared == 0) return;
-    l.shared_gate = matrix(blk + "ffn_gate_shexp.weight", c.n_ff_shared, c.n_embd);
-    l.shared_up = matrix(blk + "ffn_up_shexp.weight", c.n_ff_shared, c.n_embd);
-    l.shared_down = matrix(blk + "ffn_down_shexp.weight", c.n_embd, c.n_ff_shared);
-    if (has(blk + "ffn_gate_inp_shexp.weight")) l.shared_router = matrix(blk + "ffn_gate_inp_shexp.weight", 1, c.n_embd);
+    if (e.n_ff_shared == 0) return w;
+    w.shared = load_gated(blk, "_shexp.weight", e.n_ff_shared);
+    if (has(blk + "ffn_gate_inp_shexp.weight")) w.shared_router = matrix(blk + "ffn_gate_inp_shexp.weight", 1, c.n_embd);
+    return w;
   }
 
   std::shared_ptr<Model> model;
   Config c;
-  Backend* device = nullptr;  // what is loaded now goes here
-  std::vector<float> common_factors, long_factors;
+  Backend* device = nullptr;                                  // what is loaded now goes here
+  std::vector<std::pair<RopeConfig, RopeFrequencies>> ropes;  // on that device so far
   std::string missing;
 };
 

@@ -1,87 +1,83 @@
-// The engine on one page: what a model is (Config, Weights), what a running one remembers (Context), and how tokens become logits.
+// The engine on one page: a model's weights (Model), the memory of the sequences that it computes (Context), and how tokens become logits.
+// config.h says what distinguishes one model from another, backend.h what a device must be able to do, graph.h which operations a model is.
 #pragma once
 #include <memory>
 #include <span>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "backend/backend.h"
 #include "gguf/gguf.h"
+#include "model/config.h"
+#include "model/state.h"
 
 namespace tq {
 
-enum class QkNorm : uint8_t {
-  none,
-  per_head,
-  full
-};  // RMS norm of q and k before the rope: each head by itself (weight head_dim), all heads as one
-
-// Everything that distinguishes one architecture from another; filled from the file's metadata and the table in architectures.cpp.
-struct Config {
-  std::string architecture;  // GGUF's name: "llama", "qwen2", "gemma2", ...
-  int64_t n_layers = 0, n_embd = 0, n_ff = 0, n_vocab = 0, n_ctx_train = 0;
-  int n_heads = 0, n_kv_heads = 0, head_dim = 0;
-  float norm_eps = 0;
-  float embed_scale = 1, residual_scale = 1, logit_scale = 1;
-  float attention_scale = 0;  // 0: 1 / sqrt(head_dim)
-  float attention_soft_cap = 0, logit_soft_cap = 0;
-  GatedActivation activation = GatedActivation::silu;
-  bool pre_norms = true, post_norms = false;  // of attention and feed-forward: before, after (gemma 2: both; olmo 2: after only)
-  QkNorm qk_norm = QkNorm::none;
-  // Rotary embedding; `local` is the second base of models that alternate window and full attention (gemma 3).
-  float rope_base = 10000, rope_base_local = 0, rope_linear_scale = 1, rope_magnitude = 1;
-  int64_t rope_original_ctx = 0;  // of models with rope factors for long and short contexts (phi 3): contexts above it use the long ones
-  int rope_dims = 0;
-  bool rope_pairs = false;  // llama.cpp's permuted layout: neighbours (2i, 2i + 1)
-  int64_t window = 0;       // sliding window of the windowed layers; 0: none
-  int window_pattern = 0;   // every pattern-th layer is full; 0: all layers windowed when window > 0
-  // Mixture of experts; n_experts 0: dense.
-  int n_experts = 0, n_experts_used = 0;
-  int64_t n_ff_expert = 0, n_ff_shared = 0;
-  bool normalize_expert_weights = true;
-  bool layer_is_windowed(int64_t layer) const { return window > 0 && (window_pattern == 0 || (layer + 1) % window_pattern != 0); }
-};
-
-// Inverse frequencies, (rope_dims / 2); local: of windowed layers, long: of contexts above rope_original_ctx; null where the model has
-// none.
+// Frequencies of a rotary embedding on one device, (dims / 2) float32, shared by the layers that turn alike.
 struct RopeFrequencies {
-  BufferPtr common, local, long_context;
+  BufferPtr common;
+  BufferPtr long_context;  // for contexts of more than RopeConfig::original_ctx positions; null where the file has no such factors
 };
 
-struct Layer {
-  BufferPtr attn_norm, q_norm, k_norm, attn_post_norm, ffn_norm, ffn_post_norm;  // null where the architecture has none
-  MatrixPtr q, k, v, o;
-  RopeFrequencies rope;  // the same for all layers on one device
+// In the comments below, (n_out, n_in) is the shape of a matrix; what an architecture does not have is null.
+struct AttentionWeights {
+  MatrixPtr q;     // (q_width, n_embd)
+  MatrixPtr k, v;  // (kv_width, n_embd)
+  MatrixPtr o;     // (n_embd, q_width): from the heads back to the residual stream
   BufferPtr q_bias, k_bias, v_bias, o_bias;
-  MatrixPtr gate, up, down;
-  MatrixPtr router, shared_router, shared_gate, shared_up, shared_down;
-  std::vector<MatrixPtr> expert_gate, expert_up, expert_down;
+  BufferPtr q_norm, k_norm;  // weights of the norms that AttentionConfig::qk_norm says
+  RopeFrequencies rope;
+};
+using MixerWeights = std::variant<AttentionWeights>;
+
+struct GatedWeights {
+  MatrixPtr gate, up;  // (n_ff, n_embd)
+  MatrixPtr down;      // (n_embd, n_ff)
+};
+struct ExpertsWeights {
+  MatrixPtr router;  // (n_experts, n_embd)
+  std::vector<GatedWeights> experts;
+  MatrixPtr shared_router;  // (1, n_embd): its sigmoid weights the shared expert; null: a weight of 1
+  GatedWeights shared;      // null without a shared expert
+};
+using FeedForwardWeights = std::variant<GatedWeights, ExpertsWeights>;
+
+// The alternatives of `mixer` and `feed_forward` are those of the layer's LayerConfig.
+struct Layer {
+  BufferPtr mixer_norm, mixer_post_norm;  // (n_embd) before and after the mixer
+  MixerWeights mixer;
+  BufferPtr ffn_norm, ffn_post_norm;  // (n_embd) before and after the feed-forward
+  FeedForwardWeights feed_forward;
 };
 
 struct Weights {
-  MatrixPtr embed, output;  // output == embed when tied
+  MatrixPtr embed;   // (n_vocab, n_embd)
+  MatrixPtr output;  // (n_vocab, n_embd); the same object as `embed` where the two are tied and on one device
   BufferPtr output_norm;
   std::vector<Layer> layers;
 };
 
 struct ModelOptions {
-  // "cpu", "cuda", "metal", "cuda:1" (a device number; else backend.device), or several parts, each with its number of layers:
-  // "cpu*8,cuda:0*12". One part may come without a number and takes the layers that the others leave. The embedding is on the first part,
-  // the output on the last.
+  // Where the model runs: "cpu", "cuda", "metal"; "cuda:1" names the device's number (without one it is backend.device). Or a list of
+  // parts, each with its number of layers: "cpu*8,cuda:0*12" puts the embedding and the first 8 layers on the CPU, the next 12 and the
+  // output on the GPU. One part of a list may come without a number: it takes the layers that the others leave.
   std::string device = "cpu";
   BackendOptions backend;
-  bool lock_memory = false;
+  bool lock_memory = false;  // keep the file's data in RAM (mlock)
 };
 
-// The layers [first, last) on one device.
+// A part of the model: the layers [first, last), on one device.
 struct Part {
   std::unique_ptr<Backend> backend;
   int64_t first = 0, last = 0;
 };
 
-// Immutable after open; any number of contexts may use it, from any threads (forward passes on one backend run one at a time).
+// A model file, opened. Nothing of it changes after open(), so that any number of contexts in any threads may use it; each device computes
+// one forward pass at a time.
 class Model {
  public:
+  // Throws bad_file, unsupported, io or out_of_memory, naming the file and what is wrong with it.
   static std::shared_ptr<Model> open(const std::string& path, const ModelOptions& options);
   const Config& config() const { return config_; }
   const Weights& weights() const { return weights_; }
@@ -89,9 +85,11 @@ class Model {
   std::shared_ptr<const gguf::File> shared_file() const { return file_; }
   Precision precision() const { return precision_; }
   std::span<const Part> parts() const { return parts_; }
-  std::string backend_names() const;
-  int64_t parameters() const { return parameters_; }      // elements of all matrices and vectors
-  int64_t weight_bytes() const { return weight_bytes_; }  // bytes that one decoded token must read: all but the embedding's unused rows
+  std::string backend_names() const;                  // "cpu (avx2, 2 threads)", separated by commas
+  int64_t parameters() const { return parameters_; }  // elements of all matrices and vectors; a tied matrix counts once
+  // Bytes of weights that computing one token reads: of a mixture's experts the share that a token uses, of an embedding that is not tied
+  // to the output nothing.
+  int64_t weight_bytes() const { return weight_bytes_; }
 
  private:
   std::shared_ptr<const gguf::File> file_;
@@ -104,16 +102,22 @@ class Model {
   friend struct Loader;
 };
 
-enum class CacheType : uint8_t { automatic, f16, f32 };  // automatic: float32 on the float path where the backend can, else float16
+// The type of cached keys and values. automatic: float32 where activations are (Precision::f32) and every device can, else float16.
+enum class CacheType : uint8_t { automatic, f16, f32 };
 
 struct ContextOptions {
-  int64_t n_ctx = 0;      // positions per slot; 0: the model's
+  int64_t n_ctx = 0;      // positions that a slot can hold; 0: as many as the model was trained for
   int64_t n_slots = 1;    // independent sequences
   int64_t n_batch = 512;  // most rows of one forward pass
   CacheType cache = CacheType::automatic;
 };
 
-// The memory of running sequences: KV cache, activations and the prepared program. One forward pass at a time.
+// What running sequences need beyond the model: each slot's state (state.h), the planes that a pass computes in, and the prepared programs.
+// May be used from several threads; calls run one at a time.
+//
+// A slot holds n positions: those of the tokens that forward() or embed() computed in it. The rows of a batch for a slot stand in ascending
+// order, at consecutive positions, and go on where the slot ends. They may also start at an earlier position p: then the slot goes back to
+// its first p positions first, as rewind() does.
 class Context {
  public:
   Context(std::shared_ptr<Model> model, const ContextOptions& options);
@@ -122,21 +126,33 @@ class Context {
   int64_t n_slots() const { return options_.n_slots; }
   int64_t n_batch() const { return options_.n_batch; }
   const Model& model() const { return *model_; }
-  // One pass over at most n_batch rows; logits: (output_rows, n_vocab) float32 or empty when no rows are asked for.
-  // Throws invalid_argument naming the row and value for a token, slot or position out of range.
+
+  // One pass over 1 to n_batch rows. logits: (batch.output_rows, n_vocab) float32. Throws invalid_argument, before anything is computed,
+  // that names the row and its token, slot or position that cannot be.
   void forward(const Batch& batch, std::span<float> logits);
-  // The same, but of each output row only the best tokens: (output_rows, kMaxCandidates), descending, ties to the lower token, kNoCandidate
-  // where there are no more above -inf.
+  // The same pass, but of each output row only the best tokens: (batch.output_rows, kMaxCandidates), best first, of equal ones the lower
+  // token first; kNoCandidate where there are no more with a logit above -inf.
   void forward_best(const Batch& batch, std::span<Candidate> best);
-  // The logits (n_vocab) of output row `row` of the latest pass, which must have had at most 64 of them.
+  // The logits (n_vocab) of output row `row` of the latest pass. That pass must have had at most 64 output rows: those of more are not
+  // kept.
   void read_logits(int64_t row, std::span<float> logits) const;
-  // Final hidden states (after the output norm) of the output rows instead of logits, (output_rows, n_embd).
+  // The same pass, but of each output row the hidden state behind the output norm: (batch.output_rows, n_embd).
   void embed(const Batch& batch, std::span<float> hidden);
-  // Cache of one slot's first n positions as bytes (save_state), and back.
+
+  int64_t positions(int64_t slot) const;  // that a slot holds
+  // The slot forgets all but its first n positions. Refused (unsupported) where a layer's state cannot go back: it must then start again at
+  // 0, or return to a snapshot.
+  void rewind(int64_t slot, int64_t n);
+  // Remembers the moment that a slot is in. restore() brings that slot back to it, or another slot into it, as long as the first slot did
+  // not go back before it; else it throws invalid_argument.
+  std::shared_ptr<Snapshot> snapshot(int64_t slot);
+  void restore(int64_t slot, const Snapshot& snapshot);
+  void copy_slot(int64_t from, int64_t to, int64_t n);  // slot `to` becomes the first n positions of slot `from`
+  // The first n positions of a slot as bytes, for another context of the same model; load() throws bad_file when they do not fit this one.
   std::vector<uint8_t> save(int64_t slot, int64_t n) const;
-  void load(int64_t slot, std::span<const uint8_t> state);  // bad_file when it does not fit this model
-  void copy_slot(int64_t from, int64_t to, int64_t n);      // share a prefix
-  int64_t memory_bytes() const;
+  void load(int64_t slot, std::span<const uint8_t> state);
+
+  int64_t memory_bytes() const;  // of states and planes
 
  private:
   struct Impl;

@@ -1,4 +1,4 @@
-// One device's share of a context: its layers' activations, cache and programs.
+// One device's share of a context: the states of its layers, the planes it computes in, and its programs.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -14,42 +14,34 @@ inline constexpr int64_t kLogitRows = 64;  // logits computed at once; more outp
 class Stage {
  public:
   Stage(const Model& model, const Part& part, const ContextOptions& options);
-  // Passes through this stage's layers, which the last stage ends in logits, in the best tokens too, or in hidden states; and the output
-  // layer alone, for other rows of the pass before.
+  // What a stage can run. All but the last two pass a batch through the stage's layers; the last stage then computes logits, logits and the
+  // best tokens, or hidden states. The last two compute the output alone, for other output rows of the pass before.
   enum Pass : uint8_t { logits, best, hidden, more_logits, more_best, kPasses };
-  // The first stage starts at the tokens, others where put() left the rows.
+  // The first stage begins with the batch's tokens, another one with the rows of the residual stream that put() left.
   void run(Pass pass, const Batch& batch) { part_.backend->run(program(pass), batch); }
 
-  void get(std::vector<float>& rows, int64_t n) const;  // the residual stream after run()
+  void get(std::vector<float>& rows, int64_t n) const;  // the first n rows of the residual stream, (n, n_embd), after run()
   void put(const std::vector<float>& rows, int64_t n);
-  void get_logits(float* out, int64_t first, int64_t n) const;
-  void get_best(Candidate* out, int64_t n) const;  // the first n rows
-  void get_hidden(float* out, int64_t row) const;
+  void get_logits(float* out, int64_t first, int64_t n) const;  // of output rows [first, first + n)
+  void get_best(Candidate* out, int64_t n) const;               // of the first n output rows
+  void get_hidden(float* out, int64_t row) const;               // of a row of the batch
 
-  bool has_layer(int64_t layer) const { return layer >= part_.first && layer < part_.last; }
-  Buffer& k_cache(int64_t layer) const { return *planes_.k_cache[size_t(layer)]; }
-  Buffer& v_cache(int64_t layer) const { return *planes_.v_cache[size_t(layer)]; }
-  Backend& backend() const { return *part_.backend; }
-  const Planes& planes() const { return planes_; }
-  int64_t bytes() const { return bytes_; }
+  std::span<const LayerState> states() const { return states_; }  // of its layers, in their order
+  int64_t bytes() const;
 
  private:
-  BufferPtr allocate(int64_t bytes);
-  Plane plane(int64_t rows, int64_t width);
-  void allocate_planes();
-  void allocate_cache(CacheType type);
+  Graph graph() const { return {config_, model_.weights(), planes_, options_.n_ctx}; }
   void add_body(std::vector<Op>& ops) const;
   Program& program(Pass pass);
   bool first() const { return part_.first == 0; }
-  bool last() const { return part_.last == config_.n_layers; }
+  bool last() const { return part_.last == config_.n_layers(); }
 
   const Model& model_;
   const Part& part_;
   const Config& config_;
   const ContextOptions options_;
   Planes planes_;
-  std::vector<BufferPtr> buffers_;
-  int64_t bytes_ = 0;
+  std::vector<LayerState> states_;
   std::unique_ptr<Program> programs_[kPasses];  // made when first asked for
 };
 

@@ -33,11 +33,16 @@ def reference_decode(codes: NDArray[np.uint8], bits: int, n_out: int, n_in: int,
 
 # --- quantization (cpp/quant) -----------------------------------------------------------------------------------------------------
 class Packed:
-    bits: int
-    n_out: int
-    n_in: int
-    scale: float
-    squared_error: float
+    @property
+    def bits(self) -> int: ...
+    @property
+    def n_out(self) -> int: ...
+    @property
+    def n_in(self) -> int: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def squared_error(self) -> float: ...
     @property
     def codes(self) -> NDArray[np.uint8]: ...
     @property
@@ -129,22 +134,49 @@ class Model:
         device: "cpu", "cuda", "metal", "cuda:1", or parts with their numbers of layers, "cpu*8,cuda:0*12"; one part may come without a
         number and takes the rest ("cpu,cuda*20"). The embedding is on the first part, the output on the last.
         precision: "int8" (activations of packed matrices) or "f32"."""
-    file: GgufFile
-    config: dict[str, Any]
-    backend: str
-    parameters: int
-    weight_bytes: int
+    @property
+    def file(self) -> GgufFile: ...
+    @property
+    def config(self) -> dict[str, Any]:
+        """architecture, n_layers, n_embd, n_vocab, n_ctx_train, norm_eps; and "layers", a dict for each layer. Its "mixer" is "attention"
+        (n_heads, n_kv_heads, head_dim, window, rope_base, rope_dims), its "feed_forward" "gated" (n_ff) or "experts" (n_ff, n_experts,
+        n_experts_used, n_ff_shared)."""
+    @property
+    def backend(self) -> str: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
     def close(self) -> None: ...
+
+class Snapshot:
+    """A moment of a slot of a Context, made by `Context.snapshot`."""
+    @property
+    def slot(self) -> int: ...
+    @property
+    def positions(self) -> int: ...
+    @property
+    def intact(self) -> bool:
+        """False once the slot held fewer positions: then the snapshot is lost."""
+    @property
+    def memory_bytes(self) -> int:
+        """What it keeps a copy of: recurrent states; 0 in models of attention alone."""
 
 class Context:
     def __init__(self, model: Model, *, n_ctx: int = 0, n_slots: int = 1, n_batch: int = 512, cache: str = "auto") -> None:
         """n_ctx: positions a slot, 0: the model's. cache: "f16", "f32" or "auto" (f32 where precision is "f32" and the device can)."""
-    n_ctx: int
-    n_slots: int
-    n_batch: int
-    n_vocab: int
-    n_embd: int
-    memory_bytes: int
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def n_slots(self) -> int: ...
+    @property
+    def n_batch(self) -> int: ...
+    @property
+    def n_vocab(self) -> int: ...
+    @property
+    def n_embd(self) -> int: ...
+    @property
+    def memory_bytes(self) -> int: ...
     def forward(
         self, tokens: NDArray[np.int32], positions: NDArray[np.int32], slots: NDArray[np.int32], output_rows: NDArray[np.int32]
     ) -> NDArray[np.float32]:
@@ -163,9 +195,20 @@ class Context:
         """Tokens of one slot from `position` on, cut into batches; logits "last" (n_vocab,), "all" (n, n_vocab), "none" (0,)."""
     def eval_best(self, tokens: NDArray[np.int32], position: int, slot: int = 0) -> NDArray[np.void]:
         """The same, (64,) best tokens after the last one, as `forward_best` gives them."""
-    def save(self, slot: int, n: int) -> bytes: ...
-    def load(self, slot: int, state: bytes) -> None: ...
-    def copy_slot(self, source: int, target: int, n: int) -> None: ...
+    def positions(self, slot: int = 0) -> int:
+        """How many positions a slot holds. A pass may start there, or earlier: then the slot first goes back to that position."""
+    def rewind(self, slot: int, n: int) -> None:
+        """The slot forgets all but its first n positions. UnsupportedError where a layer cannot go back: start again at 0, or restore."""
+    def snapshot(self, slot: int) -> Snapshot:
+        """The moment that a slot is in."""
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """Back to that moment, in the same slot or another one; ValueError when the snapshot is lost or of another context."""
+    def save(self, slot: int, n: int) -> bytes:
+        """The slot's first n positions, for a context of the same model, perhaps in another process."""
+    def load(self, slot: int, state: bytes) -> None:
+        """FormatError, with the slot unchanged, for bytes that `save` did not write for such a model and type of cache."""
+    def copy_slot(self, source: int, target: int, n: int) -> None:
+        """The target becomes the source's first n positions."""
     def profile(self, on: bool) -> dict[str, float]:
         """Seconds since the last call by kind of operation, and whether to measure from now on: embedding, linear, attention, norms,
         experts, output (logits), barrier (waiting for other threads); of all contexts of the model. Empty where the device measures
@@ -174,9 +217,30 @@ class Context:
     def close(self) -> None:
         """Frees everything; waits for a running pass. Later calls raise RuntimeError."""
 
+class InputSite:
+    """One vector a token that one or several matrices of a layer read."""
+    @property
+    def name(self) -> str:
+        """Of its first matrix without ".weight": "blk.3.attn_q" where q, k and v read the same."""
+    @property
+    def group(self) -> str:
+        """Of sites of which each token visits some: "blk.3.ffn_gate" of all experts' "blk.3.ffn_gate.7"; else the name."""
+    @property
+    def matrices(self) -> list[str]:
+        """Names of the tensors that read it."""
+    @property
+    def writes_to(self) -> str:
+        """Where its one matrix writes to the residual stream: the site that read the stream last. Empty for matrices that do not, and in
+        mixtures of experts."""
+    @property
+    def adds_directly(self) -> bool:
+        """What that matrix gives is added to the stream as it is: no scale, no norm between."""
+
 class LayerRunner:
     """The model one layer at a time over windows of seq_len tokens, for calibration (CPU)."""
     def __init__(self, model: Model, seq_len: int) -> None: ...
+    def input_sites(self, layer: int) -> list[InputSite]:
+        """What a tap is shown in this layer, in the order of the computation."""
     def set_matrix(self, name: str, w: NDArray[np.float32] | None) -> None:
         """Use w (n_out, n_in) in place of the file's matrix; None: the file's own again."""
     def embed(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:

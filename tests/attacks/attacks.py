@@ -255,6 +255,21 @@ def layers_without_end() -> bytes:
     return llama(block_count=2**40)
 
 
+@attack("block_count is 4096, which takes 16384 tensors", model=True)
+def layers_without_tensors() -> bytes:
+    return llama(block_count=4096)
+
+
+@attack("expert_count is 4096, which takes 24576 tensors", model=True)
+def experts_without_tensors() -> bytes:
+    return llama(expert_count=4096, expert_used_count=2)
+
+
+@attack("key_length", model=True)
+def heads_beyond_memory() -> bytes:
+    return llama(attention__key_length=2**29)
+
+
 @attack("blk.2.", model=True)
 def one_layer_more_than_there_is() -> bytes:
     return llama(block_count=3)

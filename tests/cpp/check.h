@@ -1,6 +1,7 @@
 // A small test harness: TEST("name") { CHECK(condition); CHECK_NEAR(a, b, bound); CHECK_THROWS(expression, Cause::bad_file, "text in the
 // message"); } Every test of the file runs; the process fails when one check did. An argument selects tests whose name contains it.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -23,6 +24,20 @@ struct Register {
 };
 inline void fail(const char* file, int line, const std::string& what) {
   if (++failures <= 50) std::fprintf(stderr, "%s:%d: %s\n", file, line, what.c_str());
+}
+
+// The larger of a difference so far and |found - expected|; infinite from the first NaN or infinity on: std::max alone would pass over a
+// NaN.
+inline double worse(double so_far, double found, double expected) {
+  const double difference = std::fabs(found - expected);
+  return std::isfinite(difference) ? std::max(so_far, difference) : INFINITY;
+}
+// The largest |found - expected| of two lists; infinite when they differ in length.
+template <class Found, class Expected>
+double largest_difference(const Found& found, const Expected& expected) {
+  double worst = found.size() == expected.size() ? 0 : INFINITY;
+  for (size_t i = 0; i < std::min(found.size(), expected.size()); i++) worst = worse(worst, double(found[i]), double(expected[i]));
+  return worst;
 }
 
 }  // namespace check

@@ -23,7 +23,8 @@ Floats random_floats(int64_t n, float scale = 1) {
 }
 
 struct Device {
-  explicit Device(int threads, Precision precision = Precision::f32) : backend(make_cpu_backend({threads, 0, precision})) {}
+  explicit Device(int threads, Precision precision = Precision::f32)
+      : backend(make_cpu_backend({.threads = threads, .precision = precision, .crowd_cores = true})) {}
 
   Plane plane(int64_t width, const Floats& values) {
     buffers.push_back(backend->allocate(int64_t(values.size() * sizeof(float))));
@@ -105,11 +106,11 @@ std::vector<double> dense_product(const Floats& w, const double* x, int64_t n_ou
 double silu(double x) { return x / (1 + std::exp(-x)); }
 
 void check_near(const Floats& found, const std::vector<double>& expected, double relative, const char* what) {
-  double largest = 0, error = 0;
-  for (size_t i = 0; i < expected.size(); i++)
-    largest = std::max(largest, std::fabs(expected[i])), error = std::max(error, std::fabs(found[i] - expected[i]));
+  double largest = 0;
+  for (const double v : expected) largest = check::worse(largest, v, 0);
+  const double error = std::isfinite(largest) ? check::largest_difference(found, expected) : INFINITY;
   ++check::checks;
-  if (!(error <= relative * largest))
+  if (!std::isfinite(error) || error > relative * largest)
     check::fail(__FILE__, __LINE__, std::string(what) + ": error " + std::to_string(error) + " of " + std::to_string(largest));
 }
 

@@ -1,10 +1,15 @@
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
+#include <mutex>
 #include <numeric>
 #include <thread>
 
 #include "backend/cpu/thread_pool.h"
 #include "check.h"
 #include "common/cpu_count.h"
+#include "common/fork_mutex.h"
 
 using tq::cpu::ThreadPool;
 
@@ -54,6 +59,16 @@ TEST("workers that slept wake up") {
   CHECK_EQ(calls.load(), 15);
 }
 
+TEST("waiting threads spin less after long sleeps, and more again after short ones") {
+  using namespace std::chrono_literals;
+  tq::cpu::SpinLimit limit;
+  CHECK_EQ(limit.pauses(), tq::cpu::SpinLimit::kMost);
+  for (int i = 0; i < 20; i++) limit.waited(3ms);
+  CHECK_EQ(limit.pauses(), tq::cpu::SpinLimit::kLeast);
+  for (int i = 0; i < 20; i++) limit.waited(i % 2 ? 0us : 20us);
+  CHECK_EQ(limit.pauses(), tq::cpu::SpinLimit::kMost);
+}
+
 TEST("pools come and go, used or not") {
   for (int i = 0; i < 50; i++) {
     ThreadPool pool(1 + i % 4);
@@ -68,4 +83,74 @@ TEST("unusable sizes are refused") {
 TEST("there is at least one core to use") {
   CHECK(tq::cpu_count() >= 1);
   CHECK(tq::cpu_count() <= int(std::max(1u, std::thread::hardware_concurrency())));
+}
+
+#if !defined(__SANITIZE_THREAD__)  // which does not follow threads that a forked child starts
+namespace {
+
+// Runs body in a forked child that may take ten seconds; true when it returned true.
+template <class Body>
+bool in_child(Body&& body) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(10);
+    _exit(body() ? 0 : 1);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+int calls_of(ThreadPool& pool) {
+  std::atomic<int> calls{0};
+  pool.run(pool.size(), [&](int) {
+    pool.barrier();
+    calls++;
+  });
+  return calls;
+}
+
+}  // namespace
+
+TEST("a forked child gets threads of its own, and the parent keeps its own") {
+  auto pool = std::make_unique<ThreadPool>(3);
+  CHECK_EQ(calls_of(*pool), 3);
+  CHECK(in_child([&] { return calls_of(*pool) == 3 && calls_of(*pool) == 3; }));
+  CHECK(in_child([&] { return pool.reset(), true; }));  // without having used it
+  CHECK(in_child([&] { return calls_of(*pool) == 3 && (pool.reset(), true); }));
+  CHECK(in_child([&] { return in_child([&] { return calls_of(*pool) == 3; }) && calls_of(*pool) == 3; }));
+  CHECK_EQ(calls_of(*pool), 3);
+}
+
+TEST("a mutex that was held when the process was forked is an error in the child, not a wait for ever") {
+  tq::ForkMutex mutex;
+  {
+    std::lock_guard lock(mutex);
+    CHECK(!mutex.lost());
+    CHECK(in_child([&] {
+      try {
+        mutex.lock();
+      } catch (const tq::Error& e) {
+        return e.cause == tq::Cause::closed && mutex.lost();
+      }
+      return false;
+    }));
+  }
+  CHECK(in_child([&] { return mutex.lock(), mutex.unlock(), !mutex.lost(); }));
+}
+#endif
+
+TEST("a mutex lets one thread in at a time") {
+  tq::ForkMutex mutex;
+  int64_t count = 0;
+  std::vector<std::thread> users;
+  for (int i = 0; i < 4; i++)
+    users.emplace_back([&] {
+      for (int n = 0; n < 20000; n++) {
+        std::lock_guard lock(mutex);
+        count++;
+      }
+    });
+  for (auto& user : users) user.join();
+  CHECK_EQ(count, 80000);
 }

@@ -11,7 +11,7 @@ from tiny_models import LLAMA, save_llama
 from turboquant_native import _core
 from turboquant_native.calibrate import end_loss
 from turboquant_native.calibrate import request as requests
-from turboquant_native.calibrate.end_loss import KINDS, GradientMeter, check_available, token_weights
+from turboquant_native.calibrate.end_loss import GradientMeter, check_available, input_sites, token_weights
 from turboquant_native.calibrate.quantizer import Quantizer, _logits
 from turboquant_native.calibrate.request import Effort, Request
 from turboquant_native.calibrate.rounding import Settings, SiteStatistics
@@ -20,7 +20,7 @@ from turboquant_native.common.errors import ConvertError
 from turboquant_native.common.journal import Journal
 from turboquant_native.convert.architectures import by_model_type
 from turboquant_native.convert.conversion import Options, make_plan, write_model
-from turboquant_native.convert.sources import open_source
+from turboquant_native.convert.sources import Source, open_source
 
 READERS = {
     "attn_q": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -69,16 +69,25 @@ def test_weighted_statistics_are_those_of_repeated_rows_and_leave_the_correction
     np.testing.assert_array_equal(weighted.target(w, Settings()), plain.target(w, Settings()))
 
 
+SITES = [f"blk.{layer}.{site}" for layer in range(2) for site in ("attn_q", "attn_output", "ffn_gate", "ffn_down")]
+
+
+def sites_of(source: Source, path: Path) -> list[_core.InputSite]:
+    """Of the model, written to `path` for that."""
+    write_model(source, make_plan(source, Options(outtype="f32")), path)
+    return input_sites(_core.Model(str(path), precision="f32", threads=1))
+
+
 def test_weights_have_mean_one_and_are_tempered() -> None:
-    squares = np.random.default_rng(1).pareto(1, (3, 2, len(KINDS), 8)).astype(np.float32)
-    squares[:, 1, 2] = 0  # a dead site
+    squares = np.random.default_rng(1).pareto(1, (3, 8, 8)).astype(np.float32)
+    squares[:, 6] = 0  # a dead site
     for power in (0.0, 0.5, 1.0):
-        weights = token_weights(squares, power)
-        assert set(weights) == {f"blk.{layer}.{kind}" for layer in range(2) for kind in KINDS}
+        weights = token_weights(squares, power, SITES)
+        assert list(weights) == SITES
         assert all(values.shape == (24,) and values.mean() == pytest.approx(1, rel=1e-5) for values in weights.values())
-    raw, root = (token_weights(squares, power)["blk.0.attn_output"] for power in (1.0, 0.5))
+    raw, root = (token_weights(squares, power, SITES)["blk.0.attn_output"] for power in (1.0, 0.5))
     np.testing.assert_allclose(root / root[0], np.sqrt(raw / raw[0]), rtol=1e-4)
-    np.testing.assert_array_equal(token_weights(squares, 1.0)["blk.1.ffn_gate"], 1)
+    np.testing.assert_array_equal(token_weights(squares, 1.0, SITES)["blk.1.ffn_gate"], 1)
 
 
 def test_a_journal_drops_what_a_kill_cut_short(tmp_path: Path) -> None:
@@ -122,7 +131,7 @@ def test_experts_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def brute_force(folder: Path, window: np.ndarray, seed: int, index: int) -> np.ndarray:
-    """(n_layers, len(KINDS), seq_len): what is added to each matrix's output is differentiated by."""
+    """(sites, seq_len): what is added to each matrix's output is differentiated by."""
     torch = pytest.importorskip("torch")
     network = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     added: dict[str, Any] = {}
@@ -143,19 +152,20 @@ def brute_force(folder: Path, window: np.ndarray, seed: int, index: int) -> np.n
     logprobs = torch.log_softmax(logits, dim=-1)
     loss = -sum(logprobs[position, int(label)] for position, label in enumerate(labels))
     gradients = dict(zip(added, torch.autograd.grad(loss, list(added.values())), strict=True))
-    found = np.zeros((2, len(KINDS), len(window)), np.float32)
+    found = []
     for layer in range(2):
-        for kind, name in enumerate(KINDS):
-            parts = [gradients[f"model.layers.{layer}.{part}"][0].numpy() for part in READERS[name]]
-            found[layer, kind] = np.mean([np.square(part).mean(axis=1) for part in parts], axis=0)
-    return found
+        for readers in READERS.values():
+            parts = [gradients[f"model.layers.{layer}.{part}"][0].numpy() for part in readers]
+            found.append(np.mean([np.square(part).mean(axis=1) for part in parts], axis=0))
+    return np.stack(found)
 
 
 def test_squared_gradients_equal_brute_force(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     tokens = windows(2)
-    squares = GradientMeter(open_source(str(folder), None, None), seed=3).measure(tokens, tmp_path / "kept")
+    source = open_source(str(folder), None, None)
+    squares = GradientMeter(source, 3, sites_of(source, tmp_path / "m.gguf")).measure(tokens, tmp_path / "kept")
     expected = [brute_force(folder, window, 3, index) for index, window in enumerate(tokens)]
     np.testing.assert_allclose(squares, expected, rtol=1e-3, atol=1e-9)  # float32 through two layers
     assert squares.min() >= 0 and (squares > 0).mean() > 0.9
@@ -165,19 +175,19 @@ def test_a_gguf_file_gives_the_folder_s_gradients(folder: Path, tmp_path: Path) 
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     path = tmp_path / "m.gguf"
-    source = open_source(str(folder), None, None)
-    write_model(source, make_plan(source, Options(outtype="f32")), path)
+    sites = sites_of(open_source(str(folder), None, None), path)
     squares = [
-        GradientMeter(open_source(str(model), None, None), 0).measure(windows(1), tmp_path / f"kept{i}")
+        GradientMeter(open_source(str(model), None, None), 0, sites).measure(windows(1), tmp_path / f"kept{i}")
         for i, model in enumerate((folder, path))
     ]
     np.testing.assert_allclose(squares[0], squares[1], rtol=1e-3, atol=1e-9)
 
 
-def test_a_model_that_transformers_computes_otherwise_is_refused(folder: Path) -> None:
+def test_a_model_that_transformers_computes_otherwise_is_refused(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    meter = GradientMeter(open_source(str(folder), None, None), 0)
+    source = open_source(str(folder), None, None)
+    meter = GradientMeter(source, 0, sites_of(source, tmp_path / "m.gguf"))
     logits = np.random.default_rng(0).standard_normal((16, LLAMA["vocab_size"])).astype(np.float32)
     with pytest.raises(ConvertError, match=r"disagree on this model by .* nats"):
         meter.check_agrees(3 * logits, windows(1)[0])
@@ -221,7 +231,6 @@ def test_every_dense_architecture_has_gradients(tmp_path: Path, model_type: str)
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(config).float().save_pretrained(tmp_path)
     source = open_source(str(tmp_path), needs_tokenizer=False)
-    write_model(source, make_plan(source, Options(outtype="f32")), tmp_path / "m.gguf")
-    meter, window = GradientMeter(source, 0), windows(1)
+    meter, window = GradientMeter(source, 0, sites_of(source, tmp_path / "m.gguf")), windows(1)
     meter.check_agrees(_logits(_core.Model(str(tmp_path / "m.gguf"), precision="f32", threads=1), window[0]), window[0])
     assert (meter.measure(window, tmp_path / "kept") > 0).all()

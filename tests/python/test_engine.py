@@ -119,7 +119,7 @@ def test_threads_do_not_change_results(packed_path: Path, threads: int) -> None:
     tokens = random_tokens(33)
     one = Context(Model(str(packed_path), threads=1)).eval(tokens, 0, logits="all")
     model = Model(str(packed_path), threads=threads)
-    assert f"{threads} thread" in model.backend
+    assert f"{min(threads, cpu_count())} thread" in model.backend  # more would only wait for each other
     np.testing.assert_allclose(Context(model).eval(tokens, 0, logits="all"), one, rtol=0, atol=1e-5 * np.abs(one).max())
 
 
@@ -294,9 +294,12 @@ def test_bad_states_are_refused(model: Model) -> None:
         (b"X" + state[1:], "not a saved state"),
         (state[:-1], "bytes, expected"),
         (state + b"\0", "bytes, expected"),
+        (state[:7] + b"1" + state[8:], "version 1, this release reads version 2"),
         (state[:8] + b"\x07" + state[9:], "another model"),
-        (state[:32] + (2**40).to_bytes(8, "little") + state[40:], "do not fit n_ctx 32"),
-        (state[:32] + (2**64 - 1).to_bytes(8, "little") + state[40:], "do not fit"),
+        (state[:16] + (2**40).to_bytes(8, "little") + state[24:], "do not fit n_ctx 32"),
+        (state[:16] + (2**64 - 1).to_bytes(8, "little") + state[24:], "do not fit"),
+        (state[:32] + b"\x07" + state[33:], "its layers remember something else"),
+        (state[:40] + b"\x07" + state[41:], "its cache has another type"),
     ):
         with pytest.raises(FormatError, match=text):
             context.load(0, damaged)

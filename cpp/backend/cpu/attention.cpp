@@ -20,7 +20,7 @@ class AttentionStep final : public Step {
 
   ScratchBytes scratch(const Kernels&, const Limits& limits) const override {
     // Positions are cut only while rows * n_kv_heads < wanted units; then rows * ranges < 2 * wanted + 1.
-    const int64_t heads = (2 * kUnitsPerThread * limits.threads + 1) * op_.shape.n_heads;
+    const int64_t heads = (2 * kUnitsPerThread * limits.parts + 1) * op_.shape.n_heads;
     Arena shared, own;
     take_partials(shared, heads);
     take_own(own);
@@ -35,7 +35,7 @@ class AttentionStep final : public Step {
     const int64_t ranges = n_ranges(w);
     Arena shared(w.shared);
     const Partials partials = take_partials(shared, ranges > 1 ? w.rows() * op_.shape.n_heads * ranges : 0);
-    const int64_t unit_rows = std::clamp<int64_t>(w.rows() * op_.shape.n_kv_heads / (kUnitsPerThread * w.planned), 1, kMaxUnitRows);
+    const int64_t unit_rows = std::clamp<int64_t>(w.rows() * op_.shape.n_kv_heads / (kUnitsPerThread * w.parts), 1, kMaxUnitRows);
     const int64_t blocks = (w.rows() + unit_rows - 1) / unit_rows, total = blocks * op_.shape.n_kv_heads * ranges;
     for (Range todo = queue_.take(total, 1); todo.first < todo.last; todo = queue_.take(total, 1)) {
       const int64_t unit = todo.first, block = unit / ranges % blocks;
@@ -103,8 +103,8 @@ class AttentionStep final : public Step {
   }
 
   int64_t n_ranges(const Worker& w) const {
-    const int64_t wanted = kUnitsPerThread * w.planned, units = w.rows() * op_.shape.n_kv_heads;
-    if (units >= wanted || w.planned == 1) return 1;
+    const int64_t wanted = kUnitsPerThread * w.parts, units = w.rows() * op_.shape.n_kv_heads;
+    if (units >= wanted || w.parts == 1) return 1;
     int64_t longest = 0;
     for (int64_t r = 0; r < w.rows(); r++) longest = std::max(longest, span(w, r).last - span(w, r).first);
     return std::clamp<int64_t>((wanted + units - 1) / units, 1, std::max<int64_t>(longest / kMinRange, 1));

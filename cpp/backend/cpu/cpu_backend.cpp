@@ -9,6 +9,7 @@
 #include "backend/cpu/thread_choice.h"
 #include "common/cpu_count.h"
 #include "common/error.h"
+#include "common/fork_mutex.h"
 
 namespace tq::cpu {
 
@@ -31,23 +32,24 @@ struct CpuProgram final : Program {
   std::vector<StepPtr> steps;
   std::vector<const char*> kinds;  // of the steps, for the profile
   int64_t max_rows = 0;
-  int sized_for = 0;  // threads that the backend's scratch was last made large enough for
+  int sized_for = 0;  // parts of the work that the backend's scratch was last made large enough for
 };
 
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(const BackendOptions& options) : k_(kernels::kernels()), precision_(options.precision) {
-    if (options.threads < 0) throw Error(Cause::invalid_argument, "threads: " + std::to_string(options.threads) + " is negative");
+  explicit CpuBackend(const BackendOptions& options)
+      : k_(kernels::kernels()), precision_(options.precision), most_workers_(options.crowd_cores ? INT32_MAX : cpu_count()) {
     set_threads(options.threads, options.threads);
   }
 
   std::string name() const override {
-    return "cpu (" + std::string(k_.isa) + ", " + std::to_string(prompt_threads_) + (prompt_threads_ == 1 ? " thread)" : " threads)");
+    const int threads = workers(prompt_threads_);
+    return "cpu (" + std::string(k_.isa) + ", " + std::to_string(threads) + (threads == 1 ? " thread)" : " threads)");
   }
 
   MatrixPtr matrix(const HostMatrix& host) override {
     auto matrix = std::make_shared<CpuMatrix>();
-    matrix->n_out = host.n_out(), matrix->n_in = host.n_in();
+    matrix->name = host.name, matrix->n_out = host.n_out(), matrix->n_in = host.n_in();
     matrix->host = host;
     if (host.packed && host.tqn.rotation != Rotation::none) matrix->plan = plan(host.tqn.n_in, host.tqn.seed);
     return matrix;
@@ -67,6 +69,9 @@ class CpuBackend final : public Backend {
   void download(const Buffer& from, int64_t offset, void* to, int64_t bytes) override {
     std::memcpy(to, data<uint8_t>(&from) + offset, size_t(bytes));
   }
+  void copy(const Buffer& from, int64_t from_offset, Buffer& to, int64_t to_offset, int64_t bytes) override {
+    std::memcpy(data<uint8_t>(&to) + to_offset, data<uint8_t>(&from) + from_offset, size_t(bytes));
+  }
 
   std::unique_ptr<Program> prepare(std::vector<Op> ops, int64_t max_rows) override {
     auto program = std::make_unique<CpuProgram>();
@@ -76,16 +81,16 @@ class CpuBackend final : public Backend {
     for (const auto& angles : program->angles) program->steps.push_back(make_angles(*angles)), program->kinds.push_back("attention");
     for (const Op& op : program->ops) program->steps.push_back(make_step(*program, op)), program->kinds.push_back(kind_of(op));
     std::lock_guard lock(mutex_);
-    make_room(*program);
+    size_scratch(*program);
     return program;
   }
 
   void run(Program& prepared, const Batch& batch) override {
     auto& program = static_cast<CpuProgram&>(prepared);
     std::lock_guard lock(mutex_);
-    make_room(program);
+    size_scratch(program);
     for (const StepPtr& step : program.steps) step->reset();
-    if (batch.tokens.size() > kDecodeRows) return run_on(prompt_threads_, prompt_threads_, program, batch);
+    if (batch.tokens.size() > kDecodeRows) return run_on(workers(prompt_threads_), prompt_threads_, program, batch);
     pool_->take_slept();
     const Clock::time_point start = Clock::now();
     run_on(choice_.threads(), decode_threads_, program, batch);
@@ -93,11 +98,15 @@ class CpuBackend final : public Backend {
   }
 
   void set_threads(int decode, int prompt) override {
+    for (const int threads : {decode, prompt})
+      if (threads < 0 || threads > ThreadPool::kMaxThreads)
+        throw Error(Cause::invalid_argument,
+                    "threads: " + std::to_string(threads) + " is not between 0 and " + std::to_string(ThreadPool::kMaxThreads));
     std::lock_guard lock(mutex_);
     decode_threads_ = decode > 0 ? decode : cpu_count();
     prompt_threads_ = prompt > 0 ? prompt : cpu_count();
-    choice_ = ThreadChoice(decode_threads_);
-    const int most = std::max(decode_threads_, prompt_threads_);
+    choice_ = ThreadChoice(workers(decode_threads_));
+    const int most = workers(std::max(decode_threads_, prompt_threads_));
     if (!pool_ || pool_->size() != most) pool_ = std::make_unique<ThreadPool>(most);
   }
 
@@ -119,6 +128,8 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  int workers(int threads) const { return std::min(threads, most_workers_); }
+
   static constexpr size_t kDecodeRows = 4;  // batches up to this size count as decoding when threads are chosen
 
   std::shared_ptr<const RotationPlan> plan(int64_t n, uint64_t seed) {
@@ -184,11 +195,12 @@ class CpuBackend final : public Backend {
   }
 
   // Scratch belongs to the backend: passes run one at a time, so all programs share it.
-  void make_room(CpuProgram& program) {
-    if (program.sized_for == pool_->size()) return;
+  void size_scratch(CpuProgram& program) {
+    const int parts = std::max(decode_threads_, prompt_threads_);
+    if (program.sized_for == parts) return;
     ScratchBytes need;
     for (const StepPtr& step : program.steps) {
-      const ScratchBytes wants = step->scratch(k_, {program.max_rows, pool_->size(), precision_});
+      const ScratchBytes wants = step->scratch(k_, {program.max_rows, parts, precision_});
       need.shared = std::max(need.shared, wants.shared), need.per_thread = std::max(need.per_thread, wants.per_thread);
     }
     if (!shared_ || shared_->bytes < need.shared) shared_ = std::make_unique<CpuBuffer>(need.shared);
@@ -197,19 +209,19 @@ class CpuBackend final : public Backend {
     for (auto& scratch : scratch_)
       if (!scratch || scratch->bytes < largest) scratch = std::make_unique<CpuBuffer>(largest);
     scratch_bytes_ = largest;
-    program.sized_for = pool_->size();
+    program.sized_for = parts;
   }
 
-  void run_on(int threads, int planned, CpuProgram& program, const Batch& batch) {
-    pool_->run(threads, [&](int thread) { run_steps(program, batch, {thread, threads, planned}); });
+  void run_on(int threads, int parts, CpuProgram& program, const Batch& batch) {
+    pool_->run(threads, [&](int thread) { run_steps(program, batch, {thread, threads, parts}); });
   }
 
   struct Part {
-    int thread, threads, planned;
+    int thread, threads, parts;
   };
   void run_steps(CpuProgram& program, const Batch& batch, const Part& part) {
-    const auto [thread, threads, planned] = part;
-    Worker worker{k_, *pool_, batch, thread, threads, planned, shared_->data, scratch_[size_t(thread)]->data};
+    const auto [thread, threads, parts] = part;
+    Worker worker{k_, *pool_, batch, thread, threads, parts, shared_->data, scratch_[size_t(thread)]->data};
     if (profiling_ && thread == 0) worker.profile = &profile_;
     for (size_t i = 0; i < program.steps.size(); i++) {
       const Timed timed(worker.profile, program.kinds[i]);
@@ -220,7 +232,8 @@ class CpuBackend final : public Backend {
 
   const Kernels& k_;
   const Precision precision_;
-  mutable std::mutex mutex_;
+  const int most_workers_;  // that run at once, as many as there are cores: more would only wait for each other
+  mutable ForkMutex mutex_;
   int decode_threads_ = 1, prompt_threads_ = 1;
   ThreadChoice choice_;  // for decoding
   std::unique_ptr<ThreadPool> pool_;

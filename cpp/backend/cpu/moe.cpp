@@ -124,7 +124,7 @@ class MoeStep final : public Step {
     if (!op_.shared_router) return;
     float logit;
     route_row(w, cpu(op_.shared_router), p.x + r * n_embd(), &logit, work, scratch);
-    p.weights[at] = 1 / (1 + std::exp(-logit));
+    p.weights[at] = shared_expert_weight(logit);
   }
 
   // Counting sort of the assignments by expert.

@@ -1,5 +1,5 @@
-// What the operations of the CPU backend share. A program is a list of steps; every thread runs each step, taking its part of the work,
-// and a barrier follows each step.
+// What the operations of the CPU backend share. A program is a list of steps. Every thread runs every step, in order, and does its part of
+// the step's work; no thread begins a step before all have ended the one before.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -39,7 +39,8 @@ T* data(const Buffer* buffer) {
 }
 inline float* row(const Plane& plane, int64_t r) { return data(plane.buffer) + r * plane.width; }
 
-// Hands out 64-byte aligned pieces of a block; over no block it only counts the bytes.
+// Cuts a block of memory into pieces, each at a multiple of 64 bytes. Without a block (null) it gives null pointers and only counts: so the
+// same code says how much memory it will need and later takes it.
 class Arena {
  public:
   explicit Arena(uint8_t* base = nullptr) : base_(base) {}
@@ -57,10 +58,10 @@ class Arena {
 };
 
 struct Range {
-  int64_t first, last;
+  int64_t first, last;  // [first, last)
 };
 
-// Work items 0 .. total - 1, handed out in chunks to whichever thread is free.
+// Work items 0 to total - 1, handed out in chunks to whichever thread asks next. An empty range says that none are left.
 class WorkQueue {
  public:
   void reset() { next_.store(0, std::memory_order_relaxed); }
@@ -78,18 +79,22 @@ struct Worker {
   const Kernels& k;
   ThreadPool& pool;
   const Batch& batch;
-  int thread, threads;
-  int planned;       // threads that work is split for where the split shows in the last bit: `threads`, or more when some stay away
-  uint8_t* shared;   // scratch seen by all threads, free at the start of a step
-  uint8_t* scratch;  // this thread's own
+  int thread, threads;  // this is thread number `thread` of `threads`
+  // Sums over cached positions are cut into parts, and the cuts show in the last bit of the result. So their number follows from this, the
+  // number of threads that the user asked for, and not from `threads`, which may be lower for a while (thread_choice.h) or for good, where
+  // the machine has fewer cores: results stay the same.
+  int parts;
+  uint8_t* shared;   // scratch that all threads see; a step may use it until it ends
+  uint8_t* scratch;  // scratch of this thread alone; likewise
   int64_t rows() const { return int64_t(batch.tokens.size()); }
-  Profile* profile = nullptr;  // where this thread's time is measured
+  Profile* profile = nullptr;  // where this thread's time is counted; null: nowhere
   void barrier() {
     const Timed timed(profile, "barrier");
     pool.barrier();
   }
-  Range share(int64_t n) const { return {n * thread / threads, n * (thread + 1) / threads}; }
-  // A chunk that gives each thread several turns, so that one that was held up does not hold up all.
+  Range share(int64_t n) const { return {n * thread / threads, n * (thread + 1) / threads}; }  // this thread's part of n items
+  // How many of `total` items to take from a WorkQueue at once: few enough that every thread comes several times, so that the others can
+  // take over from one that the system has stopped for a while.
   int64_t chunk(int64_t total) const { return threads == 1 ? std::max<int64_t>(total, 1) : std::max<int64_t>(total / (threads * 6), 1); }
 };
 
@@ -97,22 +102,23 @@ struct ScratchBytes {
   int64_t shared = 0, per_thread = 0;
 };
 
+// The largest pass that a program will see.
 struct Limits {
   int64_t rows = 0;
-  int threads = 1;
+  int parts = 1;  // Worker::parts
   Precision precision = Precision::int8;
 };
 
 class Step {
  public:
   virtual ~Step() = default;
-  virtual ScratchBytes scratch(const Kernels& k, const Limits& limits) const = 0;
-  virtual void reset() {}           // before each run, by the calling thread
-  virtual void run(Worker& w) = 0;  // by every thread; no exceptions, no allocation
+  virtual ScratchBytes scratch(const Kernels& k, const Limits& limits) const = 0;  // bytes that run() uses at most
+  virtual void reset() {}                                                          // called before each pass, by one thread
+  virtual void run(Worker& w) = 0;  // called by every thread; must not throw or allocate memory
 };
 using StepPtr = std::unique_ptr<Step>;
 
-// cos and sin of the batch's positions for one rope table, (rows, dims / 2); filled once a pass and shared by all layers.
+// cos and sin of the batch's positions for one rope table, (rows, dims / 2) each. Computed once a pass, for all layers that use the table.
 struct Angles {
   RopeTable table;
   BufferPtr cos, sin;

@@ -1,5 +1,7 @@
 #include "backend/cpu/thread_pool.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <string>
@@ -11,7 +13,7 @@ namespace tq::cpu {
 namespace {
 
 constexpr uint32_t kThreadBits = 12, kThreadMask = (1u << kThreadBits) - 1;
-constexpr int kSpins = 3000;  // about 50 us: longer than the work between two operations, shorter than anybody's time slice
+static_assert(ThreadPool::kMaxThreads <= int(kThreadMask));
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -21,13 +23,16 @@ inline void pause() {
 #endif
 }
 
-// True when `word` was seen to differ from `old`.
-bool spin(const std::atomic<uint32_t>& word, uint32_t old) {
-  for (int i = 0; i < kSpins; i++) {
-    if (word.load(std::memory_order_acquire) != old) return true;
+// Waits until `word` differs from `old`; returns how long it slept.
+std::chrono::nanoseconds await_change(const std::atomic<uint32_t>& word, uint32_t old, SpinLimit& limit) {
+  for (int i = limit.pauses(); i > 0; i--) {
+    if (word.load(std::memory_order_acquire) != old) return limit.waited({}), std::chrono::nanoseconds{};
     pause();
   }
-  return false;
+  const auto start = std::chrono::steady_clock::now();
+  word.wait(old, std::memory_order_acquire);
+  const std::chrono::nanoseconds slept = std::chrono::steady_clock::now() - start;
+  return limit.waited(slept), slept;
 }
 
 }  // namespace
@@ -37,11 +42,8 @@ void Barrier::wait() {
   if (threads == 1) return;
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads) {
-    if (spin(phase_, phase)) return;
-    const auto start = std::chrono::steady_clock::now();
-    phase_.wait(phase, std::memory_order_acquire);
-    const auto slept = std::chrono::steady_clock::now() - start;
-    slept_.fetch_add(std::chrono::nanoseconds(slept).count(), std::memory_order_relaxed);
+    const int64_t slept = await_change(phase_, phase, limit_).count();
+    if (slept > 0) slept_.fetch_add(slept, std::memory_order_relaxed);
     return;
   }
   arrived_.store(0, std::memory_order_relaxed);
@@ -49,49 +51,65 @@ void Barrier::wait() {
   phase_.notify_all();
 }
 
-ThreadPool::ThreadPool(int threads) {
-  if (threads < 1 || uint32_t(threads) > kThreadMask)
-    throw Error(Cause::invalid_argument, "threads: " + std::to_string(threads) + " is not between 1 and " + std::to_string(kThreadMask));
-  workers_.reserve(size_t(threads) - 1);
+ThreadPool::ThreadPool(int threads) : size_(threads) {
+  if (threads < 1 || threads > kMaxThreads)
+    throw Error(Cause::invalid_argument, "threads: " + std::to_string(threads) + " is not between 1 and " + std::to_string(kMaxThreads));
+  start();
+}
+
+ThreadPool::~ThreadPool() {
+  if (process_ != int(getpid())) (void)crew_.release();  // its threads are the parent's: nothing here could wait for them
+}
+
+// After a fork the old crew stays behind as it is: its threads do not exist here, so that they can be neither joined nor detached.
+void ThreadPool::start() {
+  auto crew = std::make_unique<Crew>(size_);
+  (void)crew_.release();
+  crew_ = std::move(crew);
+  process_ = int(getpid());
+}
+
+void ThreadPool::run_erased(int threads, void (*call)(void*, int), void* context) {
+  if (process_ != int(getpid())) start();
+  Crew& crew = *crew_;
+  threads = std::clamp(threads, 1, size());
+  crew.barrier.reset(threads);
+  if (threads > 1) {
+    crew.call = call, crew.context = context;
+    const uint32_t region = (crew.command.load(std::memory_order_relaxed) & ~kThreadMask) + (1u << kThreadBits);
+    crew.command.store(region | uint32_t(threads), std::memory_order_release);
+    crew.command.notify_all();
+  }
+  call(context, 0);
+  crew.barrier.wait();  // all are done with `context`
+}
+
+ThreadPool::Crew::Crew(int threads) {
+  workers.reserve(size_t(threads) - 1);
   try {
-    for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
+    for (int i = 1; i < threads; i++) workers.emplace_back([this, i] { work(i); });
   } catch (const std::system_error&) {
     stop();
     throw Error(Cause::out_of_memory, "threads: the system refused to start " + std::to_string(threads));
   }
 }
 
-ThreadPool::~ThreadPool() { stop(); }
-
-void ThreadPool::stop() {
-  command_.store((command_.load(std::memory_order_relaxed) & ~kThreadMask) + (1u << kThreadBits), std::memory_order_release);
-  command_.notify_all();
-  for (auto& worker : workers_) worker.join();
-  workers_.clear();
+void ThreadPool::Crew::stop() {
+  command.store((command.load(std::memory_order_relaxed) & ~kThreadMask) + (1u << kThreadBits), std::memory_order_release);
+  command.notify_all();
+  for (auto& worker : workers) worker.join();
+  workers.clear();
 }
 
-void ThreadPool::run_erased(int threads, void (*call)(void*, int), void* context) {
-  threads = std::clamp(threads, 1, size());
-  barrier_.reset(threads);
-  if (threads > 1) {
-    call_ = call, context_ = context;
-    const uint32_t region = (command_.load(std::memory_order_relaxed) & ~kThreadMask) + (1u << kThreadBits);
-    command_.store(region | uint32_t(threads), std::memory_order_release);
-    command_.notify_all();
-  }
-  call(context, 0);
-  barrier_.wait();  // all are done with `context`
-}
-
-void ThreadPool::work(int thread) {
+void ThreadPool::Crew::work(int thread) {
   for (uint32_t seen = 0;;) {
-    if (!spin(command_, seen)) command_.wait(seen, std::memory_order_acquire);
-    seen = command_.load(std::memory_order_acquire);
+    await_change(command, seen, limit);
+    seen = command.load(std::memory_order_acquire);
     const uint32_t threads = seen & kThreadMask;
     if (threads == 0) return;
     if (uint32_t(thread) >= threads) continue;
-    call_(context_, thread);
-    barrier_.wait();
+    call(context, thread);
+    barrier.wait();
   }
 }
 

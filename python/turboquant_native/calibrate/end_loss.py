@@ -9,23 +9,22 @@ divergence.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _core
 from ..common.errors import ConvertError, listing
 from ..common.journal import Journal
-from ..convert.quantize import input_site
 from ..convert.sources import Source
 from ..convert.sources.huggingface import gguf_tensor_name, tensor_names
 from ..evaluate.evaluation import divergence, normalize
 from .rounding import Floats
 from .text import draw
 
-KINDS = ("attn_q", "attn_output", "ffn_gate", "ffn_down")  # the sites of a layer
 _BF16_PARAMETERS = 1_000_000_000  # larger models are held in BF16
 _AGREEMENT = 0.01  # nats a token by which two implementations of one model may differ
 
@@ -49,15 +48,23 @@ def _import(package: str) -> Any:
         raise ConvertError(f"--hessian end-loss needs {package}: pip install 'turboquant-native[train]'") from None
 
 
+def input_sites(model: _core.Model) -> list[_core.InputSite]:
+    """The input sites of all layers, in the order of the computation."""
+    runner = _core.LayerRunner(model, 1)
+    return [site for layer in range(int(model.config["n_layers"])) for site in runner.input_sites(layer)]
+
+
 class GradientMeter:
     """Measures squared gradients of one model, on its GPU where PyTorch has one.
 
     Args:
         source: the model; transformers reads it from the same folder or GGUF file.
         seed: of the labels drawn.
+        sites: where to measure.
     """
 
-    def __init__(self, source: Source, seed: int) -> None:
+    def __init__(self, source: Source, seed: int, sites: list[_core.InputSite]) -> None:
+        self._sites = sites
         self._torch, self._seed, self._n_layers = _import("torch"), seed, int(source.hyperparameters["block_count"])
         self._device = "cuda" if self._torch.cuda.is_available() else "cpu"
         self._network = _load(source, self._torch).to(self._device).eval().requires_grad_(False)
@@ -68,22 +75,22 @@ class GradientMeter:
     def _watch(self, source: Source) -> None:
         """Gradients of all outputs of the matrices that read a site come by on the way back."""
         names = tensor_names(source.architecture, self._n_layers)
-        readers: dict[tuple[int, int], list[Any]] = {}
+        places = {matrix: place for place, site in enumerate(self._sites) for matrix in site.matrices}
+        readers: dict[int, list[Any]] = {}
         for path, module in self._network.named_modules():
             if not isinstance(module, self._torch.nn.Linear):
                 continue
             name = gguf_tensor_name(f"{path}.weight", names) or ""
-            _, layer, kind = (*input_site(name.replace("attn_qkv", "attn_q")).split("."), "", "")[:3]
-            if kind in KINDS:
-                readers.setdefault((int(layer), KINDS.index(kind)), []).append(module)
-        sites = [(layer, kind) for layer in range(self._n_layers) for kind in range(len(KINDS))]
-        if unseen := [f"blk.{layer}.{KINDS[kind]}" for layer, kind in sites if (layer, kind) not in readers]:
+            place = places.get(name.replace("attn_qkv", "attn_q"))  # some implementations have one matrix for all three
+            if place is not None:
+                readers.setdefault(place, []).append(module)
+        if unseen := [site.name for place, site in enumerate(self._sites) if place not in readers]:
             raise ConvertError(f"{source.path}: transformers' {type(self._network).__name__} has no matrices for {listing(unseen, 4)}")
         for place, modules in readers.items():
             for module in modules:
                 module.register_forward_hook(self._hook(place, 1 / len(modules)))
 
-    def _hook(self, place: tuple[int, int], share: float) -> Callable[[Any, Any, Any], None]:
+    def _hook(self, place: int, share: float) -> Callable[[Any, Any, Any], None]:
         def add(gradient: Any) -> None:
             squares = gradient.float().square().mean(dim=-1).squeeze(0)
             self._squares[place] += share * squares.cpu().numpy()
@@ -103,15 +110,15 @@ class GradientMeter:
             raise ConvertError(f"--hessian end-loss: transformers and the engine disagree on this model by {difference:.3g} nats a token")
 
     def measure(self, tokens: NDArray[np.int32], kept: Path, progress: Callable[[int], None] = lambda windows: None) -> Floats:
-        """(windows, n_layers, len(KINDS), seq_len) mean of the outputs' squared gradients; each window's are kept in the file `kept`."""
-        journal = Journal(kept, (self._n_layers, len(KINDS), tokens.shape[1]), np.float32)
+        """(windows, sites, seq_len) mean of the outputs' squared gradients; each window's are kept in the file `kept`."""
+        journal = Journal(kept, (len(self._sites), tokens.shape[1]), np.float32)
         for index in range(len(journal), len(tokens)):
             journal.put(index, self._window(tokens[index], np.random.default_rng([self._seed, index]))[None])
             progress(index + 1)
         return journal.read()
 
     def _window(self, window: NDArray[np.int32], rng: np.random.Generator) -> Floats:
-        self._squares = np.zeros((self._n_layers, len(KINDS), len(window)), np.float32)
+        self._squares = np.zeros((len(self._sites), len(window)), np.float32)
         logits = self._logits(window)
         labels = draw(logits.detach().float().cpu().numpy(), rng)
         loss = self._torch.nn.functional.cross_entropy(logits.float(), self._tensor(labels), reduction="sum")
@@ -142,13 +149,12 @@ def _load(source: Source, torch: Any) -> Any:
             transformers.utils.logging.enable_progress_bar()
 
 
-def token_weights(squares: Floats, power: float) -> dict[str, Floats]:
+def token_weights(squares: Floats, power: float, sites: Sequence[str]) -> dict[str, Floats]:
     """Site -> (tokens,) weights of mean 1 from measure's squares, tempered: so few tokens would count otherwise that they are noise."""
     tempered = np.power(squares.astype(np.float64), power)
     weights = {}
-    for layer in range(squares.shape[1]):
-        for kind, name in enumerate(KINDS):
-            values = tempered[:, layer, kind].ravel()
-            mean = values.mean()
-            weights[f"blk.{layer}.{name}"] = (values / mean if mean > 0 else np.ones_like(values)).astype(np.float32)
+    for place, site in enumerate(sites):
+        values = tempered[:, place].ravel()
+        mean = values.mean()
+        weights[site] = (values / mean if mean > 0 else np.ones_like(values)).astype(np.float32)
     return weights

@@ -29,7 +29,7 @@ from ..common.progress import Progress, duration
 from ..convert.conversion import Options, Summary, TensorPlan, check_target, fingerprint, make_plan, plain_rounding, plan_table, write_model
 from ..convert.sources import Source
 from ..evaluate.evaluation import divergence, mean_and_error, normalize
-from .end_loss import GradientMeter, check_available, token_weights
+from .end_loss import GradientMeter, check_available, input_sites, token_weights
 from .request import Request
 from .rounding import SequentialRounder, Settings, layer_of
 from .sensitivity import NOISE_BITS, Sensitivity, SensitivityMeter
@@ -251,17 +251,17 @@ class Quantizer:
 
     def _token_weights(self, model: Any, tokens: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
         """Of every site, by the gradient of the model's loss."""
-        kept = self._shared / "gradients.partial"
+        kept, sites = self._shared / "gradients.partial", input_sites(model)
 
         def measure() -> NDArray[np.float32]:
-            meter = GradientMeter(self._source, self._options.seed)
+            meter = GradientMeter(self._source, self._options.seed, sites)
             meter.check_agrees(_logits(model, tokens[0]), tokens[0])
             with Progress(len(tokens), "gradients", self._quiet, unit="windows") as progress:
                 return meter.measure(tokens, kept, progress.advance_to)
 
         squares = self._cached("gradients", measure)
         kept.unlink(missing_ok=True)
-        return token_weights(squares, self._settings.gradient_power)
+        return token_weights(squares, self._settings.gradient_power, [site.name for site in sites])
 
     @staticmethod
     def _frequencies(model: Any, tokens: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ may have weights; in the corrections all count alike, since fewer would fit more
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from .. import _core
 from ..common.errors import ConvertError
 from ..common.progress import Stopwatch
-from ..convert.quantize import MatrixSpec, QuantizedMatrix, input_site, quantize_matrix
+from ..convert.quantize import MatrixSpec, QuantizedMatrix, quantize_matrix
 from ..convert.sources import Source
 
 Floats = NDArray[np.float32]
 _HEAD_ROWS = 64  # of one pass of LayerRunner.head
 _BATCH_ROWS = 4096  # rows whose products are summed by one matrix multiplication
+STREAM = "/residual"  # behind a site's name: the residual stream that the site reads through a norm
 _BLOCK = 1024  # rows and columns of a part of a Hessian
 
 
@@ -143,57 +144,71 @@ def _make_symmetric(h: Floats) -> None:
             h[columns, rows] = h[rows, columns].T
 
 
-def adds_branches_directly(metadata: dict[str, Any], tensors: Iterator[str] | list[str]) -> bool:
-    """Whether attention and feed-forward outputs are added to the residual stream as they are: no norm behind them, no scale."""
-    scale = metadata.get(f"{metadata.get('general.architecture')}.residual_scale", 1.0)
-    return scale == 1.0 and not any("post_" in name and name.endswith("norm.weight") for name in tensors)
-
-
 def layer_of(name: str) -> int | None:
     """3 of "blk.3.attn_q.weight"; None for tensors outside the layers."""
     found = re.match(r"blk\.(\d+)\.", name)
     return int(found[1]) if found else None
 
 
-def _kind(site: str) -> str:
-    """ "blk.3.ffn_gate" of "blk.3.ffn_gate.7": all experts of a layer go together."""
-    return re.sub(r"\.\d+$", "", site) if site.count(".") > 2 else site
+class LayerSites:
+    """The input sites of a layer (`_core.InputSite`), as the engine's graph has them."""
 
+    def __init__(self, runner: _core.LayerRunner, layer: int) -> None:
+        self._sites = {site.name: site for site in runner.input_sites(layer)}
+        self._readers = {matrix: site for site in self._sites.values() for matrix in site.matrices}
 
-def _stream_site(kind: str) -> str:
-    """Where the residual stream is seen that a kind of matrix adds to; empty for those that do not."""
-    for branch, start in (("attn_output", "attn_q"), ("ffn_down", "ffn_gate")):
-        if kind.endswith(f".{branch}"):
-            return f"{kind.removesuffix(branch)}{start}/residual"
-    return ""
+    @property
+    def groups(self) -> list[str]:
+        """Sites that are seen together, in the order of the computation: all experts' gates are one group."""
+        return list(dict.fromkeys(site.group for site in self._sites.values()))
+
+    def group(self, site: str) -> str:
+        """The group of what a tap was shown; empty for the residual stream."""
+        return self._sites[site].group if site in self._sites else ""
+
+    def readers(self, group: str, matrices: list[str]) -> list[str]:
+        """Those of the matrices that read a site of the group."""
+        return [matrix for matrix in matrices if matrix in self._readers and self._readers[matrix].group == group]
+
+    def site(self, matrix: str) -> str:
+        """The site that a matrix reads; empty for one that is not in the layer's graph."""
+        return self._readers[matrix].name if matrix in self._readers else ""
+
+    def writes_to(self, matrix: str) -> tuple[str, bool]:
+        """The site that shows the residual stream which a matrix adds to (else empty), and whether it adds directly."""
+        site = self._readers[matrix]
+        return site.writes_to, site.adds_directly
+
+    def is_shared(self, site: str) -> bool:
+        """Whether every token passes a site, unlike an expert's."""
+        return self.group(site) == site
 
 
 class _ReferenceLayer:
-    """One layer of the original: its output and what its sites saw, kept in `room`, which the next layer uses again."""
+    """One layer of the original: its output and what its sites saw, kept in `buffers`, which the next layer uses again."""
 
-    def __init__(self, runner: Any, index: int, hidden: Floats, room: dict[str, Floats]) -> None:
-        self.order: list[str] = []
-        self._tokens, self._room = hidden.shape[0] * hidden.shape[1], room
+    def __init__(self, runner: Any, index: int, hidden: Floats, sites: LayerSites, buffers: dict[str, Floats]) -> None:
+        self._sites = sites
+        self._tokens, self._buffers = hidden.shape[0] * hidden.shape[1], buffers
         self._seen: dict[str, int] = {}  # rows
         self.output: Floats = runner.layer(index, hidden, self._tap)
 
     def _tap(self, site: str, x: Floats) -> None:
-        if site not in self.order and not site.endswith("/residual"):
-            self.order.append(site)
-        if site == _kind(site):  # experts see other rows behind rounded layers, so theirs are of no use
+        # Experts see other rows behind rounded layers, so theirs are of no use.
+        if site.endswith(STREAM) or self._sites.is_shared(site):
             first = self._seen.get(site, 0)
             self._place(site, x.shape[1])[first : first + len(x)] = x
             self._seen[site] = first + len(x)
 
     def _place(self, site: str, width: int) -> Floats:
         name = re.sub(r"^blk\.\d+\.", "", site)
-        if name not in self._room or self._room[name].shape[1] != width:
-            self._room[name] = np.empty((self._tokens, width), np.float32)
-        return self._room[name]
+        if name not in self._buffers or self._buffers[name].shape[1] != width:
+            self._buffers[name] = np.empty((self._tokens, width), np.float32)
+        return self._buffers[name]
 
     def rows(self, site: str, rows: slice) -> Floats | None:
         """What a site saw of these tokens, all windows one after the other."""
-        return self._room[re.sub(r"^blk\.\d+\.", "", site)][rows] if site in self._seen else None
+        return self._buffers[re.sub(r"^blk\.\d+\.", "", site)][rows] if site in self._seen else None
 
 
 class SequentialRounder:
@@ -230,14 +245,13 @@ class SequentialRounder:
         self._source, self._tokens, self._specs, self._folder = source, tokens, specs, folder
         self._weights = weights or {}
         self._hessian, self._frequency, self._threads = output_hessian, frequency, threads
-        direct = adds_branches_directly(source.metadata(), list(source.shapes))
-        self._settings = settings if direct else replace(settings, residual=0.0)
+        self._settings = settings
         self._original = _core.LayerRunner(model, tokens.shape[1])
         self._rounded = _core.LayerRunner(model, tokens.shape[1])
         self._n_layers = int(model.config["n_layers"])
         self._next = 0  # the layer that the hidden states stand before
         self._hidden: tuple[Floats, Floats] | None = None  # original, rounded
-        self._room: dict[str, Floats] = {}  # for what the original's sites see
+        self._buffers: dict[str, Floats] = {}  # for what the original's sites see
         self._results: dict[str, QuantizedMatrix] = {}
         self.watch = Stopwatch()
         self.errors: dict[str, float] = {}  # name -> E|| (W - W') x ||^2 / E|| W x ||^2
@@ -298,17 +312,18 @@ class SequentialRounder:
         assert self._hidden is not None
         original, rounded = self._hidden
         with self.watch("original's passes"):
-            reference = _ReferenceLayer(self._original, layer, original, self._room)
+            sites = LayerSites(self._original, layer)
+            reference = _ReferenceLayer(self._original, layer, original, sites, self._buffers)
         windows = self._rounded.enter(layer, rounded)
         names = [name for name in self._specs if layer_of(name) == layer]
         results: dict[str, QuantizedMatrix] = {}
-        for kind in dict.fromkeys(map(_kind, reference.order)):
-            mine = [name for name in names if _kind(input_site(name)) == kind]
+        for group in sites.groups:
+            mine = sites.readers(group, names)
             if not mine:
                 continue
-            statistics = self._statistics(kind, mine, windows, reference)
+            statistics = self._statistics(sites, group, mine, windows, reference)
             for name in mine:
-                results[name] = self._round(name, self._source.read(name), statistics.get(input_site(name), SiteStatistics()), progress)
+                results[name] = self._round(name, self._source.read(name), statistics.get(sites.site(name), SiteStatistics()), progress)
         for name in names:  # matrices that no token reached
             if name not in results:
                 results[name] = self._round(name, self._source.read(name), SiteStatistics(), progress)
@@ -320,18 +335,22 @@ class SequentialRounder:
             self._rounded.set_matrix(name, None)
         return results
 
-    def _statistics(self, kind: str, names: list[str], windows: Any, reference: _ReferenceLayer) -> dict[str, SiteStatistics]:
-        """Of every site of a kind; the windows stop there."""
+    def _statistics(
+        self, sites: LayerSites, group: str, names: list[str], windows: Any, reference: _ReferenceLayer
+    ) -> dict[str, SiteStatistics]:
+        """Of every site of a group, which the matrices named read; the windows stop there."""
         statistics: dict[str, SiteStatistics] = {}
-        stream_site = _stream_site(kind)
-        writes = self._source.read(names[0]) if stream_site and names == [f"{kind}.weight"] else None
+        written, directly = sites.writes_to(names[0])
+        writes = self._source.read(names[0]) if written else None
+        repair = self._settings.residual if directly else 0.0
+        stream_site = written + STREAM
         stream: Floats | None = None
 
         def tap(site: str, x: Floats) -> bool:
             nonlocal stream
             if site == stream_site:
                 stream = x.copy()
-            if _kind(site) != kind:
+            if sites.group(site) != group:
                 return False
             found = statistics.setdefault(site, SiteStatistics())
             rows = slice(found.rows, found.rows + len(x))
@@ -343,7 +362,7 @@ class SequentialRounder:
                 else:
                     before = reference.rows(stream_site, rows)
                     error = None if before is None or stream is None else before - stream
-                    found.add(x, None, self._lacking(writes, wanted - x, error), weight)
+                    found.add(x, None, self._lacking(writes, wanted - x, error, repair), weight)
             return True
 
         with self.watch("passes"):
@@ -352,10 +371,10 @@ class SequentialRounder:
             found.check(site)
         return statistics
 
-    def _lacking(self, w: Floats, change: Floats, error: Floats | None) -> Floats:
+    def _lacking(self, w: Floats, change: Floats, error: Floats | None, repair: float) -> Floats:
         """What a matrix that writes to the residual stream is asked to add: for its changed inputs, and for the stream's error so far."""
         lacking: Floats = np.float32(self._settings.cross) * (change @ w.T)
-        return lacking if error is None else lacking + np.float32(self._settings.residual) * error
+        return lacking if error is None else lacking + np.float32(repair) * error
 
     def _round(self, name: str, w: Floats, statistics: SiteStatistics, progress: Callable[[int], None]) -> QuantizedMatrix:
         """The matrix rounded on these statistics; what follows is run with it."""

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..convert.quantize import input_site, rotate_hessian, rotation_seed
+from ..convert.quantize import rotate_hessian, rotation_seed
 from ..convert.sources import Source
 from ..evaluate.evaluation import divergence, normalize
-from .rounding import Floats, SiteStatistics, keep_arrays, layer_of, load_arrays, output_input
+from .rounding import STREAM, Floats, LayerSites, SiteStatistics, keep_arrays, layer_of, load_arrays, output_input
 
 # Mean squared error of a width on N(0, 1) (docs/format.md); 8 bits: a uniform step of max / 127, max being 3.2 deviations.
 DISTORTION = {1: 0.27647, 2: 0.07024, 3: 0.01841, 4: 0.00543, 6: 0.00068, 8: 5.7e-5}
@@ -87,7 +87,7 @@ class SensitivityMeter:
         sites: dict[str, SiteStatistics] = {}
 
         def tap(site: str, x: Floats) -> None:
-            if not site.endswith("/residual"):
+            if not site.endswith(STREAM):
                 sites.setdefault(site, SiteStatistics()).add(x)
 
         after = self._runner.layer(layer, hidden, tap)
@@ -106,7 +106,8 @@ class SensitivityMeter:
     ) -> Floats:
         """Adds a layer's costs to `found`; returns the probes' states behind the unchanged layer."""
         after = self._probe.layer(layer, probe)
-        noisy = {name: self._noisy(name, hessians.get(input_site(name), SiteStatistics()).hessian) for name in names}
+        sites = LayerSites(self._runner, layer)
+        noisy = {name: self._noisy(name, hessians.get(sites.site(name), SiteStatistics()).hessian) for name in names}
         shares = {name: _relative_change(after, self._changed(layer, {name: w}, probe)) for name, w in noisy.items()}
         cost = self._divergence(reference, self._changed(layer, noisy, probe), layer + 1)
         total = sum(shares.values()) or 1.0

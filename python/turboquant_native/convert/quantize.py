@@ -69,7 +69,10 @@ class QuantizedMatrix:
 
 
 def input_site(name: str) -> str:
-    """The site whose activations a matrix reads, as the engine's taps name it: q, k, v share one; gate, up (of an expert) too."""
+    """The name from which a matrix's rotation is drawn, one for matrices that read the same: q, k, v; gate, up (of an expert).
+
+    A rule for names alone, since a plan is made before there is a model to ask; calibration asks the graph (`LayerRunner.input_sites`).
+    """
     site = name.removesuffix(".weight")
     return re.sub(r"attn_[kv]$", "attn_q", re.sub(r"ffn_up", "ffn_gate", site))
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .._core import UnsupportedError
 from .generation import Chunk
 from .pace import Pace
 from .slots import Slot, choose
@@ -404,12 +405,22 @@ class Scheduler:
 
     # --- one pass ------------------------------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _align(handle: Handle) -> None:
+    def _align(self, handle: Handle) -> None:
         """Forgets what the slot holds beyond the sequence, and positions of which rows are still wanted."""
         slot, work = handle.slot, handle.work
         assert slot is not None
-        slot.rewind(min(slot.shared(work.tokens), work.first_row, len(work.tokens) - 1))
+        keep = min(slot.shared(work.tokens), work.first_row, len(work.tokens) - 1)
+        if keep < slot.n_tokens:
+            self._rewind(slot, keep)
+
+    def _rewind(self, slot: Slot, n_tokens: int) -> None:
+        """The slot keeps its first n_tokens; none where the model cannot go back to just these."""
+        try:
+            self.context.rewind(slot.index, n_tokens)
+        except UnsupportedError:
+            n_tokens = 0
+            self.context.rewind(slot.index, 0)
+        slot.rewind(n_tokens)
 
     def _shares(self, handles: list[Handle]) -> list[tuple[Handle, int]]:
         """How many tokens of each sequence the pass takes: those that generate first, then prompts in the order of arrival."""

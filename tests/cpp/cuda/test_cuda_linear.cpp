@@ -63,7 +63,7 @@ void check_int8(Backend& b, int k, int64_t n_out, int64_t n_in, int rows, int ou
   double worst = 0;
   for (int t = 0; t < rows; t += std::max(1, rows / 5)) {
     reference::matvec_int8(w.host.tqn, x.data() + t * n_in, expected.data());
-    for (int64_t r = 0; r < n_out; r++) worst = std::max(worst, std::fabs(expected[size_t(r)] - y[size_t(t * n_out + r)]));
+    for (int64_t r = 0; r < n_out; r++) worst = check::worse(worst, y[size_t(t * n_out + r)], expected[size_t(r)]);
   }
   const double step = 0.01 * 128 * 6 / 127;  // scale * largest value * (largest activation / 127)
   CHECK_NEAR(worst, 0, 4 * step);
@@ -106,7 +106,7 @@ TEST("the float path matches the oracle") {
       double worst = 0;
       for (int t = 0; t < rows; t++) {
         reference::matvec(w.host.tqn, x.data() + t * n_in, expected.data());
-        for (int64_t r = 0; r < n_out; r++) worst = std::max(worst, std::fabs(expected[size_t(r)] - y[size_t(t * n_out + r)]));
+        for (int64_t r = 0; r < n_out; r++) worst = check::worse(worst, y[size_t(t * n_out + r)], expected[size_t(r)]);
       }
       // Float sums of 576 products of about 0.01 * 128 * 4, and a rotation of ten passes: 2^-24 each, far from all in one direction.
       CHECK_NEAR(worst, 0, 576 * 0.01 * 128 * 4 * std::ldexp(1.0, -24) * 16);
@@ -152,7 +152,7 @@ TEST("dense matrices of every type") {
           for (int64_t r = 0; r < n_out; r++) {
             double sum = 0;
             for (int64_t i = 0; i < n_in; i++) sum += double(w.f32[size_t(r * n_in + i)]) * x[size_t(t * n_in + i)];
-            worst = std::max(worst, std::fabs(sum - y[size_t(t * n_out + r)]));
+            worst = check::worse(worst, y[size_t(t * n_out + r)], sum);
           }
         // Rounding the activations to the matrix's type costs at most 2^-9 (bf16) or 2^-12 (f16) of each product, in random directions:
         // sqrt(580) of them, six times the standard deviation. Else float sums.

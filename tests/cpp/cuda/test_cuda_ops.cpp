@@ -16,10 +16,7 @@ double difference(Precision precision, const Rows& rows, int runs, Make&& make) 
     for (int run = 0; run < runs; run++) backends[i]->run(*program, rows.batch());
     results[i] = read(*backends[i], *model.result.buffer);
   }
-  double worst = 0;
-  for (size_t j = 0; j < results[0].size(); j++) worst = std::max(worst, double(std::fabs(results[0][j] - results[1][j])));
-  for (const float v : results[1]) CHECK(std::isfinite(v));
-  return worst;
+  return check::largest_difference(results[1], results[0]);
 }
 
 struct Model {
@@ -79,10 +76,7 @@ double attention_difference(const AttentionCase& c, Precision precision) {
       results[i] = read(b, *out.buffer);
     }
   }
-  double worst = 0;
-  for (size_t j = 0; j < results[0].size(); j++) worst = std::max(worst, double(std::fabs(results[0][j] - results[1][j])));
-  for (const float x : results[1]) CHECK(std::isfinite(x));
-  return worst;
+  return check::largest_difference(results[1], results[0]);
 }
 
 }  // namespace
@@ -261,7 +255,8 @@ struct Mixture {
 
 double largest(const std::vector<float>& x) {
   double most = 0;
-  for (const float v : x) most = std::max(most, double(std::fabs(v)));
+  for (const float v : x) most = check::worse(most, v, 0);
+  CHECK(std::isfinite(most));
   return most;
 }
 
@@ -278,11 +273,8 @@ TEST("few rows choose their experts on the device, with the result of the way th
     const std::vector<float> x = random.normals(40 * Mixture::kWidth), expected = m.run(*b, x, 40, 3);
     for (const int n : {1, 3, 9, 32}) {
       const std::vector<float> y = m.run(*b, x, n, 3), on_cpu = m.run(*cpu, x, n, 3);
-      double worst = 0, from_cpu = 0;
-      for (size_t i = 0; i < y.size(); i++) {
-        CHECK(std::isfinite(y[i]));
-        worst = std::max(worst, double(std::fabs(y[i] - expected[i]))), from_cpu = std::max(from_cpu, double(std::fabs(y[i] - on_cpu[i])));
-      }
+      const std::vector<float> first_rows(expected.begin(), expected.begin() + std::ptrdiff_t(y.size()));
+      const double worst = check::largest_difference(y, first_rows), from_cpu = check::largest_difference(y, on_cpu);
       // Three passes of at most nine additions, and weights whose exponentials and sums are rounded otherwise: 2^-24 each.
       CHECK_NEAR(worst / largest(expected), 0, 256 * std::ldexp(1.0, -24));
       CHECK_NEAR(from_cpu / largest(on_cpu), 0, 0.03);  // a few activations of 192 and 320 rounded the other way, 1/127 each
@@ -343,4 +335,20 @@ TEST("running out of memory is an error, and the backend goes on") {
   const std::vector<float> x(100, 1.5f);
   TestPlane plane(*b, x, 100);
   CHECK(read(*b, *plane.buffer) == x);
+}
+
+TEST("copies stay within the device, and each backend counts its own memory") {
+  const auto b = cuda_backend(Precision::int8), other = cuda_backend(Precision::int8);
+  Random random{8};
+  const std::vector<float> x = random.normals(100);
+  std::vector<float> expected(200);
+  std::copy_n(x.begin() + 10, 20, expected.begin() + 110);
+  const TestPlane from(*b, x, 100), to(*b, 2, 100);
+  b->copy(*from.buffer, 40, *to.buffer, 440, 80);
+  CHECK(read(*b, *to.buffer) == expected);
+  b->copy(*to.buffer, 440, *to.buffer, 0, 80);  // within one buffer
+  std::copy_n(x.begin() + 10, 20, expected.begin());
+  CHECK(read(*b, *to.buffer) == expected);
+  CHECK_EQ(b->memory_bytes(), 1200);
+  CHECK_EQ(other->memory_bytes(), 0);
 }

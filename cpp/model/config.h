@@ -1,0 +1,90 @@
+// What a model is, apart from its weights: `Config` for the whole of it, `LayerConfig` for each layer. architectures.cpp fills both from a
+// file's metadata.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "backend/backend.h"
+
+namespace tq {
+
+// RMS norm of queries and keys before their rotary embedding.
+enum class QkNorm : uint8_t {
+  none,
+  per_head,  // each head by itself, with one weight (head_dim) for all of them
+  full       // all heads of a token as one vector, with a weight (n_heads * head_dim)
+};
+
+// Rotary position embedding: pair i of the first `dims` elements of a head, at position p, is turned by the angle p * frequency_i.
+struct RopeConfig {
+  float base = 10000;        // frequency_i = base^(-2 i / dims) / (linear_scale * factor_i)
+  float linear_scale = 1;    // 4: positions are squeezed into a quarter of their range
+  float magnitude = 1;       // cos and sin are multiplied by it
+  bool use_factors = true;   // factor_i comes from the file's tensors of rope factors where it has them; else 1
+  int64_t original_ctx = 0;  // of files with factors for long contexts: a context of more positions than this uses those
+  int dims = 0;              // elements of a head that turn: even, at most head_dim
+  bool pairs = false;        // pair i is (2 i, 2 i + 1), the layout of llama.cpp's llama files; else (i, i + dims / 2)
+  bool operator==(const RopeConfig&) const = default;
+};
+
+// A mixer: softmax attention of grouped query heads over the positions so far.
+struct AttentionConfig {
+  int n_heads = 0;     // of queries
+  int n_kv_heads = 0;  // of keys and values; divides n_heads
+  int head_dim = 0;    // elements of every head
+  float scale = 1;     // a score is scale * (q . k)
+  float soft_cap = 0;  // scores become soft_cap * tanh(score / soft_cap); 0: they stay as they are
+  int64_t window = 0;  // a position sees itself and the window - 1 before it; 0: all before it
+  QkNorm qk_norm = QkNorm::none;
+  RopeConfig rope;
+  int64_t q_width() const { return int64_t(n_heads) * head_dim; }
+  int64_t kv_width() const { return int64_t(n_kv_heads) * head_dim; }
+};
+
+// What lets a layer's positions see each other. Another kind of mixer is another alternative here, in MixerWeights (model.h) and in
+// StateShape (state.h); std::visit in graph.cpp and loader.cpp then says where it is missing.
+using Mixer = std::variant<AttentionConfig>;
+
+// A feed-forward: down (activation(gate x) * up x).
+struct GatedConfig {
+  int64_t n_ff = 0;  // rows of gate and up
+  GatedActivation activation = GatedActivation::silu;
+};
+
+// A feed-forward: a router gives each token to n_used of n_experts gated feed-forwards, whose outputs are summed with the router's softmax
+// probabilities as weights.
+struct ExpertsConfig {
+  int n_experts = 0, n_used = 0;
+  int64_t n_ff = 0;         // rows of each expert's gate and up
+  int64_t n_ff_shared = 0;  // of one more expert that every token goes to; 0: there is none
+  bool normalize = true;    // the weights of a token's n_used experts are divided by their sum
+  GatedActivation activation = GatedActivation::silu;
+};
+
+using FeedForward = std::variant<GatedConfig, ExpertsConfig>;
+
+// A layer adds two branches to the residual stream x, one after the other:
+//   x += residual_scale * post_norm(mixer(pre_norm(x)));  x += residual_scale * post_norm(feed_forward(pre_norm(x)))
+struct LayerConfig {
+  Mixer mixer;
+  FeedForward feed_forward;
+};
+
+struct Config {
+  std::string architecture;                   // GGUF's name: "llama", "qwen2", "gemma2", ...
+  int64_t n_embd = 0;                         // elements of the residual stream
+  int64_t n_vocab = 0;                        // tokens: rows of the embedding and of the output matrix
+  int64_t n_ctx_train = 0;                    // positions that the model was trained for
+  float norm_eps = 0;                         // epsilon of every RMS norm
+  float embed_scale = 1;                      // the embedding is multiplied by it
+  float residual_scale = 1;                   // what a branch adds is multiplied by it
+  float logit_scale = 1;                      // logits are multiplied by it
+  float logit_soft_cap = 0;                   // then they become cap * tanh(logit / cap); 0: they stay as they are
+  bool pre_norms = true, post_norms = false;  // which of a branch's two norms there are (gemma 2: both; olmo 2: post alone)
+  std::vector<LayerConfig> layers;            // from the embedding to the output
+  int64_t n_layers() const { return int64_t(layers.size()); }
+};
+
+}  // namespace tq
