@@ -188,7 +188,7 @@ void print_gemv(const std::vector<const Kernels*>& tables, const double* bandwid
                 100 * p.bytes() / s / bandwidth[1]);
   }
   for (const Kernels* isa : tables)
-    for (int k : {1, 2, 3, 4, 6, 8}) {
+    for (int k : tqn::Formats::bits) {
       Problem p(k, 4096, isa->isa == "scalar" ? 4 << 20 : kColdBytes, 1);
       for (int threads = 1; threads <= kMaxThreads; threads++) {
         const double s = p.seconds(*isa, threads);

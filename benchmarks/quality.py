@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from turboquant_native import _core
-from turboquant_native.calibrate import quantizer
-from turboquant_native.calibrate.quantizer import Quantizer, Request
+from turboquant_native.calibrate.quantizer import Quantizer
+from turboquant_native.calibrate.request import EFFORTS, Request
 from turboquant_native.calibrate.sensitivity import Sensitivity
 from turboquant_native.common.journal import only_one_process
 from turboquant_native.convert.conversion import Options, TensorPlan, make_plan, write_model
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--calib", type=Path, help="calibration text (default: the offline mix)")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="none: print what is known")
     parser.add_argument("--windows", type=int, default=WINDOWS)
-    parser.add_argument("--effort", choices=tuple(quantizer.EFFORTS), default="normal")
+    parser.add_argument("--effort", choices=tuple(EFFORTS), default="normal")
     parser.add_argument("--ablation", action="store_true", help="the stages on and off, instead of the sizes")
     parser.add_argument("--only", default="", metavar="PART", help="cases whose name contains this")
     parser.add_argument("--case", metavar="NAME", help="the case of exactly this name")

@@ -1,8 +1,9 @@
-// Decoding TQN codes in registers: how a warp cuts a tile, and the codebook in shared memory.
+// Decoding TQN codes in registers: how a warp cuts a tile, and the look-up table in shared memory.
 //
-// A warp decodes eight tiles (32 columns) of a strip at a time. Lane 4g + t owns rows 8g .. 8g + 7 of tiles 2t and 2t + 1: 32 consecutive
-// steps of a tile, K whole words. The lane with the next rows holds the bits that the last windows reach into, and the tile is circular.
-// Rows 8g + 2m and 8g + 2m + 1 of the two tiles are lane 4g + t's registers of the mma operand A (16 x 32 int8), for m = 0 .. 3.
+// A word of a plane is the four columns of one row mod 8, "group" g of a tile: K words, one a plane, are the group's rows g, 8 + g .. 56 +
+// g, and the nibbles of four columns are one shift and one mask. A nibble behind the last step is one of the next lane: of the next column,
+// or of the next group's first. A warp decodes eight tiles (32 columns) of a strip at a time: lane 4g + t owns group g of tiles 2t and 2t +
+// 1, whose rows 16m + g and 16m + 8 + g are that lane's registers of the mma operand A (16 x 32 int8), for m = 0 .. 3.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -12,58 +13,78 @@ namespace tq::cuda {
 
 inline constexpr int kWarp = 32;
 inline constexpr int kGroupTiles = 8;                            // tiles that a warp decodes at a time
-inline constexpr int kLaneRows = 8;                              // rows of a tile that a lane owns
+inline constexpr int kGroups = 8;                                // of a tile
+inline constexpr int kLaneRows = tqn::kLaneSteps;                // rows of a group
 inline constexpr int kGroupCols = kGroupTiles * tqn::kTileCols;  // 32: the depth of one mma
 
-// The codebook in shared memory: entry e for column c and lane l is the word at c * kColumnTable + e * 128 + 4 * l, holding the value in
-// byte c. Each lane reads its own bank, and the words of a row's four columns OR together to the operand of a dot product.
-inline constexpr uint32_t kEntryShift = 7;
-inline constexpr uint32_t kColumnTable = tqn::kCodebookSize << kEntryShift;
-inline constexpr uint32_t kEntryMask = (tqn::kCodebookSize - 1) << kEntryShift;
-inline constexpr uint32_t kTableBytes = tqn::kTileCols * kColumnTable;
-inline constexpr uint32_t kTableSharedBytes =
-    kTableBytes + kColumnTable;  // the base is aligned to kColumnTable, so that OR can form addresses
+// The table in shared memory: entry e for lane l is the word at e * 128 + 4 * l, so that each lane reads its own bank. For TQN6 an entry is
+// the index. For the trellis formats it is p + 16 q: two numbers that decide both of a step's indices (table_pair). Where these differ by
+// one nibble of the window, p is one of them and q the nibble, which costs nothing to form.
+inline constexpr uint32_t kEntryBytes = kWarp * 4;
+constexpr uint32_t table_entries(int k) { return tqn::is_trellis(k) ? tqn::kTableSize * tqn::kTableSize : tqn::codebook_size(k); }
+constexpr uint32_t table_bytes(int k) { return table_entries(k) * kEntryBytes; }
 
 __device__ inline uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
-// Fills the tables of the first Columns columns, aligned to 16 bytes (all threads of the block; no barrier inside).
-template <int Columns>
-__device__ inline void fill_table(void* table, const int8_t* codebook) {
-  uint4* to = static_cast<uint4*>(table);
-  for (uint32_t i = threadIdx.x; i < Columns * kColumnTable / sizeof(uint4); i += blockDim.x) {
-    const uint32_t entry = (i / 8) % tqn::kCodebookSize, column = i * sizeof(uint4) / kColumnTable;
-    const uint32_t word = uint32_t(uint8_t(codebook[entry])) << (8 * column);
-    to[i] = make_uint4(word, word, word, word);
-  }
+// The indices of T and U, modulo 16, that an entry's p and q stand for.
+template <int K>
+__device__ constexpr tqn::Indices<uint32_t> table_pair(uint32_t p, uint32_t q) {
+  if constexpr (K == 2) return {p, (p + q) % 16};
+  if constexpr (K == 4) return {(p + q) % 16, p};
+  return {p, q};
 }
 
-// All four columns, at an aligned place in `shared`; returns their shared address.
-__device__ inline uint32_t fill_aligned_table(void* shared, const int8_t* codebook) {
-  const uint32_t start = shared_address(shared), base = (start + kColumnTable - 1) / kColumnTable * kColumnTable;
-  fill_table<tqn::kTileCols>(static_cast<char*>(shared) + (base - start), codebook);
-  return base;
+// A word of the table: the value in the lowest byte alone, or, Signed, as an integer.
+template <int K, bool Signed>
+__device__ inline uint32_t table_word(const int8_t* codebook, uint32_t entry) {
+  int value = 0;
+  if constexpr (tqn::is_trellis(K)) {
+    const tqn::Indices<uint32_t> at = table_pair<K>(entry % 16, entry / 16);
+    value = codebook[at.first] + codebook[tqn::kTableSize + at.second] - tqn::offset(K);
+  } else {
+    value = codebook[entry];
+  }
+  return uint32_t(Signed ? value : value & 255);
+}
+
+// Fills a table, aligned to 16 bytes (all threads of the block; no barrier inside).
+template <int K, bool Signed>
+__device__ inline void fill_table(void* table, const int8_t* codebook) {
+  uint4* to = static_cast<uint4*>(table);
+  if constexpr (tqn::has_codebook(K))
+    for (uint32_t i = threadIdx.x; i < table_bytes(K) / sizeof(uint4); i += blockDim.x) {
+      const uint32_t word = table_word<K, Signed>(codebook, i * sizeof(uint4) / kEntryBytes);
+      to[i] = make_uint4(word, word, word, word);
+    }
 }
 
 // A lane's view of the table, to be made after the barrier that follows fill_table (volatile: look-ups stay behind it).
 __device__ inline uint32_t lane_table(uint32_t base) {
   uint32_t lane;
-  asm volatile("or.b32 %0, %1, %2;" : "=r"(lane) : "r"(base), "r"((threadIdx.x % kWarp) * 4));
+  asm volatile("add.u32 %0, %1, %2;" : "=r"(lane) : "r"(base), "r"((threadIdx.x % kWarp) * 4));
   return lane;
 }
 
+// The table's word for byte Column of `entries`; a dot product of bytes forms the address.
 template <int Column>
-__device__ inline uint32_t look_up(uint32_t lane_table, uint32_t index_bits) {
+__device__ inline uint32_t look_up(uint32_t lane_table, uint32_t entries) {
   uint32_t word;
-  asm("ld.shared.u32 %0, [%1+%2];" : "=r"(word) : "r"((index_bits & kEntryMask) | lane_table), "n"(Column * kColumnTable));
+  asm("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(__dp4a(entries, kEntryBytes << (8 * Column), lane_table)));
   return word;
 }
 
-// The words of a lane with Rows rows of a tile and, for the trellis formats, the first word of the next lane's.
-template <int K, int Rows = kLaneRows>
+// A group's words, one a plane, and behind them those that the last steps' windows reach into.
+template <int K>
 struct Codes {
-  static constexpr int kOwn = Rows * tqn::kTileCols * K / 32;
-  static constexpr int kWords = tqn::is_trellis(K) ? kOwn + 1 : kOwn;
-  uint32_t word[kWords];
+  static constexpr int kReached = tqn::is_trellis(K) ? (K * (kLaneRows - 1) + tqn::kReach<K> - 1) / 8 + 1 : K;  // planes
+  static constexpr int kShared = kReached - K < K ? kReached - K : K;  // words of the next group that are needed
+  uint32_t word[kReached];
+
+  // next: the first words of the next group.
+  __device__ void reach(const uint32_t (&next)[kShared > 0 ? kShared : 1]) {
+#pragma unroll
+    for (int p = K; p < kReached; p++) word[p] = __funnelshift_r(word[p % K], next[p % K], 8 * (p / K));
+  }
 };
 
 // Codes are read once and need no first-level cache, unless several loads take a part of every 32 bytes each: all would be fetched by all.
@@ -86,101 +107,83 @@ __device__ inline uint2 stream_load2(const void* p) {
   return v;
 }
 
-// Loads a lane's own words; `p` is its part of the tile (aligned to the largest power-of-two divisor of its size).
-template <int K, int Rows>
-__device__ inline void load_codes(const uint8_t* p, Codes<K, Rows>& codes) {
-  constexpr int kOwn = Codes<K, Rows>::kOwn;
-  if constexpr (kOwn % 4 == 0) {
+// Loads the group whose first word is at `p`.
+template <int K>
+__device__ inline void load_codes(const uint8_t* p, Codes<K>& codes) {
 #pragma unroll
-    for (int i = 0; i < kOwn; i += 4) {
-      const uint4 v = stream_load4<kOwn == 4>(p + 4 * i);
-      codes.word[i] = v.x, codes.word[i + 1] = v.y, codes.word[i + 2] = v.z, codes.word[i + 3] = v.w;
-    }
-  } else if constexpr (kOwn % 2 == 0) {
+  for (int plane = 0; plane < K; plane++) codes.word[plane] = __ldg(reinterpret_cast<const uint32_t*>(p + plane * tqn::kTileLanes));
+}
+// Loads two neighbouring groups.
+template <int K>
+__device__ inline void load_codes(const uint8_t* p, Codes<K> (&codes)[2]) {
 #pragma unroll
-    for (int i = 0; i < kOwn; i += 2) {
-      const uint2 v = stream_load2<kOwn == 2>(p + 4 * i);
-      codes.word[i] = v.x, codes.word[i + 1] = v.y;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kOwn; i++) codes.word[i] = __ldg(reinterpret_cast<const uint32_t*>(p) + i);
+  for (int plane = 0; plane < K; plane++) {
+    const uint2 both = stream_load2<true>(p + plane * tqn::kTileLanes);
+    codes[0].word[plane] = both.x, codes[1].word[plane] = both.y;
   }
 }
-
-// The same from shared memory.
+// From shared memory.
 template <int K>
 __device__ inline void load_shared_codes(uint32_t p, Codes<K>& codes) {
 #pragma unroll
-  for (int i = 0; i < K; i += K % 4 == 0 ? 4 : K % 2 == 0 ? 2 : 1) {
-    uint32_t* w = codes.word + i;
-    if constexpr (K % 4 == 0)
-      asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3]) : "r"(p + 4 * i) : "memory");
-    else if constexpr (K % 2 == 0)
-      asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(w[0]), "=r"(w[1]) : "r"(p + 4 * i) : "memory");
-    else
-      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(w[0]) : "r"(p + 4 * i) : "memory");
-  }
+  for (int plane = 0; plane < K; plane++)
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(codes.word[plane]) : "r"(p + plane * tqn::kTileLanes) : "memory");
 }
 
-// Fetches the next lane's first word (all lanes of the warp).
+// Fetches what the last steps need from the lane `from`, which holds the next group (all lanes of the warp).
+template <int K>
+__device__ inline void share_codes(Codes<K>& codes, const Codes<K>& first, int from) {
+  if constexpr (tqn::is_trellis(K)) {
+    uint32_t next[Codes<K>::kShared];
+#pragma unroll
+    for (int i = 0; i < Codes<K>::kShared; i++) next[i] = __shfl_sync(~0u, first.word[i], from);
+    codes.reach(next);
+  }
+}
 template <int K>
 __device__ inline void share_codes(Codes<K>& codes) {
-  if constexpr (tqn::is_trellis(K)) codes.word[K] = __shfl_sync(~0u, codes.word[0], (threadIdx.x + 4) % kWarp);
+  share_codes<K>(codes, codes, (threadIdx.x + 4) % kWarp);
 }
 
-// 32 bits from bit `Bit` of a lane's words; windows near the end see only the bits they need.
-template <int Bit, int K, int Rows>
-__device__ inline uint32_t bits_from(const Codes<K, Rows>& codes) {
-  constexpr int i = Bit / 32, shift = Bit % 32;
-  if constexpr (shift == 0) return codes.word[i];
-  if constexpr (i + 1 < Codes<K, Rows>::kWords) return __funnelshift_r(codes.word[i], codes.word[i + 1], shift);
-  return codes.word[i] >> shift;
+// `Bits` bits of every byte from bit `Bit` of the group's lanes.
+template <int Bit, int Bits, int K>
+__device__ inline uint32_t fields(const Codes<K>& codes) {
+  constexpr int shift = Bit % 8, plane = Bit / 8;
+  constexpr uint32_t every = 0x01010101, own = (1u << (8 - shift)) - 1, all = (1u << Bits) - 1;
+  if constexpr (shift + Bits <= 8) {
+    return codes.word[plane] >> shift & all * every;
+  } else {
+    const uint32_t high = plane + 1 < Codes<K>::kReached ? codes.word[plane + 1] : 0;  // a last bit beyond the window does not count
+    return (codes.word[plane] >> shift & own * every) | (high << (8 - shift) & (all & ~own) * every);
+  }
 }
 
-// The multiplier of a window in the low half of a register, its product's low bits at kEntryShift: kLowHash; of one in the upper half, by a
-// dot product of the two upper bytes (only the 13 low bits count, so that 256 times the multiplier fits 16 bits): kHighHash.
-inline constexpr uint32_t kHashBits = (tqn::kCodebookSize << kEntryShift) - 1;
-template <int K>
-inline constexpr uint32_t kLowHash = tqn::multiplier(K) << (kEntryShift - 6);
-template <int K>
-inline constexpr uint32_t kHighHash = kLowHash<K> | (kLowHash<K> << 8 & kHashBits) << 16;
-
-// The codebook index of a step, shifted to kEntryShift, among noise that look_up masks. Windows 16 bits apart share one shift.
-template <int Step, int K, int Rows>
-__device__ inline uint32_t index_bits(const Codes<K, Rows>& codes) {
-  constexpr int bit = K * Step;
+// The table's entries of a step's four columns.
+template <int Step, int K>
+__device__ inline uint32_t entries_of(const Codes<K>& codes) {
   if constexpr (K == 6) {
-    if constexpr (bit % 32 == 0) return codes.word[bit / 32] << kEntryShift;
-    return bits_from<bit>(codes) << kEntryShift;
+    return fields<6 * Step, 6>(codes);
   } else {
-    if constexpr (bit % 32 == 16 || (bit % 32 > 16 && 32 % K == 0)) return __dp2a_hi(kHighHash<K>, bits_from<bit - 16>(codes), 0u);
-    return bits_from<bit>(codes) * kLowHash<K>;
+    const auto nibble = [&]<int B>(tqn::Bit<B>) { return fields<K * Step + B, 4>(codes); };
+    const tqn::Indices<uint32_t> at = tqn::table_indices<K>(nibble);
+    constexpr uint32_t low = 0x0F0F0F0F;
+    if constexpr (K == 2) return (at.first & low) | (nibble(tqn::Bit<2>{}) << 4 & ~low);
+    if constexpr (K == 4 && Step % 2 == 0) return (at.second & low) | (codes.word[Step / 2] & ~low);
+    if constexpr (K == 4) return (at.second & low) | (codes.word[Step / 2 + 1] << 4 & ~low);
+    return (at.first & low) | (at.second << 4 & ~low);
   }
 }
 
-// Of a step and of the one eight later. At k = 3 their windows begin three bytes apart, at the same bit of a byte: where that is one of the
-// first five, two bytes hold a window, so that one permutation of bytes and one shift serve both, and often the next pair too.
-template <int Step, int K, int Rows>
-__device__ inline void index_bits_of_two(const Codes<K, Rows>& codes, uint32_t& first, uint32_t& second) {
-  constexpr int byte = K * Step / 8, shift = K * Step % 8, word = byte / 4, at = byte % 4;
-  if constexpr (K == 3 && shift <= 16 - tqn::kWindowBits && byte % 3 != 2) {  // in each third byte one such window begins, no two
-    constexpr uint32_t bytes = at | (at + 1) << 4 | (at + 3) << 8 | (at + 4) << 12;
-    const uint32_t both = __byte_perm(codes.word[word], codes.word[word + 1], bytes) >> shift;
-    first = both * kLowHash<K>, second = __dp2a_hi(kHighHash<K>, both, 0u);
-  } else {
-    first = index_bits<Step>(codes), second = index_bits<Step + 8>(codes);
-  }
-}
-
-// The four values of row `Row` (0 .. 7) of a lane's rows, one a byte.
-template <int K, int Row>
+// The four values of row 8 * Step + g, one a byte.
+template <int K, int Step>
 __device__ inline uint32_t decode_row(const Codes<K>& codes, uint32_t table) {
   if constexpr (K == 8) {
-    return codes.word[Row];
+    return codes.word[Step];
   } else {
-    const uint32_t low = look_up<0>(table, index_bits<4 * Row>(codes)) | look_up<1>(table, index_bits<4 * Row + 1>(codes));
-    return low | look_up<2>(table, index_bits<4 * Row + 2>(codes)) | look_up<3>(table, index_bits<4 * Row + 3>(codes));
+    const uint32_t entries = entries_of<Step>(codes);
+    const uint32_t low = __byte_perm(look_up<0>(table, entries), look_up<1>(table, entries), 0x0040);
+    const uint32_t high = __byte_perm(look_up<2>(table, entries), look_up<3>(table, entries), 0x0040);
+    return __byte_perm(low, high, 0x5410);
   }
 }
 

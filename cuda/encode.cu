@@ -2,28 +2,25 @@
 //
 // A step goes from states s to s' = (s << K | bits) mod 4096. Only the minimum over the K bits that a state loses matters to the next step,
 // so what is kept of 4096 costs is one for each overlap u = s mod 2^(12 - K). A thread owns 16 states s', as 2^K states h * kOverlaps + u
-// that end in the same u, for its overlaps u. Costs are integers: (x - c)^2 without x^2, times 64, with h in the K lowest bits, so that one
+// that end in the same u, for its overlaps u. Costs are the reference's integers (format/search.h) with h in the K lowest bits, so that one
 // addition-and-minimum compares costs and remembers the decision.
 #include <climits>
 
 #include "device.h"
 #include "encode.h"
-#include "format/tqn.h"
+#include "format/search.h"
 
 namespace tq::cuda {
 namespace {
 
 constexpr uint32_t kThreads = 256;
 constexpr uint32_t kSteps = tqn::kTileSteps;
-constexpr int kUnit = 64;              // of costs
-constexpr float kLargest = 255;        // of targets: sums over a tile stay within 32 bits, and codebooks end at 127
-constexpr int kUnreachable = 1 << 29;  // above what any 12 steps cost
 
 template <int K>
 struct Trellis {
   static constexpr uint32_t kOverlaps = tqn::kStates >> K, kChoices = 1 << K, kOwn = kOverlaps / kThreads;
   static constexpr int kSharedBytes = 2 * kOverlaps * int(sizeof(int)) + kSteps * kThreads + kSteps * int(sizeof(int)) + kSteps;
-  int c[kOwn][kChoices], squares[kOwn][kChoices];  // of this thread's states: value, and kUnit * value^2 | choice
+  int c[kOwn][kChoices], squares[kOwn][kChoices];  // of this thread's states: value, and weight * value^2 | choice
 
   int* costs;          // two planes of kOverlaps
   uint8_t* decisions;  // (kSteps, kThreads): kOwn choices of K bits
@@ -37,16 +34,15 @@ struct Trellis {
     for (uint32_t n = 0; n < kOwn; n++)
 #pragma unroll
       for (uint32_t h = 0; h < kChoices; h++) {
-        const int value = codebook[tqn::codebook_index(h * kOverlaps + first_overlap() + n, tqn::multiplier(K))];
-        c[n][h] = value, squares[n][h] = value * value * kUnit | int(h);
+        const int value = tqn::window_value<K>(h * kOverlaps + first_overlap() + n, codebook);
+        c[n][h] = value, squares[n][h] = (value * value * tqn::step_cost(K, 0, 1).weight << K) | int(h);
       }
   }
 
   __device__ static uint32_t first_overlap() { return threadIdx.x * kOwn; }
 
   __device__ void load_targets(const float* x) {
-    const float clamped = fminf(fmaxf(x[kSteps - 1 - threadIdx.x], -kLargest), kLargest);
-    targets[threadIdx.x] = __float2int_rn(-2 * clamped * (kUnit >> K)) << K;  // a multiple of 2^K: the choice's bits stay
+    targets[threadIdx.x] = tqn::step_cost(K, x[kSteps - 1 - threadIdx.x], 1).slope * int(kChoices);  // the choice's bits stay
   }
 
   __device__ void step(const int* from, int* to, int target, uint8_t* decision) const {
@@ -78,7 +74,8 @@ struct Trellis {
   }
 
   __device__ void start(int overlap) {
-    for (uint32_t n = 0; n < kOwn; n++) costs[first_overlap() + n] = overlap < 0 || overlap == int(first_overlap() + n) ? 0 : kUnreachable;
+    for (uint32_t n = 0; n < kOwn; n++)
+      costs[first_overlap() + n] = overlap < 0 || overlap == int(first_overlap() + n) ? 0 : tqn::kUnreachable;
     __syncthreads();
   }
 
@@ -120,7 +117,7 @@ struct Trellis {
     for (uint32_t byte = threadIdx.x; byte < 32 * K; byte += kThreads) {
       uint32_t value = 0;
       for (uint32_t b = 0; b < 8; b++) value |= (bits[(8 * byte + b) / K] >> ((8 * byte + b) % K) & 1u) << b;
-      tile[byte] = uint8_t(value);
+      tile[tqn::place_of_byte(K, int(byte))] = uint8_t(value);
     }
   }
 };

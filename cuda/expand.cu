@@ -10,41 +10,40 @@ namespace {
 
 constexpr int kWarps = 8;
 
-// A lane holds 8 rows x 8 neighbouring columns. Row `Row` of them lies Row * stride on, or, tiled, Row swizzle rows on in its own chunk
-// order.
-template <int K, int Row, bool Tiled>
-__device__ inline void store_row(const Codes<K> (&codes)[2], uint32_t table, int8_t* out, int64_t stride, int chunk) {
-  const int64_t at = Tiled ? Row * kTileDepth + (chunk ^ Row) * 16 : Row * stride;
-  *reinterpret_cast<uint2*>(out + at) = make_uint2(decode_row<K, Row>(codes[0], table), decode_row<K, Row>(codes[1], table));
+// A lane holds every eighth row of a strip x 8 neighbouring columns.
+template <int K, int Step, bool Tiled>
+__device__ inline void store_row(const Codes<K> (&codes)[2], uint32_t table, int8_t* values, int64_t stride, int64_t first_row,
+                                 int column) {
+  const int64_t row = first_row + Step * kGroups;
+  int8_t* out = values + (Tiled ? tiled_offset(row, column, stride, kWeightTile) : row * stride + column);
+  *reinterpret_cast<uint2*>(out) = make_uint2(decode_row<K, Step>(codes[0], table), decode_row<K, Step>(codes[1], table));
 }
 
-template <int K, bool Tiled, int... Rows>
-__device__ inline void store_rows(const Codes<K> (&codes)[2], uint32_t table, int8_t* out, int64_t stride, int chunk,
-                                  std::integer_sequence<int, Rows...>) {
-  (store_row<K, Rows, Tiled>(codes, table, out, stride, chunk), ...);
+template <int K, bool Tiled, int... Steps>
+__device__ inline void store_rows(const Codes<K> (&codes)[2], uint32_t table, int8_t* values, int64_t stride, int64_t first_row, int column,
+                                  std::integer_sequence<int, Steps...>) {
+  (store_row<K, Steps, Tiled>(codes, table, values, stride, first_row, column), ...);
 }
 
 template <int K, bool Tiled>
 __global__ void __launch_bounds__(kWarps* kWarp) expand_kernel(const __grid_constant__ PackedView w, int8_t* values) {
-  extern __shared__ char shared[];
+  extern __shared__ __align__(16) char shared[];
   uint32_t table = 0;
   if constexpr (K != 8) {
-    const uint32_t base = fill_aligned_table(shared, w.codebook);
+    fill_table<K, false>(shared, w.codebook);
     __syncthreads();
-    table = lane_table(base);
+    table = lane_table(shared_address(shared));
   }
   const int lane = threadIdx.x % kWarp, g = lane / 4;
   const int64_t stride = round_up(w.n_in, kRowAlign), groups = stride / kGroupCols, total = groups * w.strips;
   for (int64_t i = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; i < total; i += int64_t(gridDim.x) * kWarps) {
     const int strip = int(i / groups), tile = int(i % groups) * kGroupTiles + 2 * (lane % 4), column = tile * tqn::kTileCols;
-    const uint8_t* p = w.codes + (int64_t(strip) * w.tiles + tile) * tqn::tile_bytes(K) + g * (4 * K);
+    const uint8_t* p = w.codes + (int64_t(strip) * w.tiles + tile) * tqn::tile_bytes(K) + g * 4;
     Codes<K> codes[2];
     load_codes<K>(p, codes[0]), load_codes<K>(p + tqn::tile_bytes(K), codes[1]);
     share_codes<K>(codes[0]), share_codes<K>(codes[1]);
-    const int64_t row = int64_t(strip) * tqn::kTileRows + kLaneRows * g;  // a multiple of 8: swizzle row 0
-    const int chunk = column % kTileDepth / 16;
-    int8_t* out = values + (Tiled ? tiled_offset(row, column, stride, kWeightTile) - chunk * 16 : row * stride + column);
-    store_rows<K, Tiled>(codes, table, out, stride, chunk, std::make_integer_sequence<int, kLaneRows>());
+    store_rows<K, Tiled>(codes, table, values, stride, int64_t(strip) * tqn::kTileRows + g, column,
+                         std::make_integer_sequence<int, kLaneRows>());
   }
 }
 
@@ -52,8 +51,8 @@ template <int K, bool Tiled>
 void launch_layout(const PackedView& w, int8_t* values, cudaStream_t stream) {
   const int64_t warps = round_up(w.n_in, kRowAlign) / kGroupCols * w.strips;
   const int64_t blocks = std::min<int64_t>((warps + kWarps - 1) / kWarps, device_limits().processors * 5);
-  allow_shared(expand_kernel<K, Tiled>, kTableSharedBytes);
-  expand_kernel<K, Tiled><<<unsigned(blocks), kWarps * kWarp, K == 8 ? 0 : kTableSharedBytes, stream>>>(w, values);
+  allow_shared(expand_kernel<K, Tiled>, table_bytes(K));
+  expand_kernel<K, Tiled><<<unsigned(blocks), kWarps * kWarp, table_bytes(K), stream>>>(w, values);
   check_launch("expand");
 }
 
@@ -68,20 +67,7 @@ void launch(const PackedView& w, int8_t* values, bool tiled, cudaStream_t stream
 }  // namespace
 
 void expand(const PackedView& matrix, int8_t* values, bool tiled, cudaStream_t stream) {
-  switch (matrix.k) {
-    case 1:
-      return launch<1>(matrix, values, tiled, stream);
-    case 2:
-      return launch<2>(matrix, values, tiled, stream);
-    case 3:
-      return launch<3>(matrix, values, tiled, stream);
-    case 4:
-      return launch<4>(matrix, values, tiled, stream);
-    case 6:
-      return launch<6>(matrix, values, tiled, stream);
-    default:
-      return launch<8>(matrix, values, tiled, stream);
-  }
+  tqn::Formats::call(matrix.k, [&]<int K>(tqn::Format<K>) { launch<K>(matrix, values, tiled, stream); });
 }
 
 }  // namespace tq::cuda

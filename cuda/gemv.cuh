@@ -8,6 +8,7 @@
 
 #include "device.h"
 #include "epilogue.cuh"
+#include "gemv_launch.h"
 #include "gemv_one.cuh"
 #include "mma.cuh"
 
@@ -38,7 +39,7 @@ class CodeStream {
     const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     from_ = w.codes + (int64_t(strip) * w.tiles + step * kStepTiles + warp * kGroupTiles) * tqn::tile_bytes(K) + lane * 16;
     ring += warp * (kSlots * kSlotBytes);
-    read_ = ring + lane % 4 * (2 * kTileStride) + lane / 4 * (4 * K);
+    read_ = ring + lane % 4 * (2 * kTileStride) + lane / 4 * 4;
 #pragma unroll
     for (uint32_t i = 0; i < kCopies; i++)
       write_[i] = ring + (i * kWarp + lane) / (2 * K) * kTileStride + (i * kWarp + lane) % (2 * K) * 16;
@@ -76,23 +77,24 @@ class CodeStream {
   int left_;
 };
 
-// Column C of rows 2M and 2M + 1 of both tiles, each value a word of its own: cheaper than joining four of them where a mma serves one
-// lane's tokens.
-template <int K, int M, int C>
-__device__ inline void multiply_column(const LaneCodes<K>& codes, uint32_t table, uint2 b, int (&sums)[4]) {
-  constexpr int s0 = tqn::step_of(2 * M, C), s1 = tqn::step_of(2 * M + 1, C);
-  mma_int8(sums, look_up<C>(table, index_bits<s0>(codes.tile[0])), look_up<C>(table, index_bits<s1>(codes.tile[0])),
-           look_up<C>(table, index_bits<s0>(codes.tile[1])), look_up<C>(table, index_bits<s1>(codes.tile[1])), b.x, b.y);
+// Column C of two rows of both tiles, each value in the lowest byte of a word of its own, which meets that column of the tokens: cheaper
+// than joining four of them where a mma serves one lane's tokens.
+template <int C>
+__device__ inline void multiply_column(const uint32_t (&entries)[4], uint32_t table, uint2 b, int (&sums)[4]) {
+  mma_int8(sums, look_up<C>(table, entries[0]), look_up<C>(table, entries[1]), look_up<C>(table, entries[2]), look_up<C>(table, entries[3]),
+           b.x >> (8 * C), b.y >> (8 * C));
 }
 
-// Rows 2M and 2M + 1 of a lane's two tiles times NB groups of eight tokens.
+// Steps 2M and 2M + 1 of a lane's two groups times NB groups of eight tokens.
 template <int K, int NB, int M>
 __device__ inline void multiply_rows(const LaneCodes<K>& codes, uint32_t table, const uint2 (&b)[NB], int (&sums)[NB][4]) {
   if constexpr (NB == 1 && K != 8) {
-    multiply_column<K, M, 0>(codes, table, b[0], sums[0]);
-    multiply_column<K, M, 1>(codes, table, b[0], sums[0]);
-    multiply_column<K, M, 2>(codes, table, b[0], sums[0]);
-    multiply_column<K, M, 3>(codes, table, b[0], sums[0]);
+    const uint32_t entries[4] = {entries_of<2 * M>(codes.tile[0]), entries_of<2 * M + 1>(codes.tile[0]), entries_of<2 * M>(codes.tile[1]),
+                                 entries_of<2 * M + 1>(codes.tile[1])};
+    multiply_column<0>(entries, table, b[0], sums[0]);
+    multiply_column<1>(entries, table, b[0], sums[0]);
+    multiply_column<2>(entries, table, b[0], sums[0]);
+    multiply_column<3>(entries, table, b[0], sums[0]);
   } else {
     const uint32_t a0 = decode_row<K, 2 * M>(codes.tile[0], table), a1 = decode_row<K, 2 * M + 1>(codes.tile[0], table);
     const uint32_t a2 = decode_row<K, 2 * M>(codes.tile[1], table), a3 = decode_row<K, 2 * M + 1>(codes.tile[1], table);
@@ -101,8 +103,8 @@ __device__ inline void multiply_rows(const LaneCodes<K>& codes, uint32_t table, 
   }
 }
 
-// A warp's int32 sums over its tiles of `count` steps from step `from`: sums[m][n][i] is row 8g + 2m + i / 2, token 8n + 2t + i % 2 of lane
-// 4g + t.
+// A warp's int32 sums over its tiles of `count` steps from step `from`: sums[m][n][i] is row 16m + 8 * (i / 2) + g, token 8n + 2t + i % 2
+// of lane 4g + t.
 template <int K, int NB>
 __device__ inline void sum_steps(CodeStream<K>& stream, const InputView& in, int from, int count, uint32_t table, int (&sums)[4][NB][4]) {
   const int lane = threadIdx.x % kWarp, g = lane / 4, tile = from * kStepTiles + threadIdx.x / kWarp * kGroupTiles + 2 * (lane % 4);
@@ -136,7 +138,7 @@ __device__ inline void add_warps(const int (&sums)[4][NB][4], int tokens, int* b
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const int token = n * kMmaTokens + 2 * t + i % 2;
-        if (token < tokens) atomicAdd(&block_sums[token * tqn::kTileRows + kLaneRows * g + 2 * m + i / 2], sums[m][n][i]);
+        if (token < tokens) atomicAdd(&block_sums[token * tqn::kTileRows + 16 * m + 8 * (i / 2) + g], sums[m][n][i]);
       }
   __syncthreads();
 }
@@ -201,11 +203,11 @@ __device__ inline void multiply_strip(const PackedView& w, const InputView& in, 
   extern __shared__ __align__(16) char shared[];
   __shared__ int block_sums[NB * kMmaTokens * tqn::kTileRows];
   __shared__ float outlier_sums[NB * kMmaTokens * tqn::kTileRows];
-  CodeStream<K> stream(w, part.strip, part.from, part.count, shared_address(shared) + kTableSharedBytes);
+  CodeStream<K> stream(w, part.strip, part.from, part.count, shared_address(shared) + table_bytes(K));
   if (K != 8 && w.codebook != table.codebook) {
-    const uint32_t base = fill_aligned_table(shared, w.codebook);
+    fill_table<K, false>(shared, w.codebook);
     __syncthreads();
-    table.lane = lane_table(base), table.codebook = w.codebook;
+    table.lane = lane_table(shared_address(shared)), table.codebook = w.codebook;
   }
   int sums[4][NB][4] = {};
   sum_steps<K, NB>(stream, in, part.from, part.count, table.lane, sums);
@@ -239,16 +241,8 @@ __host__ __device__ inline int steps_of(const PackedView& w) { return (w.tiles +
 
 template <int K>
 constexpr int gemv_shared_bytes() {
-  return kTableSharedBytes + CodeStream<K>::kBlockBytes;
+  return int(table_bytes(K) + CodeStream<K>::kBlockBytes);
 }
-
-struct GemvLaunch {
-  PackedProduct product;
-  SplitSums split;
-  int first_strip[kMaxOutputs + 1];  // of each matrix in the launch's list of strips
-  int blocks_a_strip;                // 0: blocks take equal runs of the whole list
-  __host__ __device__ int strips() const { return first_strip[product.count]; }
-};
 
 template <int K, int NB>
 __global__ void __launch_bounds__(kGemvThreads, NB == 1 ? 3 : 2) gemv_kernel(const __grid_constant__ GemvLaunch launch) {

@@ -1,5 +1,5 @@
-// y = W x for one token, by dp4a: the codebook stands in shared memory three times, its values in byte 0, 1 and 2 of a word, so that one
-// LOP3 joins the values of a row's first three columns. (A mma costs as much issue time as the four products that it does for one token.)
+// y = W x for one token, by integer multiply-adds of single values: they and the look-ups' addresses (dp4a) use other pipes than the
+// shifts and masks that form the indices. (A mma costs as much issue time as the four products that it does for one token.)
 //
 // The work is a list of steps: kSingleTokenTiles tiles of a strip, for each strip of each matrix. Blocks take equal runs of the list, one
 // block a processor, and a block's warps equal runs of the block's. A strip that lies in several blocks is summed in the workspace.
@@ -17,11 +17,9 @@ namespace tq::cuda {
 constexpr int one_warps(int k) { return tqn::is_trellis(k) ? 20 : 24; }
 // Steps of a turn of the loop: more save moves between registers, which longer code repays at k = 2 alone.
 constexpr int one_turn(int k) { return k == 2 ? 4 : 2; }
-inline constexpr int kSingleTokenRows = 16;                           // rows of a tile that a lane owns
-inline constexpr int kTileLanes = tqn::kTileRows / kSingleTokenRows;  // lanes of a tile
-inline constexpr int kSingleTokenTiles = kWarp / kTileLanes;          // tiles of a step
-inline constexpr int kSingleTokenColumns = 3;                         // of the codebook's table
-inline constexpr uint32_t kSingleTokenTableBytes = kSingleTokenColumns * kColumnTable;
+inline constexpr int kSingleTokenRows = 16;                                  // rows of a tile that a lane owns: two groups
+inline constexpr int kSingleTokenLanes = tqn::kTileRows / kSingleTokenRows;  // lanes of a tile
+inline constexpr int kSingleTokenTiles = kWarp / kSingleTokenLanes;          // tiles of a step
 
 struct GemvOneLaunch {
   PackedProduct product;
@@ -42,26 +40,28 @@ struct Run {
   }
 };
 
-__device__ inline int row_product(const uint32_t (&index)[tqn::kTileCols], uint32_t table, int x, int sum) {
-  const uint32_t three = look_up<0>(table, index[0]) | look_up<1>(table, index[1]) | look_up<2>(table, index[2]);
-  const uint32_t fourth = look_up<0>(table, index[3]);
-  return __dp4a(int(fourth), int(uint32_t(x) >> 24), __dp4a(int(three), x, sum));
+// A tile's four activations as integers.
+struct OneInput {
+  int x[tqn::kTileCols];
+  __device__ explicit OneInput(int four) : x{int8_t(four), int8_t(four >> 8), int8_t(four >> 16), four >> 24} {}
+};
+
+// Row 8 * Step of a group.
+template <int Step, int K>
+__device__ inline int add_row(const Codes<K>& codes, uint32_t table, const OneInput& in, int sum) {
+  const uint32_t entries = entries_of<Step>(codes);
+  sum += int(look_up<0>(table, entries)) * in.x[0], sum += int(look_up<1>(table, entries)) * in.x[1];
+  sum += int(look_up<2>(table, entries)) * in.x[2], sum += int(look_up<3>(table, entries)) * in.x[3];
+  return sum;
 }
 
-// Rows Row and Row + 2, whose windows are eight steps apart.
-template <int Row, int K>
-__device__ inline void add_two_rows(const Codes<K, kSingleTokenRows>& codes, uint32_t table, int x, int (&sums)[kSingleTokenRows]) {
-  constexpr int step = Row * tqn::kTileCols;
-  uint32_t first[tqn::kTileCols], second[tqn::kTileCols];
-  index_bits_of_two<step>(codes, first[0], second[0]), index_bits_of_two<step + 1>(codes, first[1], second[1]);
-  index_bits_of_two<step + 2>(codes, first[2], second[2]), index_bits_of_two<step + 3>(codes, first[3], second[3]);
-  sums[Row] = row_product(first, table, x, sums[Row]), sums[Row + 2] = row_product(second, table, x, sums[Row + 2]);
-}
-
-template <int K, int... Fours>
-__device__ inline void add_rows(const Codes<K, kSingleTokenRows>& codes, uint32_t table, int x, int (&sums)[kSingleTokenRows],
-                                std::integer_sequence<int, Fours...>) {
-  ((add_two_rows<4 * Fours>(codes, table, x, sums), add_two_rows<4 * Fours + 1>(codes, table, x, sums)), ...);
+// sums: of the rows 8r + 2q + e of lane q of a tile at 2r + e.
+template <int K, int... Steps>
+__device__ inline void add_rows(const Codes<K> (&codes)[2], uint32_t table, int x, int (&sums)[kSingleTokenRows],
+                                std::integer_sequence<int, Steps...>) {
+  const OneInput in(x);
+  ((sums[2 * Steps] = add_row<Steps>(codes[0], table, in, sums[2 * Steps])), ...);
+  ((sums[2 * Steps + 1] = add_row<Steps>(codes[1], table, in, sums[2 * Steps + 1])), ...);
 }
 
 // Where a lane's part of a step lies; the strip's other steps follow it.
@@ -70,8 +70,8 @@ struct LanePart {
   const uint8_t* codes;
   const int8_t* x;
   __device__ LanePart(const PackedView& w, const int8_t* input, int strip, int step) {
-    const int lane = threadIdx.x % kWarp, tile = step * kSingleTokenTiles + lane / kTileLanes;
-    codes = w.codes + (int64_t(strip) * w.tiles + tile) * tqn::tile_bytes(K) + lane % kTileLanes * (tqn::tile_bytes(K) / kTileLanes);
+    const int lane = threadIdx.x % kWarp, tile = step * kSingleTokenTiles + lane / kSingleTokenLanes;
+    codes = w.codes + (int64_t(strip) * w.tiles + tile) * tqn::tile_bytes(K) + lane % kSingleTokenLanes * 8;
     x = input + tile * tqn::kTileCols;
   }
   __device__ void advance(int steps) {
@@ -82,16 +82,22 @@ struct LanePart {
 // What it holds.
 template <int K>
 struct Fetched {
-  Codes<K, kSingleTokenRows> codes;
+  Codes<K> codes[2];
   int x;
   __device__ void fetch_codes(const LanePart<K>& part) { load_codes(part.codes, codes); }
   __device__ void fetch_x(const LanePart<K>& part) { x = __ldg(reinterpret_cast<const int*>(part.x)); }
   __device__ void fetch(LanePart<K> part, int steps_on) { part.advance(steps_on), fetch_codes(part), fetch_x(part); }
   // Adds W x of the part to the lane's sums (all lanes of the warp).
   __device__ void multiply(uint32_t table, int (&sums)[kSingleTokenRows]) {
-    const int lane = threadIdx.x % kWarp, after = lane / kTileLanes * kTileLanes + (lane + 1) % kTileLanes;
-    if constexpr (tqn::is_trellis(K)) codes.word[Codes<K, kSingleTokenRows>::kOwn] = __shfl_sync(~0u, codes.word[0], after);
-    add_rows(codes, table, x, sums, std::make_integer_sequence<int, kSingleTokenRows / 4>());
+    const int lane = threadIdx.x % kWarp, after = lane / kSingleTokenLanes * kSingleTokenLanes + (lane + 1) % kSingleTokenLanes;
+    share_codes<K>(codes[1], codes[0], after);
+    if constexpr (tqn::is_trellis(K)) {
+      uint32_t next[Codes<K>::kShared];
+#pragma unroll
+      for (int i = 0; i < Codes<K>::kShared; i++) next[i] = codes[1].word[i];
+      codes[0].reach(next);
+    }
+    add_rows(codes, table, x, sums, std::make_integer_sequence<int, kLaneRows>());
   }
 };
 
@@ -150,10 +156,11 @@ __device__ inline void fold(int (&sums)[kSingleTokenRows], int bit) {
 
 // A warp's sums into the strip's, (64) in shared memory.
 __device__ inline void add_warp(int (&sums)[kSingleTokenRows], int* strip_sums) {
-  static_assert(kSingleTokenRows == 16 && kTileLanes == 4, "three folds leave two rows a lane");
+  static_assert(kSingleTokenRows == 16 && kSingleTokenLanes == 4, "three folds leave two rows a lane");
   fold<16>(sums, 16), fold<8>(sums, 8), fold<4>(sums, 4);
   const int lane = threadIdx.x % kWarp;
-  int* to = strip_sums + lane % kTileLanes * kSingleTokenRows + (lane & 16) / 2 + (lane & 8) / 2 + (lane & 4) / 2;
+  const int first = (lane & 16) / 2 + (lane & 8) / 2 + (lane & 4) / 2;  // of sums: an even number
+  int* to = strip_sums + 4 * first + 2 * (lane % kSingleTokenLanes);
   atomicAdd(to, sums[0]), atomicAdd(to + 1, sums[1]);
 }
 
@@ -238,9 +245,9 @@ __device__ inline void write_rows(const GemvOneLaunch& l, const OneBlock& block,
   }
 }
 
-// Tables for each matrix, aligned to kColumnTable so that OR can form addresses, and two values a row.
-inline int64_t gemv_one_shared_bytes(const GemvOneLaunch& l) {
-  return kColumnTable + int64_t(l.product.count) * kSingleTokenTableBytes + int64_t(l.block_strips) * tqn::kTileRows * 8;
+// Tables for each matrix, and two values a row.
+inline int64_t gemv_one_shared_bytes(const GemvOneLaunch& l, int k) {
+  return int64_t(l.product.count) * table_bytes(k) + int64_t(l.block_strips) * tqn::kTileRows * 8;
 }
 
 template <int K>
@@ -249,9 +256,7 @@ __global__ void __launch_bounds__(one_warps(K) * kWarp, 1) gemv_one_kernel(const
   const int steps = l.steps(), warp = threadIdx.x / kWarp, total = l.first_strip[l.product.count] * steps;
   const OneBlock block(l, steps);
   const Run own = block.run.part<one_warps(K)>(warp);
-  const uint32_t start = shared_address(shared), base = (start + kColumnTable - 1) / kColumnTable * kColumnTable;
-  char* tables = shared + (base - start);
-  int* sums = reinterpret_cast<int*>(tables + l.product.count * kSingleTokenTableBytes);
+  int* sums = reinterpret_cast<int*>(shared + l.product.count * table_bytes(K));
   float* extra = reinterpret_cast<float*>(sums + block.rows());
 
   int step = own.first, strip = min(step, total - 1) / steps, m = matrix_of(l, strip);  // a run without steps may begin at the end
@@ -260,7 +265,7 @@ __global__ void __launch_bounds__(one_warps(K) * kWarp, 1) gemv_one_kernel(const
   if (block.strips) {
     const int last = matrix_of(l, block.first_strip + block.strips - 1);
     for (int t = matrix_of(l, block.first_strip); t <= last; t++)
-      fill_table<kSingleTokenColumns>(tables + t * kSingleTokenTableBytes, l.product.matrix[t].codebook);
+      fill_table<K, true>(shared + t * table_bytes(K), l.product.matrix[t].codebook);
   }
   for (int i = threadIdx.x; i < block.rows(); i += blockDim.x) sums[i] = 0;
   for (int i = threadIdx.x; i < block.strips; i += blockDim.x) fetch_row_scales(l, block.first_strip + i);
@@ -272,7 +277,7 @@ __global__ void __launch_bounds__(one_warps(K) * kWarp, 1) gemv_one_kernel(const
   while (step < own.last) {
     const int count = min((strip + 1) * steps, own.last) - step;
     int* strip_sums = sums + (strip - block.first_strip) * tqn::kTileRows;
-    const uint32_t table = lane_table(base + m * kSingleTokenTableBytes);
+    const uint32_t table = lane_table(shared_address(shared) + m * table_bytes(K));
     int lane_sums[kSingleTokenRows] = {};
     stream.add(count, table, lane_sums);
     step += count;
@@ -296,7 +301,7 @@ void launch_gemv_one(const PackedProduct& product, const SplitSums& split, cudaS
   const int64_t blocks = std::max<int64_t>(device_limits().processors, (strips + kMostStrips - 1) / kMostStrips);
   launch.share = int(steps / blocks), launch.rest = int(steps % blocks);
   launch.block_strips = int(((steps + blocks - 1) / blocks + launch.steps() - 2) / launch.steps() + 1);
-  const int64_t bytes = gemv_one_shared_bytes(launch);
+  const int64_t bytes = gemv_one_shared_bytes(launch, K);
   if (bytes > device_limits().shared_bytes && product.count > 1) {  // too many tables for this device at once
     for (int m = 0; m < product.count; m++) {
       PackedProduct one = product;

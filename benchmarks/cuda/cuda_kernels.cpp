@@ -159,7 +159,7 @@ void encode_table() {
   constexpr int64_t kTiles = 1 << 15;
   std::vector<float> x(size_t(kTiles) * tqn::kTileSteps);
   std::mt19937 engine{11};
-  std::normal_distribution<float> normal(0, 45);
+  std::normal_distribution<float> normal(0, 5);
   for (float& v : x) v = normal(engine);
   const DeviceMemory targets(int64_t(x.size()) * 4), codes(kTiles * 128), book(64);
   check(cudaMemcpy(targets.as<void>(), x.data(), x.size() * 4, cudaMemcpyHostToDevice), "targets");
@@ -167,7 +167,7 @@ void encode_table() {
   std::printf("\nEncoder, %lld weights.\n%2s %14s %24s\n", (long long)x.size(), "k", "M weights/s", "with copies from the host");
   for (const int k : {1, 2, 3, 4}) {
     const RandomMatrix random(64, 4, k);
-    check(cudaMemcpy(book.as<void>(), random.codebook.data(), 64, cudaMemcpyHostToDevice), "codebook");
+    check(cudaMemcpy(book.as<void>(), random.codebook.data(), random.codebook.size(), cudaMemcpyHostToDevice), "codebook");
     const double t =
         seconds(nullptr, 1, [&](int) { encode_tiles(targets.as<float>(), kTiles, k, book.as<int8_t>(), codes.as<uint8_t>(), nullptr); }, 3);
     const double all = seconds(nullptr, 1, [&](int) { encode_host_tiles(x.data(), kTiles, k, random.codebook.data(), host.data()); }, 3);

@@ -16,26 +16,29 @@ __device__ inline uint32_t next_random(uint32_t x) { return x * 1664525 + 101390
 template <int K, int Warps>
 __global__ void __launch_bounds__(Warps* kWarp, 1) decode_loop(int steps, int* out) {
   extern __shared__ __align__(16) char shared[];
-  __shared__ int8_t codebook[tqn::kCodebookSize];
-  if (threadIdx.x < tqn::kCodebookSize) codebook[threadIdx.x] = int8_t(4 * threadIdx.x - 126);
+  __shared__ int8_t codebook[tqn::codebook_size(K)];
+  if (threadIdx.x < sizeof codebook) codebook[threadIdx.x] = int8_t(threadIdx.x % tqn::kTableSize);
   __syncthreads();
-  const uint32_t start = shared_address(shared), base = (start + kColumnTable - 1) / kColumnTable * kColumnTable;
-  fill_table<kSingleTokenColumns>(shared + (base - start), codebook);
+  fill_table<K, true>(shared, codebook);
   __syncthreads();
-  const uint32_t table = lane_table(base);
-  Codes<K, kSingleTokenRows> codes;
+  const uint32_t table = lane_table(shared_address(shared));
+  Codes<K> codes[2];
   uint32_t x = threadIdx.x;
 #pragma unroll
-  for (uint32_t& word : codes.word) word = x = next_random(x);
+  for (auto& group : codes)
+#pragma unroll
+    for (uint32_t& word : group.word) word = x = next_random(x);
   int sums[kSingleTokenRows] = {};
 #pragma unroll 1
   for (int step = 0; step < steps; step += kUnrolled) {
 #pragma unroll
     for (int i = 0; i < kUnrolled; i++) {
 #pragma unroll
-      for (uint32_t& word : codes.word) word = next_random(word);
+      for (auto& group : codes)
+#pragma unroll
+        for (uint32_t& word : group.word) word = next_random(word);
       x = next_random(x);
-      add_rows(codes, table, int(x), sums, std::make_integer_sequence<int, kSingleTokenRows / 4>());
+      add_rows(codes, table, int(x), sums, std::make_integer_sequence<int, kLaneRows>());
     }
   }
   int all = 0;
@@ -46,7 +49,7 @@ __global__ void __launch_bounds__(Warps* kWarp, 1) decode_loop(int steps, int* o
 
 template <int K, int Warps>
 double step_seconds() {
-  constexpr int64_t kSharedBytes = kColumnTable + kSingleTokenTableBytes;
+  constexpr int64_t kSharedBytes = table_bytes(K);
   const int blocks = device_limits().processors;
   const DeviceMemory out(int64_t(blocks) * Warps * kWarp * 4);
   allow_shared(decode_loop<K, Warps>, kSharedBytes);

@@ -5,6 +5,7 @@
 #include <random>
 #include <vector>
 
+#include "format/reference.h"
 #include "matrix.h"
 
 namespace bench {
@@ -48,7 +49,8 @@ struct RandomMatrix {
       std::copy_n(reinterpret_cast<const uint8_t*>(&bits), 8, &codes[i]);
     }
     row_scale.assign(bytes.row_scale / 2, f32_to_f16(1.f));
-    for (int i = 0; i < tqn::kCodebookSize; i++) codebook.push_back(int8_t(4 * i - 126));
+    const auto book = reference::default_codebook(k);
+    codebook.assign(book.begin(), book.end());
     host.name = "random", host.packed = true;
     TqnMatrix& w = host.tqn;
     w.n_out = n_out, w.n_in = n_in, w.k = k, w.codes = codes.data(), w.row_scale = row_scale.data(), w.codebook = codebook.data();

@@ -10,7 +10,7 @@ tqn::PlaneBytes checked_plane_bytes(int64_t n_out, int64_t n_in, int bits) {
   tqn::PlaneBytes bytes;
   if (n_out < 1 || n_in < 1 || !tqn::plane_bytes(uint64_t(n_out), uint64_t(n_in), bits, &bytes))
     throw Error(Cause::invalid_argument, "no TQN matrix of " + std::to_string(n_out) + " x " + std::to_string(n_in) + " at " +
-                                             std::to_string(bits) + " bits (n_in: multiple of 4 up to 65536; bits: 1, 2, 3, 4, 6, 8)");
+                                             std::to_string(bits) + " bits (n_in: multiple of 4 up to 65536; bits: " + format_list() + ")");
   return bytes;
 }
 
@@ -57,8 +57,7 @@ void bind_format(py::module_& m) {
   m.attr("TILE_ROWS") = tqn::kTileRows;
   m.attr("TILE_COLS") = tqn::kTileCols;
   m.attr("TILE_STEPS") = tqn::kTileSteps;
-  m.attr("CODEBOOK_SIZE") = tqn::kCodebookSize;
-  m.attr("FORMATS") = py::make_tuple(1, 2, 3, 4, 6, 8);
+  m.attr("FORMATS") = py::tuple(py::cast(std::vector<int>(std::begin(tqn::Formats::bits), std::end(tqn::Formats::bits))));
   m.def("plane_bytes", &plane_bytes, py::arg("n_out"), py::arg("n_in"), py::arg("bits"));
   m.def("default_codebook", &default_codebook, py::arg("bits"));
   m.def("reference_decode", &reference_decode, py::arg("codes").noconvert(), py::arg("bits"), py::arg("n_out"), py::arg("n_in"),

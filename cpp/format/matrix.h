@@ -21,10 +21,10 @@ struct Outliers {
 
 struct TqnMatrix {
   int64_t n_out = 0, n_in = 0;
-  int k = 0;                            // format: 1, 2, 3, 4, 6 or 8 bits a weight
+  int k = 0;                            // format: one of tqn::Formats, bits a weight
   const uint8_t* codes = nullptr;       // (strips, tiles, 32 * k) bytes
   const uint16_t* row_scale = nullptr;  // (padded_rows(n_out)) float16 bits in [0, 1]
-  const int8_t* codebook = nullptr;     // (64), null for k = 8
+  const int8_t* codebook = nullptr;     // (tqn::codebook_size(k)), null for k = 8
   float scale = 0;
   Rotation rotation = Rotation::none;
   uint64_t seed = 0;
@@ -39,6 +39,9 @@ struct PlaneSizes {
 // Throws Error(bad_file) naming `name`, the plane and the value unless every rule of docs/format.md holds: plane sizes, finite scale in
 // range, row scales in [0, 1], codebook present, ptr monotone from 0 to count, columns strictly increasing and < n_in, finite values.
 void validate(const std::string& name, const TqnMatrix& matrix, const PlaneSizes& sizes);
+
+// The formats as messages name them: "1, 2, 3, 4, 6, 8".
+std::string format_list();
 
 float f16_to_f32(uint16_t bits);
 uint16_t f32_to_f16(float value);  // round to nearest even; overflow gives infinity

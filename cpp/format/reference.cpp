@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "format/codebooks.h"
+#include "format/search.h"
 
 namespace tq::reference {
 
@@ -32,63 +33,47 @@ float default_unit(int k) { return tqn::default_unit(k); }
 
 namespace {
 
-struct Target {
-  float value, weight;
-};
-
-std::vector<Target> targets_of(const float* x, const float* row_weight) {
-  std::vector<Target> targets;
-  for (int t = 0; t < kTileSteps; t++) targets.push_back({x[t], row_weight ? row_weight[t / kTileCols] : 1});
-  return targets;
-}
+float weight_of(const float* row_weight, int step) { return row_weight ? row_weight[tqn::row_of_step(step)] : 1; }
 
 // The search walks the circle from the last step to the first, so that new bits enter at the window's low end: the state of step t - 1 is
-// (state << k | new bits) mod 4096. Costs are float32, a weighted squared distance is rounded before it is added. Of states with equal
-// costs the first by (hash mod 2^(12 - k), hash) wins, where hash = state * M mod 4096, so that the result is one and the same everywhere.
+// (state << k | new bits) mod 4096. Of states with equal costs the first by (state mod 2^(12 - k), state) wins, so that the result is one
+// and the same everywhere.
 class Viterbi {
  public:
-  Viterbi(int k, const int8_t* codebook)
-      : k_(k), overlaps_(kStates >> k), codebook_(codebook), distance_(kCodebookSize), cost_(kStates), next_(kStates) {
-    for (int s = 0; s < kStates; s++) {
-      const int hash = int(uint32_t(s) * tqn::multiplier(k) % kStates);
-      entry_.push_back(hash >> 6);
-      rank_.push_back(hash % overlaps_ << k | hash / overlaps_);
-    }
+  Viterbi(int k, const int8_t* codebook) : k_(k), overlaps_(kStates >> k), cost_(kStates), next_(kStates) {
+    for (int s = 0; s < kStates; s++) value_.push_back(tqn::window_value(k, uint32_t(s), codebook));
   }
 
   // Best path over x, in search order; start and end: the overlap that the first and the last state must share with their neighbours
   // outside, or -1 where free.
-  std::vector<int> search(std::span<const Target> x, int start, int end) {
+  std::vector<int> search(std::span<const tqn::StepCost> x, int start, int end) {
     back_.assign(x.size() * overlaps_, 0);
-    measure(x[0]);
-    for (int s = 0; s < kStates; s++) cost_[s] = start >= 0 && s >> k_ != start ? INFINITY : distance_[entry_[s]];
+    for (int s = 0; s < kStates; s++) cost_[s] = (start >= 0 && s >> k_ != start ? tqn::kUnreachable : 0) + x[0].of(value_[s]);
     for (size_t t = 1; t < x.size(); t++) step(x[t], &back_[t * overlaps_]);
     return trace(x.size(), best_end(end));
   }
 
  private:
-  bool better(int a, int b) const { return cost_[a] != cost_[b] ? cost_[a] < cost_[b] : rank_[a] < rank_[b]; }
-
-  void measure(const Target& x) {
-    for (int i = 0; i < kCodebookSize; i++) distance_[i] = (x.value - codebook_[i]) * (x.value - codebook_[i]) * x.weight;
+  int best_of(int overlap) const {
+    int best = overlap;
+    for (int s = overlap; s < kStates; s += overlaps_)
+      if (cost_[s] < cost_[best]) best = s;
+    return best;
   }
 
-  void step(const Target& x, uint8_t* back) {
-    measure(x);
+  void step(const tqn::StepCost& x, uint8_t* back) {
     for (int u = 0; u < overlaps_; u++) {
-      int best = 0;
-      for (int h = 1; h < 1 << k_; h++)
-        if (better(h * overlaps_ + u, best * overlaps_ + u)) best = h;
-      back[u] = uint8_t(best);
-      for (int s = u << k_; s < (u + 1) << k_; s++) next_[s] = cost_[best * overlaps_ + u] + distance_[entry_[s]];
+      const int best = best_of(u);
+      back[u] = uint8_t(best / overlaps_);
+      for (int s = u << k_; s < (u + 1) << k_; s++) next_[s] = cost_[best] + x.of(value_[s]);
     }
     cost_.swap(next_);
   }
 
   int best_end(int end) const {
-    int best = -1;
-    for (int s = 0; s < kStates; s++)
-      if ((end < 0 || s % overlaps_ == end) && (best < 0 || better(s, best))) best = s;
+    int best = best_of(end < 0 ? 0 : end);
+    for (int u = 1; u < overlaps_ && end < 0; u++)
+      if (const int s = best_of(u); cost_[s] < cost_[best]) best = s;
     return best;
   }
 
@@ -102,24 +87,23 @@ class Viterbi {
   }
 
   int k_, overlaps_;
-  const int8_t* codebook_;
-  std::vector<int> entry_, rank_;  // (states) codebook index; order among equals
-  std::vector<float> distance_, cost_, next_;
+  std::vector<int> value_;  // (states)
+  std::vector<int32_t> cost_, next_;
   std::vector<uint8_t> back_;  // (steps, overlaps) branch taken into each group of states that share an overlap
 };
 
-void put_bits(uint8_t* tile, int start, int bits, uint32_t value) {
-  for (int i = 0; i < bits; i++) tile[(start + i) >> 3] |= uint8_t((value >> i & 1) << ((start + i) & 7));
+void put_bits(uint8_t* tile, int k, int start, uint32_t value) {
+  for (int i = start; i < start + k; i++, value >>= 1) tile[tqn::place_of_byte(k, i >> 3)] |= uint8_t((value & 1) << (i & 7));
 }
 
-void encode_trellis(std::vector<Target> order, int k, const int8_t* codebook, uint8_t* tile) {
+void encode_trellis(const float* x, int k, const int8_t* codebook, uint8_t* tile, const float* row_weight) {
   Viterbi viterbi(k, codebook);
-  std::vector<Target> turned(kTileSteps);
-  std::reverse(order.begin(), order.end());
+  std::vector<tqn::StepCost> order, turned(kTileSteps);
+  for (int t = kTileSteps - 1; t >= 0; t--) order.push_back(tqn::step_cost(k, x[t], weight_of(row_weight, t)));
   std::rotate_copy(order.begin(), order.begin() + kTileSteps / 2, order.end(), turned.begin());
   const int overlap = viterbi.search(turned, -1, -1)[kTileSteps / 2] >> k;
   const std::vector<int> path = viterbi.search(order, overlap, overlap);
-  for (int t = 0; t < kTileSteps; t++) put_bits(tile, k * t, k, uint32_t(path[kTileSteps - 1 - t]) & ((1u << k) - 1));
+  for (int t = 0; t < kTileSteps; t++) put_bits(tile, k, k * t, uint32_t(path[kTileSteps - 1 - t]) & ((1u << k) - 1));
 }
 
 int nearest(float x, const int8_t* codebook) {  // the codebook is sorted; of equals the first
@@ -133,17 +117,16 @@ int nearest(float x, const int8_t* codebook) {  // the codebook is sorted; of eq
 }  // namespace
 
 double encode_tile(const float* x, int k, const int8_t* codebook, uint8_t* tile, const float* row_weight) {
-  const std::vector<Target> targets = targets_of(x, row_weight);
   std::fill(tile, tile + tqn::tile_bytes(k), uint8_t(0));
   if (tqn::is_trellis(k))
-    encode_trellis(targets, k, codebook, tile);
+    encode_trellis(x, k, codebook, tile, row_weight);
   else
     for (int t = 0; t < kTileSteps; t++)
-      put_bits(tile, k * t, k, k == 6 ? uint32_t(nearest(x[t], codebook)) : uint8_t(int(std::nearbyint(std::clamp(x[t], -127.f, 127.f)))));
+      put_bits(tile, k, k * t, k == 6 ? uint32_t(nearest(x[t], codebook)) : uint8_t(int(std::nearbyint(std::clamp(x[t], -127.f, 127.f)))));
   double error = 0;
   for (int t = 0; t < kTileSteps; t++) {
     const double d = double(x[t]) - tqn::value(tile, k, t, codebook);
-    error += d * d * targets[t].weight;
+    error += d * d * weight_of(row_weight, t);
   }
   return error;
 }

@@ -7,13 +7,14 @@
 
 namespace tq::reference {
 
-// Default codebook (64 sorted int8) of a format and the unit that scales it to N(0,1); k = 8 has no codebook (empty span, unit 0).
+// Default codebook (tqn::codebook_size(k) int8) of a format and the unit that scales its values to N(0,1); k = 8: empty span, unit 0.
 std::span<const int8_t> default_codebook(int k);
 float default_unit(int k);
 
 // Best circular path for one tile. x: (256) in units of the codebook's integers, step order. Trellis formats: tail-biting Viterbi over 4096
-// states in two passes, the second held to the overlap that the first found; others: nearest value of the sorted codebook.
-// row_weight: (64) what a squared error counts in each row of the tile, null: 1. Writes 32*k bytes, returns the weighted squared error.
+// states in two passes, the second held to the overlap that the first found, costs in integers (search.h); others: nearest value of the
+// sorted codebook. row_weight: (64) what a squared error counts in each row of the tile, 0 to 1, null: 1. Writes 32*k bytes, returns the
+// weighted squared error.
 double encode_tile(const float* x, int k, const int8_t* codebook, uint8_t* tile, const float* row_weight = nullptr);
 void decode_tile(const uint8_t* tile, int k, const int8_t* codebook, int8_t* values);  // (256), step order
 

@@ -1,18 +1,14 @@
-// TQN: the packed weight format. This file is the one definition of its layout (docs/format.md explains it), written in the common
-// subset of C++20, CUDA C++ and the Metal shading language, so that every backend compiles the same source.
+// TQN: the packed weight format. This file is the one definition of its layout (docs/format.md explains it), in the common subset of C++20
+// and CUDA C++, so that host and device compile the same source.
 //
-//   value(t) = codebook[((window(t) * M) mod 4096) >> 6],   window(t) = 12 bits of the tile's circular bit string from bit k*t
+//   value(t) = T[i(t)] + U[j(t)] - offset       i, j: sums, modulo 16, of nibbles of the 12-bit window of step t (table_indices)
 //
 // A matrix of n_out x n_in (rows padded to 64) is cut into strips of 64 rows; a strip is n_in / 4 tiles of 64 rows x 4 columns, from
-// column 0 up, contiguous. Step t = 4 * row + column of a tile. Bits are LSB first in little-endian bytes.
+// column 0 up, contiguous. A tile is 32 lanes, (row mod 8, column), of 8 steps, row / 8: step t = 8 * lane + row / 8. Its circular bit
+// string holds k bits a step; a lane's k bytes of it stand in k planes of 32 bytes, so that what a vector unit loads are lanes side by
+// side.
 #pragma once
 
-#if defined(__METAL_VERSION__)
-#include <metal_stdlib>
-#define TQN_FN inline
-#define TQN_BYTES const device uint8_t*
-#define TQN_CONSTANT constant constexpr
-#else
 #include <stddef.h>
 #include <stdint.h>
 #if defined(__CUDACC__)
@@ -20,35 +16,79 @@
 #else
 #define TQN_FN constexpr inline
 #endif
-#define TQN_BYTES const uint8_t*
-#define TQN_CONSTANT inline constexpr
-#endif
 
 namespace tqn {
 
-TQN_CONSTANT uint32_t kVersion = 1;
-TQN_CONSTANT int kTileRows = 64;
-TQN_CONSTANT int kTileCols = 4;
-TQN_CONSTANT int kTileSteps = kTileRows * kTileCols;
-TQN_CONSTANT int kWindowBits = 12;  // of the trellis formats; TQN6 cuts windows of 6 bits
-TQN_CONSTANT int kStates = 1 << kWindowBits;
-TQN_CONSTANT int kCodebookSize = 64;
-TQN_CONSTANT int kMaxTrellisBits = 4;
-TQN_CONSTANT int kMaxInputs = 65536;    // int32 accumulators cannot overflow: 65536 * 127 * 128 < 2^31
-TQN_CONSTANT int kActivationMax = 127;  // activations are int8 in [-127, 127]
+inline constexpr uint32_t kVersion = 2;
+inline constexpr int kTileRows = 64;
+inline constexpr int kTileCols = 4;
+inline constexpr int kTileSteps = kTileRows * kTileCols;
+inline constexpr int kLaneSteps = 8;
+inline constexpr int kTileLanes = kTileSteps / kLaneSteps;  // bytes of a plane
+inline constexpr int kWindowBits = 12;                      // of the trellis formats; TQN6 cuts windows of 6 bits
+inline constexpr int kStates = 1 << kWindowBits;
+inline constexpr int kTableSize = 16;     // entries of T and of U, which a trellis format's codebook holds in this order
+inline constexpr int kCodebookSize = 64;  // values of the codebook of TQN6
+inline constexpr int kMaxTrellisBits = 4;
+inline constexpr int kMaxInputs = 65536;    // int32 accumulators cannot overflow: 65536 * 127 * 128 < 2^31
+inline constexpr int kActivationMax = 127;  // activations are int8 in [-127, 127]
 
-TQN_FN bool is_format(int k) { return k == 1 || k == 2 || k == 3 || k == 4 || k == 6 || k == 8; }
+// The weight formats, by bits a weight: the one list that dispatch, bindings, validation and messages follow.
+template <int K>
+struct Format {
+  static constexpr int k = K;
+};
+template <int... Ks>
+struct FormatList {
+  static constexpr int count = sizeof...(Ks);
+  static constexpr int bits[] = {Ks...};
+  TQN_FN static bool has(int k) { return ((k == Ks) || ...); }
+  // Calls f(Format<k>()), nothing where k is no format.
+  template <class F>
+  TQN_FN static void call(int k, const F& f) {
+    (void)((k == Ks && (f(Format<Ks>()), true)) || ...);
+  }
+};
+using Formats = FormatList<1, 2, 3, 4, 6, 8>;
+
+TQN_FN bool is_format(int k) { return Formats::has(k); }
 TQN_FN bool is_trellis(int k) { return k >= 1 && k <= kMaxTrellisBits; }
 // TQN8 stores its int8 values themselves; every other format looks them up.
 TQN_FN bool has_codebook(int k) { return k != 8; }
+TQN_FN int codebook_size(int k) { return is_trellis(k) ? 2 * kTableSize : k == 6 ? kCodebookSize : 0; }
+// Entries of T and U are 0 .. largest_entry(k), so that values are at most that, up and down, and sums of T and U are small unsigned bytes.
+TQN_FN int largest_entry(int k) { return k == 4 ? 31 : 15; }
+TQN_FN int offset(int k) { return largest_entry(k); }
 
-// The odd multiplier that hashes a window to a codebook entry; 0 for the formats without a trellis.
-TQN_FN uint32_t multiplier(int k) { return k == 1 ? 1891u : k == 2 ? 3033u : k == 3 ? 1529u : k == 4 ? 963u : 0u; }
-
-// Codebook index of a 12-bit window, and the two equivalent forms that kernels use.
-TQN_FN uint32_t codebook_index(uint32_t window, uint32_t m) { return ((window * m) & (kStates - 1)) >> 6; }
-TQN_FN uint32_t low_table(uint32_t low6, uint32_t m) { return ((low6 * m) >> 6) & 63; }  // index = (low_table[window & 63]
-TQN_FN uint32_t high_table(uint32_t high6, uint32_t m) { return (high6 * m) & 63; }      //        + high_table[window >> 6]) mod 64
+template <int B>
+struct Bit {};
+template <class V>
+struct Indices {
+  V first, second;  // of T and of U, modulo 16
+};
+// The one formula of the trellis formats, for integers and for vectors: n(Bit<b>()) is the nibble of the window from bit b; with nibbles
+// below 16 the sums stay below 128.
+template <int K, class N>
+TQN_FN auto table_indices(const N& n) {
+  const auto n0 = n(Bit<0>{});
+  using V = decltype(n0 + n0);
+  if constexpr (K == 1) {
+    const V ends = n0 + n(Bit<8>{});
+    return Indices<V>{ends + n(Bit<3>{}), ends + n(Bit<6>{})};
+  } else if constexpr (K == 2) {
+    const V ends = (n0 + n0) + n(Bit<8>{});
+    return Indices<V>{ends, ends + n(Bit<2>{})};
+  } else if constexpr (K == 3) {
+    const V twice = n0 + n0, last = n(Bit<9>{}) + n(Bit<9>{});  // twice a nibble, modulo 16: its fourth bit, beyond the window, is gone
+    return Indices<V>{(twice + last) + n(Bit<3>{}), twice + n(Bit<6>{})};
+  } else {
+    const V ends = n0 + n(Bit<8>{});
+    return Indices<V>{ends + n(Bit<4>{}), ends};
+  }
+}
+// Bits from a step's first that table_indices looks at.
+template <int K>
+inline constexpr int kReach = K == 3 ? 13 : 12;
 
 // Addressing. k is a valid format everywhere below.
 TQN_FN uint32_t tile_bytes(int k) { return uint32_t(32 * k); }
@@ -59,24 +99,48 @@ TQN_FN uint64_t strip_bytes(uint64_t n_in, int k) { return tiles_per_strip(n_in)
 TQN_FN uint64_t tile_offset(uint64_t strip, uint64_t tile, uint64_t n_in, int k) {
   return strip * strip_bytes(n_in, k) + tile * tile_bytes(k);
 }
-TQN_FN int step_of(int row_in_tile, int col_in_tile) { return kTileCols * row_in_tile + col_in_tile; }
+TQN_FN int step_of(int row_in_tile, int col_in_tile) { return kLaneSteps * (row_in_tile % 8 * kTileCols + col_in_tile) + row_in_tile / 8; }
+TQN_FN int row_of_step(int t) { return t % kLaneSteps * 8 + t / (kLaneSteps * kTileCols); }
+TQN_FN int col_of_step(int t) { return t / kLaneSteps % kTileCols; }
+// Where byte b of a tile's circular string stands.
+TQN_FN int place_of_byte(int k, int b) { return b % k * kTileLanes + b / k % kTileLanes; }
 
 // `bits` <= 12 bits of a tile's circular bit string from bit `start` (0 <= start < 256k).
-TQN_FN uint32_t tile_bits(TQN_BYTES tile, int k, int start, int bits) {
-  const int bytes = 32 * k, b = start >> 3;
-  const uint32_t three = uint32_t(tile[b]) | uint32_t(tile[(b + 1) % bytes]) << 8 | uint32_t(tile[(b + 2) % bytes]) << 16;
+TQN_FN uint32_t tile_bits(const uint8_t* tile, int k, int start, int bits) {
+  const int b = start >> 3;
+  const uint32_t three =
+      uint32_t(tile[place_of_byte(k, b)]) | uint32_t(tile[place_of_byte(k, b + 1)]) << 8 | uint32_t(tile[place_of_byte(k, b + 2)]) << 16;
   return (three >> (start & 7)) & ((1u << bits) - 1);
 }
-TQN_FN uint32_t window(TQN_BYTES tile, int k, int step) { return tile_bits(tile, k, k * step, k == 6 ? 6 : kWindowBits); }
+TQN_FN uint32_t window(const uint8_t* tile, int k, int step) { return tile_bits(tile, k, k * step, k == 6 ? 6 : kWindowBits); }
 
-// The int8 value of one step.
-TQN_FN int value(TQN_BYTES tile, int k, int step, const int8_t* codebook) {
-  if (k == 8) return int8_t(tile[step]);
-  const uint32_t w = window(tile, k, step);
-  return codebook[k == 6 ? w : codebook_index(w, multiplier(k))];
+struct WindowNibbles {
+  uint32_t window;
+  template <int B>
+  TQN_FN int operator()(Bit<B>) const {
+    return int(window >> B & 15);
+  }
+};
+template <int K>
+TQN_FN int window_value(uint32_t window, const int8_t* codebook) {
+  const Indices<int> at = table_indices<K>(WindowNibbles{window});
+  return codebook[at.first % kTableSize] + codebook[kTableSize + at.second % kTableSize] - offset(K);
+}
+// The value of a 12-bit window, k = 1 .. 4.
+TQN_FN int window_value(int k, uint32_t window, const int8_t* codebook) {
+  return k == 1   ? window_value<1>(window, codebook)
+         : k == 2 ? window_value<2>(window, codebook)
+         : k == 3 ? window_value<3>(window, codebook)
+                  : window_value<4>(window, codebook);
 }
 
-#if !defined(__METAL_VERSION__)
+// The int8 value of one step.
+TQN_FN int value(const uint8_t* tile, int k, int step, const int8_t* codebook) {
+  if (k == 8) return int8_t(tile[place_of_byte(k, step)]);
+  const uint32_t w = window(tile, k, step);
+  return k == 6 ? codebook[w] : window_value(k, w, codebook);
+}
+
 // Byte counts of a matrix's planes, or false where n_out, n_in or k are unusable or a product would wrap.
 struct PlaneBytes {
   uint64_t codes = 0, row_scale = 0, codebook = 0;
@@ -86,7 +150,7 @@ TQN_FN bool plane_bytes(uint64_t n_out, uint64_t n_in, int k, PlaneBytes* out) {
   if (n_out > (uint64_t(1) << 40)) return false;  // 2^40 rows * 2^16 columns * 8 bits still fits 64 bits
   out->codes = strips(n_out) * strip_bytes(n_in, k);
   out->row_scale = padded_rows(n_out) * 2;
-  out->codebook = has_codebook(k) ? kCodebookSize : 0;
+  out->codebook = uint64_t(codebook_size(k));
   return true;
 }
 
@@ -100,6 +164,5 @@ struct SplitMix64 {
     return z ^ (z >> 31);
   }
 };
-#endif
 
 }  // namespace tqn

@@ -38,7 +38,7 @@ class Checker {
   }
 
   void shape() const {
-    if (!tqn::is_format(m_.k)) fail("bits is ", m_.k, ", known are 1, 2, 3, 4, 6, 8");
+    if (!tqn::is_format(m_.k)) fail("bits is ", m_.k, ", known are ", format_list());
     if (m_.n_out < 1 || m_.n_out >= std::numeric_limits<int32_t>::max()) fail("n_out is ", m_.n_out, ", must be 1 to 2^31 - 2");
     if (m_.n_in < 1 || m_.n_in > tqn::kMaxInputs) fail("n_in is ", m_.n_in, ", must be 1 to ", tqn::kMaxInputs);
     if (m_.n_in % tqn::kTileCols) fail("n_in is ", m_.n_in, ", must be a multiple of ", tqn::kTileCols);
@@ -69,8 +69,12 @@ class Checker {
 
   void codebook() const {
     if (!tqn::has_codebook(m_.k)) return;
-    for (int i = 1; i < tqn::kCodebookSize; i++)
-      if (m_.codebook[i] < m_.codebook[i - 1]) fail("codebook is not sorted at entry ", i);
+    for (int i = 0; i < tqn::codebook_size(m_.k); i++) {
+      const int entry = m_.codebook[i];
+      if (tqn::is_trellis(m_.k) && (entry < 0 || entry > tqn::largest_entry(m_.k)))
+        fail("codebook[", i, "] is ", entry, ", must be in [0, ", tqn::largest_entry(m_.k), "]");
+      if (!tqn::is_trellis(m_.k) && i > 0 && entry < m_.codebook[i - 1]) fail("codebook is not sorted at entry ", i);
+    }
   }
 
   void outlier_planes() const {
@@ -107,6 +111,12 @@ class Checker {
 };
 
 }  // namespace
+
+std::string format_list() {
+  std::string text;
+  for (const int k : tqn::Formats::bits) text += (text.empty() ? "" : ", ") + std::to_string(k);
+  return text;
+}
 
 void validate(const std::string& name, const TqnMatrix& matrix, const PlaneSizes& sizes) { Checker(name, matrix, sizes).run(); }
 

@@ -64,7 +64,7 @@ static TqnMatrix parse_entry(const json::Value& entry) {
   TqnMatrix matrix;
   const uint64_t bits = entry.integer("bits");
   if (bits > 64 || !tqn::is_format(int(bits)))
-    throw Error(Cause::bad_file, "\"bits\" is " + std::to_string(bits) + "; 1, 2, 3, 4, 6 and 8 are possible");
+    throw Error(Cause::bad_file, "\"bits\" is " + std::to_string(bits) + ", known are " + format_list());
   matrix.k = int(bits);
   matrix.n_out = dimension(entry, "n_out");
   matrix.n_in = dimension(entry, "n_in");
@@ -104,7 +104,8 @@ static bool has_packed_tensors(const File& file) {
   const uint64_t version = file.u64(kVersionKey);
   if (version != tqn::kVersion) {
     fail(file,
-         std::string(kVersionKey) + " is " + std::to_string(version) + "; this release reads version " + std::to_string(tqn::kVersion),
+         std::string(kVersionKey) + " is " + std::to_string(version) + "; this release reads version " + std::to_string(tqn::kVersion) +
+             (version < tqn::kVersion ? ": convert it again" : ""),
          Cause::unsupported);
   }
   return true;

@@ -1,22 +1,23 @@
 // The encoder's inner loops, one table per instruction set, chosen once at run time. Bodies are written once (isa_body.h) over a small
-// vocabulary of float vectors (isa_*.cpp). The searches give the same bits on every instruction set: they only add and compare.
+// vocabulary of vectors (isa_*.cpp). The searches give the same bits on every instruction set: they count in integers.
 #pragma once
 #include <array>
 #include <cstdint>
 #include <span>
 #include <string_view>
 
-#include "format/tqn.h"
+#include "format/search.h"
 
 namespace tq::quant {
 
-// The costs of one step of the search (viterbi.h). A row ends in a copy of its first costs: a vector that starts inside may read on.
+// The costs of one step of the search (viterbi.h), one for each overlap of windows.
 constexpr int cost_count(int k) { return tqn::kStates >> k; }
-inline constexpr int kCostPadding = 16;
-constexpr int cost_stride(int k) { return cost_count(k) + kCostPadding; }
+struct ValuePair {
+  int16_t value, square;
+};
 
-// costs: (steps + 1, cost_stride(k)); the first row is given, row i + 1 is the result of step i. distance: (steps, 64). shift: (2^k).
-using ForwardPass = void (*)(const float* distance, int steps, const uint32_t* shift, float* costs);
+// costs: (steps + 1, cost_count(k)); the first row is given, row i + 1 is the result of step i. values: (4096), by state.
+using ForwardPass = void (*)(const ValuePair* values, const tqn::StepCost* step, int steps, int32_t* costs);
 
 // sum[c][r] += over i < count of errors[i][r] * u[i * stride + c]. errors: (count, 64); sum: (4, 64), a tile column by column.
 using AddErrors = void (*)(const float* errors, const float* u, int64_t stride, int64_t count, float* sum);

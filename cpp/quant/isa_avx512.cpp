@@ -12,24 +12,37 @@ struct Floats {
   static Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static Floats all(float x) { return {_mm512_set1_ps(x)}; }
   void store(float* p) const { _mm512_storeu_ps(p, x); }
-  template <int run>  // lane i = p[i / run]
-  static Floats runs(const float* p) {
-    if constexpr (run >= kLanes) return {_mm512_set1_ps(*p)};
-    const __m512i lane = _mm512_setr_epi32(0, 1 / run, 2 / run, 3 / run, 4 / run, 5 / run, 6 / run, 7 / run, 8 / run, 9 / run, 10 / run,
-                                           11 / run, 12 / run, 13 / run, 14 / run, 15 / run);
-    return {_mm512_permutexvar_ps(lane, _mm512_broadcast_f32x4(_mm_loadu_ps(p)))};
-  }
-  static void zip(Floats a, Floats b, Floats& low, Floats& high) {
-    low.x = _mm512_permutex2var_ps(a.x, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b.x);
-    high.x = _mm512_permutex2var_ps(a.x, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b.x);
-  }
   friend Floats operator+(Floats a, Floats b) { return {_mm512_add_ps(a.x, b.x)}; }
   friend Floats multiply_add(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.x, b.x, c.x)}; }
-  friend Floats min(Floats a, Floats b) { return {_mm512_min_ps(a.x, b.x)}; }
+};
+
+struct Integers {
+  static constexpr int kLanes = 16;
+  __m512i x;
+
+  static Integers load(const void* p) { return {_mm512_loadu_si512(p)}; }
+  void store(int32_t* p) const { _mm512_storeu_si512(p, x); }
+  template <int k>
+  static Integers spread(const int32_t* p) {
+    if constexpr (k == 4) return {_mm512_set1_epi32(*p)};
+    if constexpr (k == 1) {
+      const __m256i eight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+      return {_mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), _mm512_castsi256_si512(eight))};
+    }
+    const __m128i few =
+        k == 2 ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)) : _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    const __m512i from = k == 2 ? _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)
+                                : _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    return {_mm512_permutexvar_epi32(from, _mm512_castsi128_si512(few))};
+  }
+  static Integers pair(tqn::StepCost step) { return {_mm512_set1_epi32(uint16_t(step.slope) | step.weight << 16)}; }
+  static Integers distance(const ValuePair* p, Integers pair) { return {_mm512_madd_epi16(load(p).x, pair.x)}; }
+  friend Integers operator+(Integers a, Integers b) { return {_mm512_add_epi32(a.x, b.x)}; }
+  friend Integers min(Integers a, Integers b) { return {_mm512_min_epi32(a.x, b.x)}; }
 };
 
 }  // namespace
 
-extern const Isa kAvx512 = isa_of<Floats>("avx512");
+extern const Isa kAvx512 = isa_of<Floats, Integers>("avx512");
 
 }  // namespace tq::quant

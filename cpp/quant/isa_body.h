@@ -1,4 +1,6 @@
-// The bodies, written once over a vocabulary V of float vectors: kLanes, kSums, load, all, store, +, min, multiply_add, runs, zip.
+// The bodies, written once over two vocabularies: V, float vectors (kLanes, kSums, load, all, store, +, multiply_add), and I, vectors of
+// int32 (kLanes, load, store, +, min; spread<k>: lane i = p[i >> k]; pair: a step's slope and weight in every lane; distance: of the pairs
+// of values and squares from p on, value * slope + square * weight).
 // Nothing of the standard library is instantiated here: the linker may keep any one unit's copy, whatever its instruction set.
 #pragma once
 #include <cstring>
@@ -7,41 +9,20 @@
 
 namespace tq::quant {
 
-// Vectors v[0..n) become the sequence v[0][0], v[1][0] ... v[n - 1][0], v[0][1], v[1][1] ...
-template <int n, class V>
-inline void interleave(V* v) {
-  if constexpr (n > 1) {
-    V even[n / 2], odd[n / 2];
-    for (int i = 0; i < n / 2; i++) even[i] = v[2 * i], odd[i] = v[2 * i + 1];
-    interleave<n / 2>(even);
-    interleave<n / 2>(odd);
-    for (int i = 0; i < n / 2; i++) V::zip(even[i], odd[i], v[2 * i], v[2 * i + 1]);
+template <int k, class I, class Pair>
+inline void forward_step(const ValuePair* values, Pair pair, const int32_t* costs, int32_t* out) {
+  constexpr int kBranches = 1 << k, kCount = cost_count(k), kPlane = kCount / kBranches;
+  for (int u = 0; u < kCount; u += I::kLanes) {
+    I best = I::template spread<k>(costs + (u >> k)) + I::distance(values + u, pair);
+    for (int h = 1; h < kBranches; h++)
+      best = min(best, I::template spread<k>(costs + h * kPlane + (u >> k)) + I::distance(values + h * kCount + u, pair));
+    best.store(out + u);
   }
 }
 
-template <int k, class V>
-inline void forward_step(const float* distance, const uint32_t* shift, const float* costs, float* out) {
-  constexpr int kBranches = 1 << k, kCount = cost_count(k), kPlane = kCount / kBranches, kRun = 64 / kBranches;
-  for (int v = 0; v < kPlane; v += V::kLanes) {
-    V best[kBranches];  // by residue r
-    for (int h = 0; h < kBranches; h++) {
-      const int w = h * kPlane + v;
-      const V d = V::template runs<kRun>(distance + w / kRun);
-      for (int r = 0; r < kBranches; r++) {
-        const V cost = V::load(costs + ((uint32_t(w) + shift[r]) & (kCount - 1))) + d;
-        best[r] = h ? min(best[r], cost) : cost;
-      }
-    }
-    interleave<kBranches>(best);
-    for (int r = 0; r < kBranches; r++) best[r].store(out + v * kBranches + r * V::kLanes);
-  }
-  std::memcpy(out + kCount, out, kCostPadding * sizeof(float));
-}
-
-template <int k, class V>
-void forward_pass(const float* distance, int steps, const uint32_t* shift, float* costs) {
-  for (int i = 0; i < steps; i++, distance += tqn::kCodebookSize, costs += cost_stride(k))
-    forward_step<k, V>(distance, shift, costs, costs + cost_stride(k));
+template <int k, class I>
+void forward_pass(const ValuePair* values, const tqn::StepCost* step, int steps, int32_t* costs) {
+  for (int i = 0; i < steps; i++, costs += cost_count(k)) forward_step<k, I>(values, I::pair(step[i]), costs, costs + cost_count(k));
 }
 
 // V::kSums vectors of rows by four columns are summed in registers.
@@ -87,9 +68,9 @@ void subtract_product(const double* a, const double* b, int64_t stride, double* 
   }
 }
 
-template <class V>
+template <class V, class I>
 constexpr Isa isa_of(std::string_view name) {
-  return {name, {forward_pass<1, V>, forward_pass<2, V>, forward_pass<3, V>, forward_pass<4, V>}, add_errors<V>, subtract_product<V>};
+  return {name, {forward_pass<1, I>, forward_pass<2, I>, forward_pass<3, I>, forward_pass<4, I>}, add_errors<V>, subtract_product<V>};
 }
 
 }  // namespace tq::quant

@@ -15,11 +15,11 @@ namespace tq::quant {
 // Encodes single tiles; one object per thread (it owns the search's working memory). The search is vectorized for the machine at hand.
 class TileEncoder {
  public:
-  TileEncoder(int k, std::span<const int8_t> codebook);  // codebook: (64), empty for k = 8
+  TileEncoder(int k, std::span<const int8_t> codebook);  // codebook: (tqn::codebook_size(k))
   ~TileEncoder();
   TileEncoder(TileEncoder&&) noexcept;
   // x: (256) targets in units of the codebook's integers, step order; tile: 32*k bytes; values: (256) the int8 reproduction, step order.
-  // row_weight: (64) what a squared error counts in each row, null: 1. Returns the unweighted squared error.
+  // row_weight: (64) what a squared error counts in each row, 0 to 1, null: 1. Returns the unweighted squared error.
   float encode(const float* x, uint8_t* tile, int8_t* values, const float* row_weight = nullptr);
 
  private:
@@ -51,7 +51,7 @@ struct Packed {
   std::vector<uint8_t> codes;
   std::vector<uint16_t> row_scale;  // (padded rows) float16
   float scale = 0;                  // finite, > 0; row_scale's maximum is 1 unless the matrix is all zero
-  std::vector<int8_t> codebook;     // (64) or empty
+  std::vector<int8_t> codebook;     // (tqn::codebook_size(k))
   double squared_error = 0;         // sum over the weights, in the weights' own units, of the scales as stored
 };
 

@@ -1,16 +1,15 @@
 // The tail-biting search for the codes of one tile: exactly the reference's search (format/reference.h), arranged for vector units.
 //
-// A state is a 12-bit window s; the search walks from the last step to the first, so the next state is (s << k | j) mod 4096. In terms of
-// its hash p = s * M mod 4096, whose high 6 bits are the codebook index, the next state is p' = (u << k) + j * M mod 4096 with
-// u = p mod 2^(12 - k). Hence, for each residue r = p' mod 2^k, the states p' = (w << k) + r come from u = (w + shift[r]) mod 2^(12 - k):
-// a contiguous read. And 64 neighbouring p' share one codebook entry: no table look-up per state is left. One step is
-//     cost'[p' mod 2^(12 - k)] = min over the high k bits of p' of   cost[u(p')] + distance[p' >> 6].
-// Decisions are not stored: the way back recomputes the few that it needs from the costs.
+// A state is a 12-bit window s; the search walks from the last step to the first, so the next state is (s << k | j) mod 4096. Only the
+// least cost of the states that share an overlap u = s mod 2^(12 - k) matters to the next step:
+//     cost'[u] = min over h of   cost[(h * 2^(12 - k) + u) >> k] + distance(value(h * 2^(12 - k) + u)).
+// Distances are integers, v * slope + v^2 * weight (format/search.h): one multiply-add of 16-bit pairs (v, v^2), which stand in the order
+// of the states. Decisions are not stored: the way back recomputes the few that it needs from the costs.
 #pragma once
-#include <array>
 #include <cstdint>
 #include <vector>
 
+#include "format/search.h"
 #include "quant/isa.h"
 
 namespace tq::quant {
@@ -22,20 +21,16 @@ class Viterbi {
   void encode(const float* x, const float* row_weight, uint8_t* tile);
 
  private:
-  struct Step {
-    uint32_t hash, before;  // the state's hash, and u of the state before it
-  };
   void measure(const float* x, const float* row_weight);
   void forward(int first, int steps);
-  Step step_back(int first, int row, uint32_t u) const;
+  uint32_t step_back(int first, int row, uint32_t u) const;
   uint32_t find_overlap();
 
   int k_;
-  uint32_t inverse_;  // of M, mod 4096
   ForwardPass pass_;
-  std::array<uint32_t, 1 << tqn::kMaxTrellisBits> shift_{};
-  std::array<float, tqn::kCodebookSize> codebook_;
-  std::vector<float> distance_, costs_;
+  std::vector<ValuePair> values_;     // (4096)
+  std::vector<tqn::StepCost> steps_;  // in search order; the first kSeam follow again after the last
+  std::vector<int32_t> costs_;        // (256 + 1, cost_count(k))
 };
 
 }  // namespace tq::quant

@@ -19,14 +19,13 @@ FORMAT_VERSION: int
 TILE_ROWS: int
 TILE_COLS: int
 TILE_STEPS: int
-CODEBOOK_SIZE: int
 FORMATS: tuple[int, ...]
 
 def plane_bytes(n_out: int, n_in: int, bits: int) -> dict[str, int]:
     """Bytes of the planes "codes", "row_scale" and "codebook"; ValueError where the shape or width is unusable."""
 
 def default_codebook(bits: int) -> tuple[NDArray[np.int8], float]:
-    """(64,) int8 and the unit that scales it to N(0, 1); empty and 0.0 for 8 bits."""
+    """int8 and the unit that scales its values to N(0, 1): T and U, (32,), for 1 to 4 bits; (64,) for 6; empty and 0.0 for 8."""
 
 def reference_decode(codes: NDArray[np.uint8], bits: int, n_out: int, n_in: int, codebook: NDArray[np.int8]) -> NDArray[np.int8]:
     """(n_out, n_in) int8 values by the scalar oracle."""
@@ -50,7 +49,7 @@ class Packed:
         """(padded rows,)"""
     @property
     def codebook(self) -> NDArray[np.int8]:
-        """(64,), empty for 8 bits"""
+        """(32,) for 1 to 4 bits, (64,) for 6, empty for 8"""
 
 def encode(
     w: NDArray[np.float32],

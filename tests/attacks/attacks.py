@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+FORMAT_VERSION = 2
 U8, U32, F32, BOOL, STRING, ARRAY, U64 = 0, 4, 6, 7, 8, 9, 10  # GGUF's value types
 T_F32, T_F16, T_I8, T_I16, T_I32 = 0, 1, 24, 25, 26  # GGUF's tensor types
 ALIGNMENT = 32
@@ -103,7 +104,7 @@ def packed_file(change: Callable[[dict[str, Any], dict[str, Tensor]], None] = la
         "w.tqn_out_val": Tensor(np.ones(2, np.float16), T_F16),
     }
     change(entry, planes)
-    return bytes(File({"turboquant.version": 1, "turboquant.tensors": json.dumps({"w": entry})}, list(planes.items())))
+    return bytes(File({"turboquant.version": FORMAT_VERSION, "turboquant.tensors": json.dumps({"w": entry})}, list(planes.items())))
 
 
 def llama(**metadata: Any) -> bytes:
@@ -153,7 +154,7 @@ def arrays_nested_until_the_stack_ends() -> bytes:
 
 @attack("JSON: nested more than 16 deep")
 def json_nested_until_the_stack_ends() -> bytes:
-    return bytes(File({"turboquant.version": 1, "turboquant.tensors": '{"a":' * 200_000}))
+    return bytes(File({"turboquant.version": FORMAT_VERSION, "turboquant.tensors": '{"a":' * 200_000}))
 
 
 # --- sizes that wrap -------------------------------------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ def tensors_that_share_bytes() -> bytes:
 
 @attack('the name "w" appears twice')
 def list_with_two_entries_of_one_name() -> bytes:
-    return bytes(File({"turboquant.version": 1, "turboquant.tensors": '{"w": {"bits": 2}, "w": {"bits": 3}}'}))
+    return bytes(File({"turboquant.version": FORMAT_VERSION, "turboquant.tensors": '{"w": {"bits": 2}, "w": {"bits": 3}}'}))
 
 
 @attack('matrix "w" is stored twice')

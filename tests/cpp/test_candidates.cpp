@@ -64,7 +64,7 @@ TEST("chains that look at more than the best tokens say so") {
 }
 
 TEST("a pass gives the best tokens of its output rows, few or many, and keeps their logits") {
-  const std::string path = (std::filesystem::path(__FILE__).parent_path() / ".." / "data" / "v1.tqn.gguf").string();
+  const std::string path = (std::filesystem::path(__FILE__).parent_path() / ".." / "data" / "v2.tqn.gguf").string();
   const auto model = Model::open(path, {});
   const size_t n_vocab = size_t(model->config().n_vocab);
   for (const int rows : {1, 5, 150}) {

@@ -9,12 +9,18 @@
 using namespace tq;
 using tests::kFormats, tests::Tile, tests::gaussian;
 
-// The format's formula on a plain string of bits: nothing here comes from the code under test.
+// The format's formula (docs/format.md) on a plain string of bits: nothing here comes from the code under test.
+static int value_by_formula(int k, int window, const std::vector<int8_t>& codebook) {
+  const auto n = [&](int bit) { return window / (1 << bit) % 16; };
+  const int first[] = {0, n(0) + n(3) + n(8), 2 * n(0) + n(8), 2 * n(0) + n(3) + 2 * n(9), n(0) + n(4) + n(8)};
+  const int second[] = {0, n(0) + n(6) + n(8), 2 * n(0) + n(2) + n(8), 2 * n(0) + n(6), n(0) + n(8)};
+  return codebook[size_t(first[k] % 16)] + codebook[size_t(16 + second[k] % 16)] - (k == 4 ? 31 : 15);
+}
+
 static std::vector<int> decode_by_formula(const uint8_t* tile, int k, const std::vector<int8_t>& codebook) {
-  static const int kMultiplier[] = {0, 1891, 3033, 1529, 963};
   const int bits = 256 * k;
   std::vector<int> string(size_t(bits), 0), values;
-  for (int i = 0; i < bits; i++) string[size_t(i)] = tile[i / 8] / (1 << i % 8) % 2;
+  for (int i = 0; i < bits; i++) string[size_t(i)] = tile[i / 8 % k * 32 + i / 8 / k] / (1 << i % 8) % 2;
   const auto number = [&](int start, int count) {
     int sum = 0;
     for (int i = 0; i < count; i++) sum += string[size_t((start + i) % bits)] * (1 << i);
@@ -26,9 +32,18 @@ static std::vector<int> decode_by_formula(const uint8_t* tile, int k, const std:
     else if (k == 6)
       values.push_back(codebook[size_t(number(6 * t, 6))]);
     else
-      values.push_back(codebook[size_t(number(k * t, 12) * kMultiplier[k] % 4096 / 64)]);
+      values.push_back(value_by_formula(k, number(k * t, 12), codebook));
   }
   return values;
+}
+
+TEST("steps, rows and columns") {
+  for (int t = 0; t < 256; t++) {
+    const int row = 8 * (t % 8) + t / 32, column = t / 8 % 4;
+    CHECK_EQ(tqn::step_of(row, column), t);
+    CHECK_EQ(tqn::row_of_step(t), row);
+    CHECK_EQ(tqn::col_of_step(t), column);
+  }
 }
 
 TEST("every tile decodes as the formula says") {
@@ -46,25 +61,21 @@ TEST("every tile decodes as the formula says") {
   }
 }
 
-TEST("the three forms of the codebook index agree") {
-  for (int k = 1; k <= 4; k++) {
-    const uint32_t m = tqn::multiplier(k);
-    CHECK_EQ(m & 1, 1u);
-    for (uint32_t w = 0; w < 4096; w++) {
-      CHECK_EQ(tqn::codebook_index(w, m), w * m % 4096 / 64);
-      CHECK_EQ((tqn::low_table(w & 63, m) + tqn::high_table(w >> 6, m)) & 63, w * m % 4096 / 64);
-    }
-  }
-}
-
-TEST("default codebooks: sorted, full range, and only the formats that have one") {
-  for (int k : {1, 2, 3, 4, 6}) {
+TEST("default codebooks: entries in range, every value up and down, and only the formats that have one") {
+  for (int k : {1, 2, 3, 4}) {
     const auto codebook = reference::default_codebook(k);
-    CHECK_EQ(codebook.size(), size_t(64));
-    CHECK(std::is_sorted(codebook.begin(), codebook.end()));
-    CHECK(std::max(-codebook.front(), int(codebook.back())) == 127);
+    CHECK_EQ(codebook.size(), size_t(32));
+    for (const int8_t entry : codebook) CHECK(entry >= 0 && entry <= tqn::largest_entry(k));
+    std::vector<int> values;
+    for (uint32_t w = 0; w < 4096; w++) values.push_back(tqn::window_value(k, w, codebook.data()));
+    CHECK_EQ(*std::min_element(values.begin(), values.end()), -tqn::offset(k));
+    CHECK_EQ(*std::max_element(values.begin(), values.end()), tqn::offset(k));
     CHECK(reference::default_unit(k) > 0);
   }
+  const auto codebook = reference::default_codebook(6);
+  CHECK_EQ(codebook.size(), size_t(64));
+  CHECK(std::is_sorted(codebook.begin(), codebook.end()));
+  CHECK(codebook.front() == -127 && codebook.back() == 127);
   CHECK(reference::default_codebook(8).empty());
   CHECK_EQ(reference::default_unit(8), 0.f);
 }
@@ -95,17 +106,18 @@ TEST("golden tiles: the encoder's bytes do not change") {
 TEST("no single change improves a trellis tile") {
   const std::vector<float> equal(64, 1.f);
   std::vector<float> weights;
-  for (int r = 0; r < 64; r++) weights.push_back(r % 9 == 4 ? 0 : 1 / float(1 + r % 7));
+  for (int r = 0; r < 64; r++) weights.push_back(r % 9 == 4 ? 0 : float(1 + r % 16) / 16);
   for (int k = 1; k <= 4; k++)
     for (const auto& weight : {equal, weights}) {
       const auto codebook = tests::codebook_of(k);
-      const auto x = gaussian(256, 1 / reference::default_unit(k), 7);
+      auto x = gaussian(256, 1 / reference::default_unit(k), 7);
+      for (float& v : x) v = std::round(4 * v) / 4;  // such that the search's integers are exact
       Tile tile;
       const double best = reference::encode_tile(x.data(), k, codebook.data(), tile.data(), weight.data());
       CHECK_NEAR(tests::squared_error(x.data(), tile.data(), k, weight.data()), best, 1e-9 * best);
       for (int bit = 12; bit < 256 * k; bit++) {
         Tile changed = tile;
-        changed[size_t(bit / 8)] ^= uint8_t(1 << bit % 8);
+        changed[size_t(tqn::place_of_byte(k, bit / 8))] ^= uint8_t(1 << bit % 8);
         CHECK(tests::squared_error(x.data(), changed.data(), k, weight.data()) >= best * (1 - 1e-6));
       }
     }
@@ -119,7 +131,7 @@ TEST("plane sizes: exact, and false where a size is unusable or would wrap") {
       const uint64_t rows = (n_out + 63) / 64 * 64;
       CHECK_EQ(bytes.codes, rows * 12 * uint64_t(k) / 8);
       CHECK_EQ(bytes.row_scale, rows * 2);
-      CHECK_EQ(bytes.codebook, uint64_t(k == 8 ? 0 : 64));
+      CHECK_EQ(bytes.codebook, uint64_t(k == 8 ? 0 : k == 6 ? 64 : 32));
     }
   CHECK(tqn::plane_bytes(uint64_t(1) << 40, 65536, 8, &bytes));
   CHECK_EQ(bytes.codes, uint64_t(1) << 56);

@@ -15,18 +15,18 @@ static const char* kEntry =
 
 static void add_packed_matrix(build::File& file) {
   std::mt19937 random(1);
-  std::string codes(2 * 2 * 64, '\0'), codebook(64, '\0');
+  std::string codes(2 * 2 * 64, '\0'), codebook(32, '\0');
   for (char& byte : codes) byte = char(random());
-  for (int i = 0; i < 64; i++) codebook[size_t(i)] = char(2 * i - 64);
+  for (int i = 0; i < 32; i++) codebook[size_t(i)] = char(i % 16);
   std::vector<uint16_t> scales(128, 0);
   std::fill_n(scales.begin(), 70, uint16_t(0x3800));  // 0.5
   std::vector<int32_t> ptr(71, 3);
   ptr[0] = 0, ptr[1] = 2;
   file.text("turboquant.tensors", std::string("{\"w\": ") + kEntry + "}");
-  file.key("turboquant.version", build::u32, build::raw(uint32_t{1}));
+  file.key("turboquant.version", build::u32, build::raw(tqn::kVersion));
   file.tensors.push_back({"w.tqn", build::I8, {128, 2}, codes});
   file.tensors.push_back({"w.tqn_scale", build::F16, {128}, build::raw(scales)});
-  file.tensors.push_back({"w.tqn_cb", build::I8, {64}, codebook});
+  file.tensors.push_back({"w.tqn_cb", build::I8, {32}, codebook});
   file.tensors.push_back({"w.tqn_out_ptr", build::I32, {71}, build::raw(ptr)});
   file.tensors.push_back({"w.tqn_out_col", build::I16, {3}, build::raw(std::vector<uint16_t>{1, 7, 0})});
   file.tensors.push_back({"w.tqn_out_val", build::F16, {3}, build::raw(std::vector<uint16_t>{0x3C00, 0xBC00, 0x4000})});

@@ -16,7 +16,7 @@ using kernels::RotationPlan;
 
 namespace {
 
-constexpr int kFormats[] = {1, 2, 3, 4, 6, 8};
+constexpr auto& kFormats = tqn::Formats::bits;
 std::mt19937_64 rng(20240607);
 
 float normal() { return std::normal_distribution<float>()(rng); }
@@ -48,7 +48,9 @@ struct Fixture {
     codes.resize(misalignment + rows * n_in * k / 8);
     for (auto& byte : codes) byte = uint8_t(rng());
     for (int64_t r = 0; r < rows; r++) row_scale.push_back(r < n_out ? f32_to_f16(float(uniform(0, 1000)) / 1000) : 0);
-    for (int i = 0; i < tqn::kCodebookSize; i++) codebook.push_back(int8_t(uniform(-128, 127)));
+    const bool trellis = tqn::is_trellis(k);
+    for (int i = 0; i < tqn::codebook_size(k); i++)
+      codebook.push_back(int8_t(trellis ? uniform(0, tqn::largest_entry(k)) : uniform(-128, 127)));
     w.n_out = n_out, w.n_in = n_in, w.k = k;
     w.codes = codes.data() + misalignment, w.row_scale = row_scale.data(), w.codebook = k == 8 ? nullptr : codebook.data();
     w.scale = 0.01f, w.seed = 7;
@@ -73,7 +75,7 @@ struct Fixture {
     for (int64_t s = 0; s < int64_t(tqn::strips(w.n_out)); s++)
       for (int64_t t = 0; t < w.n_in / 4; t++) {
         reference::decode_tile(w.codes + tqn::tile_offset(s, t, w.n_in, w.k), w.k, w.codebook, tile);
-        for (int i = 0; i < tqn::kTileSteps; i++) c[(s * 64 + i / 4) * w.n_in + 4 * t + i % 4] = tile[i];
+        for (int i = 0; i < tqn::kTileSteps; i++) c[(s * 64 + tqn::row_of_step(i)) * w.n_in + 4 * t + tqn::col_of_step(i)] = tile[i];
       }
     return c;
   }
@@ -147,7 +149,8 @@ TEST("accumulators: extreme activations and codebooks at the widest row cannot o
     for (int value : {-128, 127})
       for (int a : {-127, 127}) {
         Fixture m(1, k == 3 ? tqn::kMaxInputs : 4096, k);
-        std::fill(m.codebook.begin(), m.codebook.end(), int8_t(value));
+        const int entry = !tqn::is_trellis(k) ? value : value < 0 ? 0 : tqn::largest_entry(k);
+        std::fill(m.codebook.begin(), m.codebook.end(), int8_t(entry));
         if (k == 8) std::fill(m.codes.begin(), m.codes.end(), uint8_t(value));
         check_accumulators(m, std::vector<int8_t>(3 * m.w.n_in, int8_t(a)), 3, {1, 3});
       }

@@ -118,7 +118,7 @@ static std::vector<uint8_t> encode_plainly(const std::vector<float>& w, int64_t 
         for (int64_t c = col; c < col + 4; c++) {
           float target = w[size_t(row * n + c)];
           for (int64_t i = 0; i < col; i++) target += error[size_t(row * n + i)] * u[size_t(i * n + c)];
-          x[(row - first) * 4 + c - col] = target / unit;
+          x[tqn::step_of(int(row - first), int(c - col))] = target / unit;
         }
       }
       reference::encode_tile(x, k, codebook.data(), tile.data(), weight);
@@ -126,7 +126,8 @@ static std::vector<uint8_t> encode_plainly(const std::vector<float>& w, int64_t 
       for (int64_t row = first; row < std::min(n_out, first + 64); row++)
         for (int64_t c = col; c < col + 4; c++)
           error[size_t(row * n + c)] =
-              w[size_t(row * n + c)] - unit * float(tqn::value(tile.data(), k, int((row - first) * 4 + c - col), codebook.data()));
+              w[size_t(row * n + c)] -
+              unit * float(tqn::value(tile.data(), k, tqn::step_of(int(row - first), int(c - col)), codebook.data()));
     }
   return codes;
 }

@@ -1,4 +1,4 @@
-// A whole model (tests/data/v1.tqn.gguf) with its metadata, shapes and data changed at random, opened and run: an Error or logits, and
+// A whole model (tests/data/v2.tqn.gguf) with its metadata, shapes and data changed at random, opened and run: an Error or logits, and
 // nothing that the sanitizers see.
 #include <array>
 #include <fstream>
@@ -10,7 +10,7 @@
 #include "model/model.h"
 
 static std::string read_model() {
-  const auto path = std::filesystem::path(__FILE__).parent_path() / ".." / "data" / "v1.tqn.gguf";
+  const auto path = std::filesystem::path(__FILE__).parent_path() / ".." / "data" / "v2.tqn.gguf";
   std::ifstream in(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), {}};
 }

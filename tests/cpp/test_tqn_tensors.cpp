@@ -77,14 +77,14 @@ struct Parts {
                                            {"seed", "\"1\""}, {"outliers", "3"}};
   std::string list;  // stated instead of the one made from the entry where not empty
   std::vector<uint16_t> row_scale = std::vector<uint16_t>(128, 0);
-  std::vector<int8_t> codebook = std::vector<int8_t>(64);
+  std::vector<int8_t> codebook = std::vector<int8_t>(32);
   std::vector<int32_t> ptr = std::vector<int32_t>(71, 3);
   std::vector<uint16_t> col{1, 7, 0}, val{0x3C00, 0xBC00, 0x4000};
   build::File file;
 
   Parts() {
     std::fill_n(row_scale.begin(), 70, uint16_t(0x3800));
-    for (int i = 0; i < 64; i++) codebook[size_t(i)] = int8_t(2 * i - 64);
+    for (int i = 0; i < 32; i++) codebook[size_t(i)] = int8_t(i % 16);
     ptr[0] = 0, ptr[1] = 2;
   }
 
@@ -109,7 +109,7 @@ struct Parts {
     if (change_file)
       change_file(file);
     else
-      file.key("turboquant.version", build::u32, build::raw(uint32_t{1}));
+      file.key("turboquant.version", build::u32, build::raw(tqn::kVersion));
     return file.bytes();
   }
 };
@@ -128,10 +128,13 @@ static void refuse(const char* words, void (*change)(Parts&), void (*change_file
 TEST("the unchanged matrix is accepted") { load(Parts().bytes(nullptr)); }
 
 TEST("version and list") {
+  refuse(
+      "turboquant.version is 1; this release reads version 2: convert it again", [](Parts&) {},
+      [](build::File& f) { f.key("turboquant.version", build::u32, build::raw(uint32_t{1})); }, Cause::unsupported);
   const auto none = [](Parts&) {};
   refuse(
-      "turboquant.version is 2; this release reads version 1", none,
-      [](build::File& f) { f.key("turboquant.version", build::u32, build::raw(uint32_t{2})); }, Cause::unsupported);
+      "turboquant.version is 3; this release reads version 2", none,
+      [](build::File& f) { f.key("turboquant.version", build::u32, build::raw(uint32_t{3})); }, Cause::unsupported);
   refuse(
       "turboquant.version is 0", none, [](build::File& f) { f.key("turboquant.version", build::u32, build::raw(uint32_t{0})); },
       Cause::unsupported);
@@ -177,14 +180,14 @@ TEST("sizes of planes") {
   refuse("plane codes has 256 bytes, its shape asks for 384", [](Parts& p) { p.state("bits", "3"); });
   refuse("plane codes has 256 bytes, its shape asks for 128", [](Parts& p) { p.state("n_out", "64"); });
   refuse("plane row_scale has 254 bytes, its shape asks for 256", [](Parts& p) { p.row_scale.pop_back(); });
-  refuse("plane codebook has 63 bytes, its shape asks for 64", [](Parts& p) { p.codebook.pop_back(); });
+  refuse("plane codebook has 31 bytes, its shape asks for 32", [](Parts& p) { p.codebook.pop_back(); });
   refuse("plane out_ptr has 280 bytes, its shape asks for 284", [](Parts& p) { p.ptr.pop_back(); });
   refuse("plane out_col has 4 bytes, its shape asks for 6", [](Parts& p) { p.col.pop_back(); });
   refuse("plane out_val has 4 bytes, its shape asks for 6", [](Parts& p) { p.val.pop_back(); });
   refuse("plane out_ptr has 284 bytes, its shape asks for 0", [](Parts& p) { p.state("outliers", "0"); });
 }
 
-static void with_version(build::File& f) { f.key("turboquant.version", build::u32, build::raw(uint32_t{1})); }
+static void with_version(build::File& f) { f.key("turboquant.version", build::u32, build::raw(tqn::kVersion)); }
 
 TEST("missing, mistyped and stray planes") {
   const auto none = [](Parts&) {};
@@ -206,7 +209,7 @@ TEST("contents of planes") {
   refuse("row_scale[0] is -", [](Parts& p) { p.row_scale[0] = 0x8001; });
   refuse("row_scale[0] is 1.0009", [](Parts& p) { p.row_scale[0] = 0x3C01; });
   refuse("row_scale[70] of a padding row", [](Parts& p) { p.row_scale[70] = 1; });
-  refuse("codebook is not sorted at entry 9", [](Parts& p) { p.codebook[9] = -128; });
+  refuse("codebook[9] is -128, must be in [0, 15]", [](Parts& p) { p.codebook[9] = -128; });
   refuse("out_ptr[0] is 1", [](Parts& p) { p.ptr[0] = 1; });
   refuse("out_ptr[70] is 2, the outlier count is 3", [](Parts& p) { p.ptr[70] = 2; });
   refuse("out_ptr decreases at row 1", [](Parts& p) { p.ptr[2] = 1; });

@@ -44,7 +44,7 @@ TEST("plane sizes") {
   CHECK_REFUSED(m.codes.pop_back(), "plane codes has 1151 bytes, its shape asks for 1152");
   CHECK_REFUSED(m.codes.push_back(0), "plane codes has 1153 bytes");
   CHECK_REFUSED(m.row_scale.pop_back(), "plane row_scale has 254 bytes, its shape asks for 256");
-  CHECK_REFUSED(m.codebook.pop_back(), "plane codebook has 63 bytes, its shape asks for 64");
+  CHECK_REFUSED(m.codebook.pop_back(), "plane codebook has 31 bytes, its shape asks for 32");
   CHECK_REFUSED(m.ptr.pop_back(), "plane out_ptr has 400 bytes, its shape asks for 404");
   CHECK_REFUSED(m.val.pop_back(), "plane out_val has");
   CHECK_REFUSED(m.col.clear(), "plane out_ptr has 404 bytes, its shape asks for 0");
@@ -68,7 +68,11 @@ TEST("scales and codebook") {
   CHECK_REFUSED(m.row_scale[99] = 0x7E00, "row_scale[99] is nan");
   CHECK_REFUSED(m.row_scale[0] = 0x7C00, "row_scale[0] is inf");
   CHECK_REFUSED(m.row_scale[100] = f32_to_f16(.5f), "row_scale[100] of a padding row is 0.5");
-  CHECK_REFUSED(m.codebook[10] = 127, "codebook is not sorted at entry 11");
+  CHECK_REFUSED(m.codebook[10] = 16, "codebook[10] is 16, must be in [0, 15]");
+  CHECK_REFUSED(m.codebook[31] = -1, "codebook[31] is -1, must be in [0, 15]");
+  Matrix sorted(100, 36, 6, 5);
+  sorted.codebook[10] = 127;
+  CHECK_THROWS(validate(sorted), Cause::bad_file, "codebook is not sorted at entry 11");
 }
 
 TEST("outliers") {

@@ -10,7 +10,7 @@
 
 namespace tests {
 
-inline constexpr int kFormats[] = {1, 2, 3, 4, 6, 8};
+inline constexpr auto& kFormats = tqn::Formats::bits;
 using Tile = std::array<uint8_t, 256>;
 
 inline std::vector<int8_t> codebook_of(int k) {
@@ -31,7 +31,7 @@ inline double squared_error(const float* x, const uint8_t* tile, int k, const fl
   int8_t values[256];
   tq::reference::decode_tile(tile, k, codebook.data(), values);
   double sum = 0;
-  for (int t = 0; t < 256; t++) sum += row_weight[t / 4] * (double(x[t]) - values[t]) * (double(x[t]) - values[t]);
+  for (int t = 0; t < 256; t++) sum += row_weight[tqn::row_of_step(t)] * (double(x[t]) - values[t]) * (double(x[t]) - values[t]);
   return sum;
 }
 

@@ -26,7 +26,7 @@ def packed(n_out: int, n_in: int, bits: int, seed: int = 0) -> Any:
     sizes = _core.plane_bytes(n_out, n_in, bits)
     row_scale = np.zeros(sizes["row_scale"] // 2, np.float16)
     row_scale[:n_out] = random.random(n_out)
-    codebook = np.sort(random.integers(-127, 128, 64)).astype(np.int8)[: sizes["codebook"]]
+    codebook = np.sort(random.integers(-127, 128, 64) if bits == 6 else random.integers(0, 16, 32)).astype(np.int8)[: sizes["codebook"]]
     codes = random.integers(0, 256, sizes["codes"], dtype=np.uint8)
     return SimpleNamespace(bits=bits, n_out=n_out, n_in=n_in, scale=0.1, codes=codes, row_scale=row_scale, codebook=codebook)
 
@@ -399,7 +399,7 @@ def test_describe(model: Path) -> None:
         ("blk.1.ffn_up.weight", "TQN3", (70, 8)),
         ("blk.2.ffn_up.weight", "TQN4", (70, 8)),
     ]
-    planes = 128 * 2 + 64
+    planes = 128 * 2 + 32
     assert [t.bytes for t in summary.tensors] == [32, 256 + planes, 384 + planes + 71 * 4 + 2 * 4, 512 + planes]
     assert summary.parameters == 8 + 3 * 560 and summary.outliers == 2 and summary.size == model.stat().st_size
     assert summary.bits_per_weight == 8 * summary.tensor_bytes / summary.parameters

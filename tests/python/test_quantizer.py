@@ -558,10 +558,10 @@ def test_sampling_goes_on_at_the_batch_it_was_in(folder: Path, tmp_path: Path, m
 
         monkeypatch.setattr(calibration_text, "_sample_batch", fails_in_the_second)
         with pytest.raises(ZeroDivisionError):
-            calibration_text.sample(model, 5, 12, 7, kept=kept)
+            calibration_text.sample(model, 5, 12, 7, checkpoint=kept)
         with open(kept, "ab") as stream:
             stream.write(b"torn" * 13)  # a record and a bit of the second batch
-        np.testing.assert_array_equal(calibration_text.sample(model, 5, 12, 7, kept=kept), whole)
+        np.testing.assert_array_equal(calibration_text.sample(model, 5, 12, 7, checkpoint=kept), whole)
         assert batches == [2, 2, 2, 1]
         monkeypatch.setattr(calibration_text, "_sample_batch", draw_batch)
 

@@ -6,26 +6,9 @@
 
 namespace tq::kernels::TQ_ISA_NAMESPACE {
 
-template <int K>
-struct Format {
-  static constexpr int k = K;
-};
 template <class F>
 inline void with_format(int k, const F& f) {
-  switch (k) {
-    case 1:
-      return f(Format<1>{});
-    case 2:
-      return f(Format<2>{});
-    case 3:
-      return f(Format<3>{});
-    case 4:
-      return f(Format<4>{});
-    case 6:
-      return f(Format<6>{});
-    default:
-      return f(Format<8>{});
-  }
+  tqn::Formats::call(k, f);
 }
 
 template <int N>

@@ -2,29 +2,29 @@
 // as outer products. Unquantized matrices: dot products of kDotRows rows by a few tokens, vectorized along the columns, so nothing is
 // packed.
 #pragma once
+#include "kernels/body/decode.h"
 #include "kernels/body/epilogue.h"
 
 namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int kFloatTiles = 32;  // of a panel: 128 columns, 32 KiB
 
+template <int Offset>
 inline void store_columns(Row w, float* p) {
-  store(p, column<0>(w));
-  store(p + tqn::kTileRows, column<1>(w));
-  store(p + 2 * tqn::kTileRows, column<2>(w));
-  store(p + 3 * tqn::kTileRows, column<3>(w));
+  store(p, column<0, Offset>(w));
+  store(p + tqn::kTileRows, column<1, Offset>(w));
+  store(p + 2 * tqn::kTileRows, column<2, Offset>(w));
+  store(p + 3 * tqn::kTileRows, column<3, Offset>(w));
 }
 
 template <int K>
 void decode_float_panel(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, float* panel) {
   const Decoder<K> decode(codebook);
-  for (int64_t tile = 0; tile < n_tiles; tile++, codes += tqn::tile_bytes(K), panel += tqn::kTileSteps)
-#pragma GCC unroll 16
-    for (int g = 0; g < tqn::kTileRows / kLanes; g += kTogether) {
-      Row w[kTogether];
-      decode(codes, g, w);
-      for (int i = 0; i < kTogether; i++) store_columns(w[i], panel + (g + i) * kLanes);
-    }
+  alignas(64) int8_t values[kSide * kTileValues];
+  for (int64_t tile = 0; tile < n_tiles; tile++, codes += tqn::tile_bytes(K), panel += tqn::kTileSteps) {
+    decode_tiles<K>(codes, decode, 1, values);
+    for (int r = 0; r < tqn::kTileRows; r += kLanes) store_columns<kValueOffset<K>>(load_row(values + r * tqn::kTileCols), panel + r);
+  }
 }
 
 // sums (T, 64) = panel^T x_t
@@ -58,10 +58,7 @@ inline void linear_float(const TqnMatrix& w, int64_t first, int64_t last, const 
       with_format(w.k, [&](auto format) { decode_float_panel<format.k>(codes, w.codebook, count, panel); });
       for_token_groups<kPanelTokens>(x.n_tokens, [&](auto group, int64_t t) {
         float_panel<group.size>(panel, 4 * count, x.rotated + t * w.n_in + 4 * tile, w.n_in, sums);
-        for (int j = 0; j < group.size; j++) {
-          with_format(w.k, [&](auto format) { restore_rows<format.k>(sums + j * tqn::kTileRows); });
-          out.write_float(t + j, sums + j * tqn::kTileRows, tile == 0);
-        }
+        for (int j = 0; j < group.size; j++) out.write_float(t + j, sums + j * tqn::kTileRows, tile == 0);
       });
     }
     out.add_outliers();

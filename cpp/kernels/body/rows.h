@@ -8,12 +8,13 @@ namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline void tqn_row(const TqnMatrix& w, const RotationPlan* plan, int64_t row, float* out) {
   const int64_t strip = row / tqn::kTileRows;
-  const int step = tqn::step_of(int(row % tqn::kTileRows), 0);
+  const int in_tile = int(row % tqn::kTileRows);
   const float factor = w.scale * f16_value(w.row_scale[row]);
   with_format(w.k, [&](auto format) {
     const uint8_t* tile = w.codes + strip * int64_t(tqn::strip_bytes(w.n_in, format.k));
     for (int64_t c = 0; c < w.n_in; c += tqn::kTileCols, tile += tqn::tile_bytes(format.k))
-      for (int j = 0; j < tqn::kTileCols; j++) out[c + j] = factor * float(tqn::value(tile, format.k, step + j, w.codebook));
+      for (int j = 0; j < tqn::kTileCols; j++)
+        out[c + j] = factor * float(tqn::value(tile, format.k, tqn::step_of(in_tile, j), w.codebook));
   });
   if (plan) rotate_inverse(*plan, out, out);
   const Outliers& s = w.outliers;

@@ -1,12 +1,13 @@
-// AVX2 with FMA and F16C (Haswell, Zen and later). Row operands are signed bytes; a dot product gives one operand the signs of the other,
-// because `vpmaddubsw` takes one unsigned operand: magnitudes of at most 128 and 127 keep its 16-bit pair sums within 32512, so that it
-// never saturates.
+// AVX2 with FMA and F16C (Haswell, Zen and later). `vpmaddubsw` multiplies unsigned by signed bytes and sums pairs in 16 bits: the trellis
+// formats' small values go straight in; signed values give their signs to the activations, so that magnitudes of at most 128 and 127 keep
+// the pair sums within 32512.
 #pragma once
 
 namespace tq::kernels::avx2 {
 
 inline constexpr char kName[] = "avx2";
-inline constexpr int kOffset = 0;
+inline constexpr int kOffset = 0, kPanelTokens = 3;
+inline constexpr bool kPairSums = true;
 
 }  // namespace tq::kernels::avx2
 
@@ -14,16 +15,12 @@ inline constexpr int kOffset = 0;
 
 namespace tq::kernels::avx2 {
 
-inline I32 add_pairs(I32 acc, __m256i pairs) { return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))); }
-inline I32 dot(I32 acc, Row w, Acts a) { return add_pairs(acc, _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a.value, w))); }
-
-// The activations' magnitudes serve all rows, which saves an instruction; but a code of -128 cannot be negated.
-inline I32 codebook_dot(I32 acc, Row w, Acts a) { return add_pairs(acc, _mm256_maddubs_epi16(a.magnitude, _mm256_sign_epi8(w, a.value))); }
-inline bool suits_codebook_dot(const int8_t* codebook) {
-  bool suits = true;
-  for (int i = 0; i < tqn::kCodebookSize; i++) suits &= codebook[i] != -128;
-  return suits;
-}
+using Pairs = __m256i;
+inline Pairs no_pairs() { return _mm256_setzero_si256(); }
+inline Pairs add_pairs(Pairs sum, Row w, Acts a) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, a)); }
+inline I32 add_widened(I32 acc, Pairs pairs) { return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))); }
+inline I32 dot(I32 acc, Row w, Acts a) { return add_widened(acc, _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w))); }
+inline I32 small_dot(I32 acc, Row w, Acts a) { return add_widened(acc, _mm256_maddubs_epi16(w, a)); }
 
 }  // namespace tq::kernels::avx2
 

@@ -11,18 +11,14 @@ namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int kLanes = 8;
 inline constexpr int kDirectTokens = 1;
-inline constexpr int kTogether = 2, kAhead = 8;
-inline constexpr int kPanelRegisters = 2, kPanelTokens = 4;
+inline constexpr int kSide = 1, kParts = 1;
+inline constexpr int kPanelRegisters = 2;
 inline constexpr int kRowBytes = 32;
 
 using F32 = __m256;
 using I32 = __m256i;
 using Row = __m256i;
-struct Acts {
-  __m256i value, magnitude;
-  Acts() = default;
-  Acts(__m256i a) : value(a), magnitude(_mm256_abs_epi8(a)) {}
-};
+using Acts = __m256i;
 
 inline F32 load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, F32 x) { _mm256_storeu_ps(p, x); }
@@ -93,33 +89,53 @@ inline F32 to_f32(I32 x) { return _mm256_cvtepi32_ps(x); }
 
 inline Row load_row(const int8_t* p) { return load32(p); }
 inline void store_row(int8_t* p, Row w) { store32(p, w); }
-inline Acts load_acts(const int8_t* p) {
+inline Acts broadcast_acts(const int8_t* p) {
   int32_t four;
   std::memcpy(&four, p, 4);
   return _mm256_set1_epi32(four);
 }
-template <int C>
+inline Acts load_acts(const int8_t* p, bool) { return broadcast_acts(p); }
+template <int C, int Offset>
 F32 column(Row w) {
-  const __m256i byte = _mm256_and_si256(_mm256_srli_epi32(w, 8 * C), _mm256_set1_epi32(255));
-  const __m256i value =
-      kOffset ? _mm256_sub_epi32(byte, _mm256_set1_epi32(kOffset)) : _mm256_srai_epi32(_mm256_slli_epi32(w, 24 - 8 * C), 24);
-  return _mm256_cvtepi32_ps(value);
+  if constexpr (Offset == 128)
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_and_si256(_mm256_srli_epi32(w, 8 * C), _mm256_set1_epi32(255)), set1_i32(Offset)));
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srai_epi32(_mm256_slli_epi32(w, 24 - 8 * C), 24), set1_i32(Offset)));
 }
 
-// Two registers that are decoded side by side: the chain of one is longer than the scheduler is deep.
-struct Pair {
-  __m256i v[kTogether];
+struct Bytes {
+  __m256i v;
+  friend Bytes operator+(Bytes a, Bytes b) { return {_mm256_add_epi8(a.v, b.v)}; }
 };
-template <class F, class... P>
-Pair each(const F& f, const P&... p) {
-  return {{f(p.v[0]...), f(p.v[1]...)}};
+inline Bytes load_plane(const uint8_t* p, const uint8_t*) { return {load32(p)}; }
+inline Bytes next_lane(Bytes b) { return {_mm256_alignr_epi8(_mm256_permute2x128_si256(b.v, b.v, 1), b.v, 1)}; }
+template <int Bits, int Shift>
+Bytes field(Bytes low, Bytes high) {
+  constexpr int all = (1 << Bits) - 1, own = (1 << (8 - Shift)) - 1;
+  const __m256i shifted = Shift ? _mm256_srli_epi16(low.v, Shift) : low.v;
+  if constexpr (Shift + Bits <= 8) return {_mm256_and_si256(shifted, _mm256_set1_epi8(all))};
+  return {_mm256_or_si256(_mm256_and_si256(shifted, _mm256_set1_epi8(own)),
+                          _mm256_and_si256(_mm256_slli_epi16(high.v, 8 - Shift), _mm256_set1_epi8(char(all & ~own))))};
 }
+inline Bytes with_offset(Bytes b) { return {_mm256_add_epi8(b.v, _mm256_set1_epi8(char(kOffset)))}; }
 
-// Codebook look-up: a shuffle gives 0 where its index is negative, so quarter q >= 1 of the codebook is reached by adding (xor) its
-// difference from quarter q - 1 wherever index - 16 q is not negative.
-class Table {
+// A shuffle ignores bits 4 to 6 of an index, and no index reaches bit 7.
+class Tables {
  public:
-  explicit Table(const int8_t* codebook) {
+  explicit Tables(const int8_t* codebook)
+      : first_(_mm256_broadcastsi128_si256(load16(codebook))), second_(_mm256_broadcastsi128_si256(load16(codebook + tqn::kTableSize))) {}
+  Bytes operator()(tqn::Indices<Bytes> at) const {
+    return {_mm256_add_epi8(_mm256_shuffle_epi8(first_, at.first.v), _mm256_shuffle_epi8(second_, at.second.v))};
+  }
+
+ private:
+  __m256i first_, second_;
+};
+
+// A shuffle gives 0 where its index is negative, so quarter q >= 1 of the codebook is reached by adding (xor) its difference from quarter
+// q - 1 wherever index - 16 q is not negative.
+class Codebook {
+ public:
+  explicit Codebook(const int8_t* codebook) {
     __m128i below = _mm_setzero_si128();
     for (int q = 0; q < 4; q++) {
       const __m128i quarter = _mm_add_epi8(load16(codebook + 16 * q), _mm_set1_epi8(char(kOffset)));
@@ -127,149 +143,19 @@ class Table {
       below = quarter;
     }
   }
-  Pair operator()(Pair index) const {
-    const auto look_up = [](__m256i difference, Pair at) {
-      return each([=](__m256i i) { return _mm256_shuffle_epi8(difference, i); }, at);
-    };
-    Pair value = look_up(difference_[0], index);
-    for (int q = 1; q < 4; q++) {
-      index = each([](__m256i i) { return _mm256_sub_epi8(i, _mm256_set1_epi8(16)); }, index);
-      value = each([](__m256i a, __m256i b) { return _mm256_xor_si256(a, b); }, value, look_up(difference_[q], index));
-    }
-    return value;
+  Bytes operator()(Bytes at) const {
+    __m256i value = _mm256_shuffle_epi8(difference_[0], at.v);
+    for (int q = 1; q < 4; q++)
+      value = _mm256_xor_si256(value, _mm256_shuffle_epi8(difference_[q], _mm256_sub_epi8(at.v, _mm256_set1_epi8(char(16 * q)))));
+    return {value};
   }
 
  private:
   __m256i difference_[4];
 };
 
-template <class T, class F>
-__m256i register_of(const F& f) {
-  alignas(32) T lanes[32 / sizeof(T)];
-  for (int i = 0; i < int(32 / sizeof(T)); i++) lanes[i] = T(f(i));
-  return _mm256_load_si256(reinterpret_cast<const __m256i*>(lanes));
-}
-
-// Eight bytes of a tile's circular string.
-template <int K>
-uint64_t circular8(const uint8_t* tile, int byte) {
-  constexpr int bytes = int(tqn::tile_bytes(K));
-  uint64_t low, high;
-  if (byte + 8 <= bytes) return std::memcpy(&low, tile + byte, 8), low;
-  std::memcpy(&low, tile + bytes - 8, 8);
-  std::memcpy(&high, tile, 8);
-  const int beyond = byte + 8 - bytes;
-  return low >> (8 * beyond) | high << (64 - 8 * beyond);
-}
-// Sixteen bytes, of which ten are looked at, so that at most two stand at the tile's start.
-template <int K>
-__m128i circular16(const uint8_t* tile, int byte) {
-  constexpr int bytes = int(tqn::tile_bytes(K));
-  if (byte + 16 <= bytes) return load16(tile + byte);
-  return _mm_set_epi64x(int64_t(circular8<K>(tile, (byte + 8) % bytes)), int64_t(circular8<K>(tile, byte)));
-}
-
-// A half is 16 steps in 16-bit lanes: four rows. Its bits, at most 57 for k <= 3, stand in every quadword, each second one shifted by 4, so
-// that each window starts at bit 0..4 of some byte and lies within two bytes. With the bits below it cleared, (window << s) * (M << (4 -
-// s)) has the codebook's index in its upper 6 bits: what stands above the window leaves the 16-bit product.
-template <int K>
-class Halves {
- public:
-  Halves() {
-    const auto bit = [](int lane) { return K * lane; };
-    const auto copy = [bit](int lane) { return K < 4 && bit(lane) % 8 > 4; };
-    const auto shift = [bit, copy](int lane) { return bit(lane) % 8 - 4 * copy(lane); };
-    shift_ = register_of<uint64_t>([](int i) { return 4 * (i % 2); });
-    gather_ = register_of<uint8_t>([=](int i) { return bit(i / 2) / 8 + 8 * copy(i / 2) + i % 2; });
-    mask_ = register_of<uint16_t>([=](int lane) { return 0xFFFF << shift(lane); });
-    factor_ = register_of<uint16_t>([=](int lane) { return tqn::multiplier(K) << (4 - shift(lane)); });
-  }
-  __m256i operator()(const uint8_t* tile, int half) const {
-    const __m256i window = _mm256_and_si256(_mm256_shuffle_epi8(bits(tile, 2 * K * half), gather_), mask_);
-    return _mm256_srli_epi16(_mm256_mullo_epi16(window, factor_), 10);
-  }
-
- private:
-  __m256i bits(const uint8_t* tile, int byte) const {
-    if constexpr (K == 4) return _mm256_broadcastsi128_si256(circular16<K>(tile, byte));
-    return _mm256_srlv_epi64(_mm256_set1_epi64x(int64_t(circular8<K>(tile, byte))), shift_);
-  }
-  __m256i shift_, gather_, mask_, factor_;
-};
-
-// Six bits a step, 12 bytes a half; a multiplication moves each window to the top of its lane.
-template <>
-class Halves<6> {
- public:
-  Halves() {
-    const auto bit = [](int lane) { return 6 * lane; };
-    for (int last = 0; last < 2; last++) gather_[last] = register_of<uint8_t>([=](int i) { return 4 * last + bit(i / 2) / 8 + i % 2; });
-    factor_ = register_of<uint16_t>([=](int lane) { return 1 << (10 - bit(lane) % 8); });
-  }
-  // The last half is read from 4 bytes before, to stay within the tile.
-  __m256i operator()(const uint8_t* tile, int half) const {
-    const bool last = half == 15;
-    const __m256i bits = _mm256_broadcastsi128_si256(load16(tile + 12 * half - 4 * last));
-    return _mm256_srli_epi16(_mm256_mullo_epi16(_mm256_shuffle_epi8(bits, gather_[last]), factor_), 10);
-  }
-
- private:
-  __m256i gather_[2], factor_;
-};
-
-// Indices and look-ups are two stages: together their chain of instructions is longer than the scheduler is deep.
-template <int K>
-class Decoder {
- public:
-  explicit Decoder(const int8_t* codebook) : table_(codebook) {}
-  void operator()(const uint8_t* tile, int g, Row* w) const { look_up(indices(tile, g), w); }
-
-  void prepare(const uint8_t* tiles, int64_t count) {
-    for (int64_t i = 0; i < count; i++, tiles += tqn::tile_bytes(K))
-#pragma GCC unroll 4
-      for (int g = 0; g < 8; g += kTogether) {
-        const Pair index = indices(tiles, g);
-        for (int j = 0; j < kTogether; j++) store32(index_[i][g + j], index.v[j]);
-      }
-  }
-  void prepared(int64_t i, int g, Row* w) const { look_up({{load32(index_[i][g]), load32(index_[i][g + 1])}}, w); }
-
- private:
-  Pair indices(const uint8_t* tile, int g) const {
-    const Pair first = {{halves_(tile, 2 * g), halves_(tile, 2 * g + 2)}}, second = {{halves_(tile, 2 * g + 1), halves_(tile, 2 * g + 3)}};
-    return each([](__m256i a, __m256i b) { return _mm256_packus_epi16(a, b); }, first, second);
-  }
-  void look_up(const Pair& index, Row* w) const {
-    const Pair value = table_(index);
-    for (int j = 0; j < kTogether; j++) w[j] = value.v[j];
-  }
-  Table table_;
-  Halves<K> halves_;
-  alignas(32) uint8_t index_[kAhead][8][32];
-};
-
-template <>
-class Decoder<8> {
- public:
-  explicit Decoder(const int8_t*) {}
-  void operator()(const uint8_t* tile, int g, Row* w) const {
-    for (int i = 0; i < kTogether; i++) w[i] = _mm256_add_epi8(load32(tile + 32 * (g + i)), _mm256_set1_epi8(char(kOffset)));
-  }
-  void prepare(const uint8_t* tiles, int64_t) { tiles_ = tiles; }
-  void prepared(int64_t i, int g, Row* w) const { (*this)(tiles_ + i * tqn::tile_bytes(8), g, w); }
-
- private:
-  const uint8_t* tiles_ = nullptr;
-};
-
-// Packing two halves leaves their rows in the order 0 1 4 5 2 3 6 7.
-template <int K>
-void restore_rows(void* rows) {
-  if (K == 8) return;
-  for (int g = 0; g < 8; g++) {
-    const __m256i r = load32(static_cast<char*>(rows) + 32 * g);
-    store32(static_cast<char*>(rows) + 32 * g, _mm256_permute4x64_epi64(r, 0xD8));
-  }
-}
+inline Row part(Bytes w, int) { return w.v; }
+inline void store_values(int8_t* p, Bytes w) { store32(p, w.v); }
+inline void store_sums(int32_t* acc, const I32* sums, int32_t start) { store_i32(acc, _mm256_add_epi32(*sums, set1_i32(start))); }
 
 }  // namespace tq::kernels::TQ_ISA_NAMESPACE

@@ -1,10 +1,11 @@
-// AVX2 with AVX-VNNI (Alder Lake, Sierra Forest, Zen 5 and later). Row operands are unsigned: value + 128.
+// AVX2 with AVX-VNNI (Alder Lake, Sierra Forest, Zen 5 and later). Row operands are unsigned: small values, or value + 128.
 #pragma once
 
 namespace tq::kernels::avx2vnni {
 
 inline constexpr char kName[] = "avx2vnni";
-inline constexpr int kOffset = 128;
+inline constexpr int kOffset = 128, kPanelTokens = 4;
+inline constexpr bool kPairSums = false;
 
 }  // namespace tq::kernels::avx2vnni
 
@@ -12,9 +13,10 @@ inline constexpr int kOffset = 128;
 
 namespace tq::kernels::avx2vnni {
 
-inline I32 dot(I32 acc, Row w, Acts a) { return _mm256_dpbusd_avx_epi32(acc, w, a.value); }
+inline I32 dot(I32 acc, Row w, Acts a) { return _mm256_dpbusd_avx_epi32(acc, w, a); }
+inline I32 small_dot(I32 acc, Row w, Acts a) { return dot(acc, w, a); }
 
 }  // namespace tq::kernels::avx2vnni
 
 #include "kernels/isa/dot_panel.h"
-#include "kernels/isa/one_dot.h"
+#include "kernels/isa/no_pairs.h"

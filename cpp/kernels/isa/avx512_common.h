@@ -1,4 +1,5 @@
-// What both AVX-512 vocabularies share: floats, int32 and byte loads, 16 lanes.
+// What both AVX-512 vocabularies share: all but dot products, fields of bytes and look-ups. A register of bytes is a plane of two tiles
+// side by side, whose sums meet when a strip is done; in a panel it is 16 rows of one tile.
 #pragma once
 #include <immintrin.h>
 
@@ -11,9 +12,14 @@
 namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int kLanes = 16;
+inline constexpr int kSide = 2, kParts = 1;
+inline constexpr int kPanelRegisters = 4;
+inline constexpr int kRowBytes = 64;
 
 using F32 = __m512;
 using I32 = __m512i;
+using Row = __m512i;
+using Acts = __m512i;
 
 inline F32 load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, F32 x) { _mm512_storeu_ps(p, x); }
@@ -87,11 +93,44 @@ inline void store_i32(int32_t* p, I32 x) { _mm512_storeu_si512(p, x); }
 inline F32 to_f32(I32 x) { return _mm512_cvtepi32_ps(x); }
 
 inline __m512i load_bytes(const void* p) { return _mm512_loadu_si512(p); }
-inline __m512i load32(const uint8_t* p) { return _mm512_castsi256_si512(load_half(p)); }
-inline __m512i broadcast4(const int8_t* p) {
+inline Row load_row(const int8_t* p) { return load_bytes(p); }
+inline void store_row(int8_t* p, Row w) { _mm512_storeu_si512(p, w); }
+inline Acts broadcast_acts(const int8_t* p) {
   int32_t four;
   std::memcpy(&four, p, 4);
   return _mm512_set1_epi32(four);
+}
+// Those of a tile in the lower half, those of the next in the upper half, or zeros.
+inline Acts load_acts(const int8_t* p, bool both) {
+  int32_t four[2] = {0, 0};
+  std::memcpy(four, p, both ? 8 : 4);
+  return _mm512_mask_set1_epi32(_mm512_set1_epi32(four[0]), 0xFF00, four[1]);
+}
+template <int C, int Offset>
+F32 column(Row w) {
+  if constexpr (Offset == 128)
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_and_si512(_mm512_srli_epi32(w, 8 * C), _mm512_set1_epi32(255)), set1_i32(Offset)));
+  return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_srai_epi32(_mm512_slli_epi32(w, 24 - 8 * C), 24), set1_i32(Offset)));
+}
+
+struct Bytes {
+  __m512i v;
+  friend Bytes operator+(Bytes a, Bytes b) { return {_mm512_add_epi8(a.v, b.v)}; }
+};
+inline Bytes load_plane(const uint8_t* tile, const uint8_t* second) {
+  return {_mm512_inserti64x4(_mm512_castsi256_si512(load_half(tile)), load_half(second), 1)};
+}
+inline Bytes with_offset(Bytes b) { return {_mm512_add_epi8(b.v, _mm512_set1_epi8(char(kOffset)))}; }
+inline __m512i repeat16(const int8_t* p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+
+inline Row part(Bytes w, int) { return w.v; }
+inline void store_values(int8_t* p, Bytes w) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(w.v));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + tqn::kTileSteps), _mm512_extracti64x4_epi64(w.v, 1));
+}
+inline void store_sums(int32_t* acc, const I32* sums, int32_t start) {
+  const __m256i both = _mm256_add_epi32(_mm512_castsi512_si256(*sums), _mm512_extracti64x4_epi64(*sums, 1));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(acc), _mm256_add_epi32(both, _mm256_set1_epi32(start)));
 }
 
 }  // namespace tq::kernels::TQ_ISA_NAMESPACE

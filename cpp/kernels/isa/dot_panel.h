@@ -4,11 +4,12 @@
 namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int kPanelSide = 1;
-template <class Rows>
-inline void store_panel(int8_t* p, const Rows* w, int i) {
-  store_row(p, w[0][i]);
+using PanelActs = Acts;
+inline void store_panel(int8_t*, const int8_t*) {}
+inline PanelActs panel_acts(const int8_t* p) { return broadcast_acts(p); }
+template <bool Small>
+I32 panel_dot(I32 acc, Row w, PanelActs a) {
+  return Small ? small_dot(acc, w, a) : dot(acc, w, a);
 }
-inline Acts panel_acts(const int8_t* p) { return load_acts(p); }
-inline I32 panel_dot(I32 acc, Row w, Acts a) { return dot(acc, w, a); }
 
 }  // namespace tq::kernels::TQ_ISA_NAMESPACE

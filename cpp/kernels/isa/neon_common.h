@@ -11,7 +11,8 @@ namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int kLanes = 4;
 inline constexpr int kDirectTokens = 1;
-inline constexpr int kTogether = 1, kAhead = 1;
+inline constexpr int kSide = 1, kParts = 2;
+inline constexpr bool kPairSums = false;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 6;
 inline constexpr int kOffset = 0;
 inline constexpr int kRowBytes = 16;
@@ -76,130 +77,73 @@ inline F32 to_f32(I32 x) { return vcvtq_f32_s32(x); }
 
 inline Row load_row(const int8_t* p) { return vld1q_s8(p); }
 inline void store_row(int8_t* p, Row w) { vst1q_s8(p, w); }
-inline Acts load_acts(const int8_t* p) {
+inline Acts broadcast_acts(const int8_t* p) {
   int32_t four;
   std::memcpy(&four, p, 4);
   return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
+inline Acts load_acts(const int8_t* p, bool) { return broadcast_acts(p); }
 inline I32 dot(I32 acc, Row w, Acts a) { return vdotq_s32(acc, w, a); }
-template <int C>
+inline I32 small_dot(I32 acc, Row w, Acts a) { return vdotq_s32(acc, w, a); }  // small values are positive as signed bytes too
+template <int C, int Offset>
 F32 column(Row w) {
-  return vcvtq_f32_s32(vshrq_n_s32(vshlq_n_s32(vreinterpretq_s32_s8(w), 24 - 8 * C), 24));
+  return vcvtq_f32_s32(vsubq_s32(vshrq_n_s32(vshlq_n_s32(vreinterpretq_s32_s8(w), 24 - 8 * C), 24), vdupq_n_s32(Offset)));
 }
 
-// A register filled by a function of the lane's number.
-template <class F>
-uint8x16_t bytes_of(const F& f) {
-  uint8_t lanes[16];
-  for (int i = 0; i < 16; i++) lanes[i] = uint8_t(f(i));
-  return vld1q_u8(lanes);
+struct Bytes {
+  uint8x16_t low, high;
+  friend Bytes operator+(Bytes a, Bytes b) { return {vaddq_u8(a.low, b.low), vaddq_u8(a.high, b.high)}; }
+};
+template <class F, class... B>
+Bytes both_halves(const F& f, const B&... b) {
+  return {f(b.low...), f(b.high...)};
 }
-template <class F>
-uint16x8_t words_of(const F& f) {
-  uint16_t lanes[8];
-  for (int i = 0; i < 8; i++) lanes[i] = uint16_t(f(i));
-  return vld1q_u16(lanes);
+inline Bytes load_plane(const uint8_t* p, const uint8_t*) { return {vld1q_u8(p), vld1q_u8(p + 16)}; }
+inline Bytes next_lane(Bytes b) { return {vextq_u8(b.low, b.high, 1), vextq_u8(b.high, b.low, 1)}; }
+// Nothing is masked: indices are, before they are used.
+template <int Bits, int Shift>
+Bytes field(Bytes low, Bytes high) {
+  if constexpr (Shift == 0) return low;
+  if constexpr (Shift + Bits <= 8) return both_halves([](uint8x16_t v) { return vshrq_n_u8(v, Shift ? Shift : 1); }, low);
+  return both_halves([](uint8x16_t l, uint8x16_t h) { return vsliq_n_u8(vshrq_n_u8(l, Shift ? Shift : 1), h, Shift ? 8 - Shift : 7); }, low,
+                     high);
 }
+inline Bytes with_offset(Bytes b) { return b; }
 
-// Indices in bits 10..15 of 16 steps' lanes, looked up in the codebook.
-class Table {
+class Tables {
  public:
-  explicit Table(const int8_t* codebook) : entries_(vld1q_s8_x4(codebook)) {}
-  Row operator()(uint16x8_t first, uint16x8_t second) const {
-    const uint8x16_t upper = vuzp2q_u8(vreinterpretq_u8_u16(first), vreinterpretq_u8_u16(second));
-    return vqtbl4q_s8(entries_, vshrq_n_u8(upper, 2));
+  explicit Tables(const int8_t* codebook)
+      : first_(vreinterpretq_u8_s8(vld1q_s8(codebook))), second_(vreinterpretq_u8_s8(vld1q_s8(codebook + tqn::kTableSize))) {}
+  Bytes operator()(tqn::Indices<Bytes> at) const {
+    const uint8x16_t fifteen = vdupq_n_u8(15);
+    return both_halves(
+        [&](uint8x16_t i, uint8x16_t j) {
+          return vaddq_u8(vqtbl1q_u8(first_, vandq_u8(i, fifteen)), vqtbl1q_u8(second_, vandq_u8(j, fifteen)));
+        },
+        at.first, at.second);
+  }
+
+ private:
+  uint8x16_t first_, second_;
+};
+
+class Codebook {
+ public:
+  explicit Codebook(const int8_t* codebook) : entries_(vld1q_s8_x4(codebook)) {}
+  Bytes operator()(Bytes at) const {
+    return both_halves([&](uint8x16_t i) { return vreinterpretq_u8_s8(vqtbl4q_s8(entries_, vandq_u8(i, vdupq_n_u8(63)))); }, at);
   }
 
  private:
   int8x16x4_t entries_;
 };
 
-// Eight bytes of a tile's circular string.
-template <int K>
-uint64_t circular8(const uint8_t* tile, int byte) {
-  constexpr int bytes = int(tqn::tile_bytes(K));
-  uint64_t low, high;
-  if (byte + 8 <= bytes) return std::memcpy(&low, tile + byte, 8), low;
-  std::memcpy(&low, tile + bytes - 8, 8);
-  std::memcpy(&high, tile, 8);
-  const int beyond = byte + 8 - bytes;
-  return low >> (8 * beyond) | high << (64 - 8 * beyond);
+inline Row part(Bytes w, int i) { return vreinterpretq_s8_u8(i ? w.high : w.low); }
+inline void store_values(int8_t* p, Bytes w) { vst1q_s8(p, part(w, 0)), vst1q_s8(p + 16, part(w, 1)); }
+inline void store_sums(int32_t* acc, const I32* sums, int32_t start) {
+  for (int i = 0; i < kParts; i++) store_i32(acc + kLanes * i, vaddq_s32(sums[i], vdupq_n_s32(start)));
 }
-
-// A register is 16 steps, four rows. Their bits, at most 57 for k <= 3, stand in both quadwords, the second one shifted by 4, so that each
-// window starts at bit 0..4 of some byte and lies within two bytes. With the bits below it cleared, (window << s) * (M << (4 - s)) has the
-// codebook's index in its upper 6 bits: what stands above the window leaves the 16-bit product.
-template <int K>
-class Decoder {
- public:
-  explicit Decoder(const int8_t* codebook) : table_(codebook) {
-    for (int half = 0; half < 2; half++) {
-      const auto bit = [half](int lane) { return K * (8 * half + lane); };
-      const auto copy = [bit](int lane) { return K < 4 && bit(lane) % 8 > 4; };
-      const auto shift = [bit, copy](int lane) { return bit(lane) % 8 - 4 * copy(lane); };
-      gather_[half] = bytes_of([=](int i) { return bit(i / 2) / 8 + 8 * copy(i / 2) + i % 2; });
-      mask_[half] = words_of([=](int lane) { return 0xFFFF << shift(lane); });
-      factor_[half] = words_of([=](int lane) { return tqn::multiplier(K) << (4 - shift(lane)); });
-    }
-  }
-  void operator()(const uint8_t* tile, int g, Row* w) const {
-    const uint8x16_t from = bits(tile, 2 * K * g);
-    *w = table_(product(from, 0), product(from, 1));
-  }
-
- private:
-  static uint8x16_t bits(const uint8_t* tile, int byte) {
-    const uint64_t low = circular8<K>(tile, byte);
-    if (K == 4)
-      return vreinterpretq_u8_u64(vcombine_u64(vcreate_u64(low), vcreate_u64(circular8<K>(tile, (byte + 8) % tqn::tile_bytes(K)))));
-    return vreinterpretq_u8_u64(vcombine_u64(vcreate_u64(low), vcreate_u64(low >> 4)));
-  }
-  uint16x8_t product(uint8x16_t from, int half) const {
-    return vmulq_u16(vandq_u16(vreinterpretq_u16_u8(vqtbl1q_u8(from, gather_[half])), mask_[half]), factor_[half]);
-  }
-  Table table_;
-  uint8x16_t gather_[2];
-  uint16x8_t mask_[2], factor_[2];
-};
-
-// Six bits a step, 12 bytes a register; a multiplication moves each window to the top of its lane.
-template <>
-class Decoder<6> {
- public:
-  explicit Decoder(const int8_t* codebook) : table_(codebook) {
-    const auto bit = [](int lane) { return 6 * lane; };
-    for (int half = 0; half < 2; half++)
-      for (int last = 0; last < 2; last++)
-        gather_[last][half] = bytes_of([=](int i) { return 4 * last + 6 * half + bit(i / 2) / 8 + i % 2; });
-    factor_ = words_of([=](int lane) { return 1 << (10 - bit(lane) % 8); });
-  }
-  // The last register is read from 4 bytes before, to stay within the tile.
-  void operator()(const uint8_t* tile, int g, Row* w) const {
-    const int last = g == 15;
-    const uint8x16_t from = vld1q_u8(tile + 12 * g - 4 * last);
-    *w = table_(product(from, gather_[last][0]), product(from, gather_[last][1]));
-  }
-
- private:
-  uint16x8_t product(uint8x16_t from, uint8x16_t gather) const {
-    return vmulq_u16(vreinterpretq_u16_u8(vqtbl1q_u8(from, gather)), factor_);
-  }
-  Table table_;
-  uint8x16_t gather_[2][2];
-  uint16x8_t factor_;
-};
-
-template <>
-class Decoder<8> {
- public:
-  explicit Decoder(const int8_t*) {}
-  void operator()(const uint8_t* tile, int g, Row* w) const { *w = vreinterpretq_s8_u8(vld1q_u8(tile + 16 * g)); }
-};
-
-// Decoders give the rows in their own order.
-template <int K>
-void restore_rows(void*) {}
 
 }  // namespace tq::kernels::TQ_ISA_NAMESPACE
 
-#include "kernels/isa/one_dot.h"
+#include "kernels/isa/no_pairs.h"

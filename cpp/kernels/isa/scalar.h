@@ -1,12 +1,16 @@
 // The vocabulary in portable C++: one lane. It is also the plainest statement of what each word of an instruction set must mean.
 //
 //   F32, I32: kLanes floats or int32.
-//   Row: a row operand, the four columns of kLanes rows of a tile, each value + kOffset; Acts: the four activations that meet them.
-//   dot: I32 += per lane the 4-way product.  codebook_dot: the same for values of a codebook that suits_codebook_dot (one_dot.h).
-//   Decoder<K>: cuts a tile into its 64 / kLanes row operands, kTogether at a time.  kAhead: over 1, it prepares the indices of so many
-//   tiles before they are looked up. kDirectTokens: so many tokens are multiplied straight from the decoder's registers.  kPanelRegisters x
-//   kPanelTokens: accumulators of the panel kernels, what the register file holds.  kPanelSide: the tokens, and the tiles, that one operand
-//   of the panel kernels takes (dot_panel.h: 1; neoni8mm.h: 2).
+//   Bytes: the 32 lanes of a plane, of kSide tiles side by side, which +, field<Bits, Shift> (Bits bits from bit Shift of each byte, the
+//   rest from the lowest bits of a second vector; what stands above them is only to be kept out of an index), next_lane (lane l is lane l +
+//   1, the last the first), Tables (T[i mod 16] + U[j mod 16] of Indices) and Codebook (the value of a 6-bit index + kOffset) work on. Row:
+//   four columns of kLanes rows, part i = 0 .. kParts - 1 of Bytes or a register of a panel; Acts, PanelActs: the four activations that
+//   meet them (of two tiles: load_acts with `both`; of the same four everywhere: broadcast_acts).
+//   dot: I32 += per lane the 4-way product of a value + kOffset; small_dot: of small unsigned ones; panel_dot<small>: either, on a panel.
+//   kPairSums: small values are summed as Pairs instead (add_pairs, no_pairs, add_widened), 16-bit sums of two products.
+//   kDirectTokens: so many tokens are multiplied straight from the decoder's registers.  kPanelRegisters x kPanelTokens: accumulators of
+//   the panel kernels, what the register file holds.  kPanelSide: the tokens, and the tiles, that one operand of the panel kernels takes
+//   (dot_panel.h: 1; neoni8mm.h: 2).
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -18,7 +22,8 @@ namespace tq::kernels::scalar {
 inline constexpr char kName[] = "scalar";
 inline constexpr int kLanes = 1;
 inline constexpr int kDirectTokens = 1;
-inline constexpr int kTogether = 1, kAhead = 1;
+inline constexpr int kSide = 1, kParts = 8;
+inline constexpr bool kPairSums = false;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 2;
 inline constexpr int kOffset = 0;
 
@@ -74,27 +79,66 @@ inline F32 to_f32(I32 x) { return float(x); }
 
 inline Row load_row(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
 inline void store_row(int8_t* p, Row w) { std::memcpy(p, w.v, 4); }
-inline Acts load_acts(const int8_t* p) { return load_row(p); }
+inline Acts broadcast_acts(const int8_t* p) { return load_row(p); }
+inline Acts load_acts(const int8_t* p, bool) { return broadcast_acts(p); }
 inline I32 dot(I32 acc, Row w, Acts a) { return acc + w.v[0] * a.v[0] + w.v[1] * a.v[1] + w.v[2] * a.v[2] + w.v[3] * a.v[3]; }
-template <int C>
+inline I32 small_dot(I32 acc, Row w, Acts a) { return dot(acc, w, a); }
+template <int C, int Offset>
 F32 column(Row w) {
-  return float(w.v[C]);
+  return float(w.v[C] - Offset);
 }
 
-template <int K>
-struct Decoder {
+typedef uint8_t Lanes __attribute__((vector_size(32)));  // the compiler cuts it to what the machine has
+struct Bytes {
+  Lanes v;
+  friend Bytes operator+(Bytes a, Bytes b) { return {a.v + b.v}; }
+};
+inline Bytes load_plane(const uint8_t* p, const uint8_t*) {
+  Bytes b;
+  std::memcpy(&b, p, sizeof b);
+  return b;
+}
+inline Bytes next_lane(Bytes b) {
+  Bytes out;
+  for (int i = 0; i < 32; i++) out.v[i] = b.v[(i + 1) % 32];
+  return out;
+}
+template <int Bits, int Shift>
+Bytes field(Bytes low, Bytes high) {
+  constexpr uint8_t mask = (1 << Bits) - 1;
+  if constexpr (Shift + Bits <= 8) return {low.v >> Shift & mask};
+  return {(low.v >> Shift | high.v << (8 - Shift)) & mask};
+}
+inline Bytes with_offset(Bytes b) { return b; }
+struct Tables {
   const int8_t* codebook;
-  explicit Decoder(const int8_t* codebook) : codebook(codebook) {}
-  void operator()(const uint8_t* tile, int group, Row* w) const {
-    for (int c = 0; c < 4; c++) w->v[c] = int8_t(tqn::value(tile, K, tqn::step_of(group, c), codebook));
+  explicit Tables(const int8_t* codebook) : codebook(codebook) {}
+  Bytes operator()(tqn::Indices<Bytes> at) const {
+    Bytes out;
+    for (int i = 0; i < 32; i++) out.v[i] = uint8_t(codebook[at.first.v[i] % 16] + codebook[16 + at.second.v[i] % 16]);
+    return out;
   }
 };
-
-// Decoders give the rows in their own order.
-template <int K>
-void restore_rows(void*) {}
+struct Codebook {
+  const int8_t* values;
+  explicit Codebook(const int8_t* codebook) : values(codebook) {}
+  Bytes operator()(Bytes at) const {
+    Bytes out;
+    for (int i = 0; i < 32; i++) out.v[i] = uint8_t(values[at.v[i]]);
+    return out;
+  }
+};
+inline Row part(Bytes w, int i) {
+  Row row;
+  std::memcpy(&row, reinterpret_cast<const char*>(&w) + 4 * i, 4);
+  return row;
+}
+inline void store_values(int8_t* p, Bytes w) { std::memcpy(p, &w, sizeof w); }
+inline void store_sums(int32_t* acc, const I32* sums, int32_t start) {
+  for (int i = 0; i < kParts; i++) acc[i] = sums[i] + start;
+}
 
 }  // namespace tq::kernels::scalar
 
 #include "kernels/isa/dot_panel.h"
-#include "kernels/isa/one_dot.h"
+#include "kernels/isa/no_pairs.h"

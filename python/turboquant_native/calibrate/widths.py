@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _core
 from ..common.errors import ConvertError
 from ..convert.conversion import Options, TensorPlan, make_plan
 from ..convert.sources import Source
@@ -23,7 +24,7 @@ from .request import Request
 from .rounding import layer_of
 from .sensitivity import DISTORTION, Sensitivity
 
-WIDTHS = (1, 2, 3, 4, 6, 8)
+WIDTHS = _core.FORMATS
 OUTLIER_FRACTIONS = (0.001, 0.002, 0.004, 0.008)  # what "auto" chooses from, besides none
 # Of the loss that noise alone predicts, what is left where later layers correct for it; embedding and output have nothing behind them.
 CORRECTED = 0.68

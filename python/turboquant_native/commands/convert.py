@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import _core
 from ..calibrate.request import EFFORTS, HESSIANS
 from ..common.errors import ConvertError
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from ..convert.conversion import Options
     from ..convert.sources import Source
 
-_WIDTHS = (1, 2, 3, 4, 6, 8)
 _DEFAULT_BPW = 4.25
 _EPILOG = """examples:
   tqn convert ./SmolLM2-135M-Instruct smollm2.gguf                     4.25 bits a weight, calibrated
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="folder with config.json, hub id (org/name), or .gguf file")
     parser.add_argument("out", nargs="?", type=Path, help="the file to write")
     _add_sizes(parser.add_argument_group("size (one of --bpw, --size, --bits; default: --bpw 4.25)"))
-    _add_widths(parser.add_argument_group("widths of single tensors (1, 2, 3, 4, 6 or 8 bits; 16: F16, 32: F32)"))
+    _add_widths(parser.add_argument_group(f"widths of single tensors ({', '.join(map(str, _core.FORMATS))} bits; 16: F16, 32: F32)"))
     _add_calibration(parser.add_argument_group("calibration"))
     _add_run(parser.add_argument_group("the run"))
 
@@ -67,7 +67,10 @@ def _add_sizes(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--size", type=_size, metavar="48MB", help="size of the file; give the unit (kB, MB, GB, MiB, GiB, B)")
     group.add_argument(
-        "--bits", type=int, choices=_WIDTHS, help="one width for the layers' matrices; embedding and output get what pays at that width"
+        "--bits",
+        type=int,
+        choices=_core.FORMATS,
+        help="one width for the layers' matrices; embedding and output get what pays at that width",
     )
     group.add_argument("--outtype", choices=("f32", "f16", "bf16"), help="do not quantize: a reference file of this type")
 

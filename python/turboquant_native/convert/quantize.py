@@ -28,10 +28,10 @@ class MatrixSpec:
     """How one matrix is rounded.
 
     Attributes:
-        bits: 1, 2, 3, 4, 6 or 8.
+        bits: one of _core.FORMATS.
         seed: of the rotation, 0 <= seed < 2**64; None: not rotated.
         outliers: fraction of the weights kept in FP16.
-        codebook: (64,) int8 in place of the format's own.
+        codebook: int8 in place of the format's own: T and U, (32,), for 1 to 4 bits; sorted values, (64,), for 6.
         damping: added to the Hessian's diagonal, as a fraction of its mean.
     """
 

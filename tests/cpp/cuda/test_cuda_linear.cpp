@@ -7,7 +7,7 @@ using namespace cuda_check;
 
 namespace {
 
-constexpr int kFormats[] = {1, 2, 3, 4, 6, 8};
+constexpr auto& kFormats = tqn::Formats::bits;
 
 // y (rows, sum of n_out) of several matrices that read x.
 std::vector<float> device_product(Backend& b, const std::vector<HostMatrix>& hosts, const std::vector<float>& x, int rows, float alpha = 1,

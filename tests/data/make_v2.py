@@ -1,7 +1,7 @@
-"""Makes v1.tqn.gguf, a llama of two layers with every width of format version 1, and v1.npz, what it must mean.
+"""Makes v2.tqn.gguf, a llama of two layers with every width of format version 2, and v2.npz, what it must mean.
 
-The file is committed and every later release must read it; run this only to add files of new versions (`python make_v1.py FOLDER`).
-Nothing of the meaning comes from the library: weights are decoded here from the formula of docs/format.md, logits computed by a forward
+The file is committed and every later release must read it; run this only to add files of new versions (`python make_v2.py FOLDER`).
+Nothing of the meaning comes from the library: weights are decoded by tests/python/spec_decoder.py, logits computed by a forward
 pass in NumPy, float64.
 """
 
@@ -11,11 +11,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
+sys.path.append(str(Path(__file__).parents[1] / "python"))
+from spec_decoder import decode, random_codebook
 from turboquant_native.convert.container import ContainerWriter, Outliers
 
 WIDTH, FEED_FORWARD, HEADS, KV_HEADS, VOCAB, BASE, EPSILON = 24, 40, 3, 1, 96, 10000.0, 1e-5
 HEAD = WIDTH // HEADS
-MULTIPLIER = {1: 1891, 2: 3033, 3: 1529, 4: 963}
 TOKENS = np.array([3, 95, 0, 41, 41, 7, 64, 12, 88, 30])
 
 
@@ -43,23 +44,6 @@ def rotation(n: int, seed: int) -> np.ndarray:
     return k * signs
 
 
-def decode(codes: np.ndarray, bits: int, codebook: np.ndarray, n_out: int, n_in: int) -> np.ndarray:
-    """The int8 values of a matrix, bit by bit."""
-    values = np.empty((-(-n_out // 64) * 64, n_in))
-    for index, tile in enumerate(codes.reshape(-1, 32 * bits)):
-        stream = np.unpackbits(tile, bitorder="little").astype(int)
-        strip, column = divmod(index, n_in // 4)
-        for t in range(256):
-            if bits == 8:
-                value = int(tile[t].astype(np.int8))
-            else:
-                length = 6 if bits == 6 else 12
-                window = sum(int(stream[(bits * t + i) % (256 * bits)]) << i for i in range(length))
-                value = codebook[window if bits == 6 else (window * MULTIPLIER[bits] % 4096) >> 6]
-            values[64 * strip + t // 4, 4 * column + t % 4] = value
-    return values[:n_out]
-
-
 class Maker:
     """Random packed matrices into the writer, their decoded values aside."""
 
@@ -69,16 +53,17 @@ class Maker:
     def packed(self, name: str, n_out: int, n_in: int, bits: int, seed: int | None, n_outliers: int = 0) -> None:
         random, strips = self._random, -(-n_out // 64)
         codes = random.integers(0, 256, strips * (n_in // 4) * 32 * bits, dtype=np.uint8)
-        codebook = np.sort(random.integers(-127, 128, 64)).astype(np.int8)
+        codebook = random_codebook(random, bits)
         row_scale = np.zeros(64 * strips, np.float16)
         row_scale[:n_out] = random.uniform(0.25, 1, n_out)
-        scale = float(np.float32(1 / (74 * np.sqrt(n_in))))
-        weight = scale * row_scale[:n_out, None].astype(np.float64) * decode(codes, bits, codebook, n_out, n_in)
+        values = decode(codes, bits, codebook, n_out, n_in)
+        scale = float(np.float32(1 / (values.std() * np.sqrt(n_in))))
+        weight = scale * row_scale[:n_out, None].astype(np.float64) * values
         if seed is not None:
             weight = weight @ rotation(n_in, seed)
         table = self._outliers(weight, n_outliers) if n_outliers else None
         matrix = SimpleNamespace(bits=bits, n_out=n_out, n_in=n_in, scale=scale, codes=codes, row_scale=row_scale)
-        matrix.codebook = codebook if bits != 8 else codebook[:0]
+        matrix.codebook = codebook
         kind = "none" if seed is None else "hartley-hadamard"
         self.out.add_quantized(name, matrix, rotation=kind, seed=seed or 0, outliers=table)
         self.weights[name] = weight
@@ -152,10 +137,10 @@ def forward(w: dict[str, np.ndarray]) -> np.ndarray:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    with ContainerWriter(folder / "v1.tqn.gguf", "llama", overwrite=True) as out:
+    with ContainerWriter(folder / "v2.tqn.gguf", "llama", overwrite=True) as out:
         weights = make(out)
     matrices = {name: weight.astype(np.float32) for name, weight in weights.items() if weight.ndim == 2}
-    np.savez_compressed(folder / "v1.npz", tokens=TOKENS, logits=forward(weights), **matrices)
+    np.savez_compressed(folder / "v2.npz", tokens=TOKENS, logits=forward(weights), **matrices)
 
 
 if __name__ == "__main__":
