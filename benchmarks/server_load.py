@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 
@@ -118,6 +119,8 @@ async def measure(args: argparse.Namespace) -> None:
             await shared_prefix(client, args, seed)
         if args.long_words:
             await long_beside_four(client, args, seed)
+        if args.drift:
+            await drift(client, args, seed + 50_000)
 
 
 async def leaving(client: httpx.AsyncClient, args: argparse.Namespace, seed: int) -> None:
@@ -149,6 +152,25 @@ async def long_beside_four(client: httpx.AsyncClient, args: argparse.Namespace, 
     print(row("that prompt", (await long).first, [await long]), flush=True)
 
 
+def resident(pid: int) -> float:
+    """MiB of memory that a process holds (Linux)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+
+
+async def drift(client: httpx.AsyncClient, args: argparse.Namespace, seed: int) -> None:
+    """The server's memory after a tenth of many requests and after all of them; some clients leave."""
+
+    def one(number: int) -> Awaitable[Answer]:
+        return ask(client, prompt(seed + number, 8), 4, leave_after=1 if number % 10 == 0 else None)
+
+    sizes = []
+    for count in (args.drift // 10, args.drift - args.drift // 10):
+        await crowd(16, count, one)
+        sizes.append(resident(args.pid))
+    print(f"\n{args.drift} requests: {sizes[0]:.1f} MiB after a tenth, {sizes[1]:.1f} MiB at the end ({sizes[1] / sizes[0] - 1:+.2%})")
+
+
 async def _later(seconds: float, make: Callable[[], Awaitable[Answer]]) -> Answer:
     await asyncio.sleep(seconds)
     return await make()
@@ -166,9 +188,14 @@ def main() -> None:
     parser.add_argument("--prefix-words", type=int, default=0, help="also: conversations that share a beginning of so many words")
     parser.add_argument("--long-words", type=int, default=0, help="also: a prompt of so many words beside four decoders")
     parser.add_argument("--long-tokens", type=int, default=256, help="of the answers beside it (%(default)s)")
+    parser.add_argument("--drift", type=int, default=0, metavar="N", help="also: memory of the server over N requests; needs --pid")
+    parser.add_argument("--pid", type=int, help="process of the server")
     parser.add_argument("--key", help="API key")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the prompts (default: new ones each time)")
-    asyncio.run(measure(parser.parse_args()))
+    args = parser.parse_args()
+    if args.drift and args.pid is None:
+        parser.error("--drift needs --pid")
+    asyncio.run(measure(args))
 
 
 if __name__ == "__main__":

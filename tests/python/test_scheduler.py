@@ -146,6 +146,20 @@ def test_prompts_are_served_in_the_order_of_arrival(engine):
     assert ended == sorted(ended)
 
 
+def test_a_short_prompt_does_not_wait_for_the_end_of_a_long_one(engine):
+    engine.scheduler.reserve(2)
+    engine.scheduler._pace = fixed(16)
+    gate, ended = threading.Event(), []
+    held = engine.scheduler.submit(work(engine, [1], 1, [lambda _tokens, logits: (gate.wait(10), logits)[1]]))
+    held_by = lambda name: lambda handle: handle.done and ended.append(name)  # noqa: E731
+    long = engine.scheduler.submit(work(engine, range(3, 203), 1), held_by("long"))
+    short = engine.scheduler.submit(work(engine, [5, 6, 7], 1), held_by("short"))
+    gate.set()
+    for handle in (held, long, short):
+        handle.wait()
+    assert ended == ["short", "long"]
+
+
 def test_a_prefix_of_a_busy_slot_is_copied(engine):
     engine.scheduler.reserve(2)
     prompt = list(range(3, 83))

@@ -147,6 +147,20 @@ def test_docs_need_no_other_server(client):
     assert client.get("/openapi.json").json()["paths"]["/v1/chat/completions"]
 
 
+def test_the_page(client, llama):
+    page = client.get("/")
+    assert (
+        page.status_code == 200
+        and page.headers["content-type"].startswith("text/html")
+        and "default-src 'self'" in page.headers["content-security-policy"]
+    )
+    assert client.get("/", headers={"If-None-Match": page.headers["etag"]}).status_code == 304
+    assert client.get("/theme.js").headers["content-type"].startswith("text/javascript")
+    assert client.get("/page_files.py").status_code == 404 and client.get("/%2e%2e/app.py").status_code == 404
+    with TestClient(create_app(llama, Settings(api_keys=["key"], n_slots=4))) as locked:
+        assert locked.get("/").status_code == 200 and locked.get("/none").status_code == 401
+
+
 # --- tools and thinking ------------------------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +194,26 @@ def test_a_named_tool_is_called(client):
         answer = post(client, "/v1/chat/completions", ask(tools=tools, tool_choice=demanded, max_tokens=100))["choices"][0]
         assert json.loads(answer["message"]["tool_calls"][0]["function"]["arguments"])["city"] in ("Paris", "Rome")
         assert answer["finish_reason"] == "tool_calls" and answer["message"]["content"] is None
+
+
+def test_any_of_several_tools_is_called(client):
+    tools = [{"type": "function", "function": {"name": name, "parameters": COLOURS}} for name in ("paint", "wash")]
+    streamed = chunks(post(client, "/v1/chat/completions", ask(tools=tools, tool_choice="required", max_tokens=100, stream=True)))
+    calls = [call for piece in streamed for call in piece["choices"][0]["delta"].get("tool_calls", ())]
+    assert calls[0]["function"]["name"] in ("paint", "wash") and streamed[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    assert json.loads("".join(call["function"]["arguments"] for call in calls))["c"] in ("red", "blue")
+    assert not any(piece["choices"][0]["delta"].get("content") for piece in streamed)
+
+
+def test_a_strict_tools_schema_is_kept_by_its_own_calls(client, llama, monkeypatch):
+    """The model writes a call's beginning by itself; from there on it can only make one that fits."""
+    function = {"name": "paint", "strict": True, "parameters": COLOURS}
+    with saying(monkeypatch, spoken(llama, "So.\n<tool_call>", end=False)):
+        body = ask(tools=[{"type": "function", "function": function}], max_tokens=150)
+        choice = post(client, "/v1/chat/completions", body)["choices"][0]
+    calls = choice["message"]["tool_calls"]
+    assert calls[0]["function"]["name"] == "paint" and json.loads(calls[0]["function"]["arguments"])["c"] in ("red", "blue")
+    assert choice["message"]["content"].startswith("So.")
 
 
 def test_no_tools_no_calls(client, llama, monkeypatch):
@@ -231,6 +265,7 @@ def test_a_schema_is_kept(client):
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}},
         {"response_format": {"type": "yaml"}},
         {"grammar": "root ::= unknown"},
+        {"response_format": {"type": "json_schema", "json_schema": {"strict": True, "schema": {"type": "array", "uniqueItems": True}}}},
         {"json_schema": {"$ref": "#/$defs/none"}},
         {"response_format": STRICT, "grammar": 'root ::= "a"'},
         {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "none"}}},
@@ -518,11 +553,10 @@ def test_logs_say_nothing_of_what_was_said(client, llama, caplog):
 def test_a_folder_of_models(chat_model, tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.gguf").symlink_to(chat_model)
-    settings = Settings(
-        models=[tmp_path], aliases=["gpt"], n_ctx=64, n_slots=1, idle_seconds=0.2, llama={"n_threads": 1, "chat_format": CHATML}
-    )
+    settings = Settings(models=[tmp_path], aliases=["gpt"], n_slots=1, idle_seconds=0.2, llama={"n_threads": 1, "chat_format": CHATML})
     with TestClient(create_app(settings)) as client:
         assert until(lambda: client.get("/health").status_code == 200)
+        assert client.get("/props").json()["n_ctx"] == 1024, "no more than the model's"
         states = lambda: {model["id"]: model["meta"]["state"] for model in client.get("/v1/models").json()["data"]}  # noqa: E731
         assert post(client, "/v1/chat/completions", ask("a", model="gpt", max_tokens=1))["model"] == "one"
         assert post(client, "/v1/chat/completions", ask("a", model="two", max_tokens=1))["model"] == "two"

@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..engine.grammar import LlamaGrammar
 from .answer import reader_for, shown_tokens
+from .call_grammar import WithinCalls
 from .chat_answer import ChatAnswer
 from .chat_prompt import Message, prompt_of
 from .completion import Completion, CompletionRequest
 from .session import Session
 from .thinking_grammar import after_thinking
+from .tool_calls import family_of
 from .tool_choice import demanded, grammar_of_calls
+
+Grammar = TypeVar("Grammar", LlamaGrammar, WithinCalls)
 
 
 def grammar_for(response_format: dict[str, Any] | None) -> LlamaGrammar | None:
@@ -25,8 +29,22 @@ def grammar_for(response_format: dict[str, Any] | None) -> LlamaGrammar | None:
         return LlamaGrammar.from_json_schema(response_format.get("schema") or {"type": "object"})
     if kind == "json_schema":
         described = response_format.get("json_schema") or {}
-        return LlamaGrammar.from_json_schema(described.get("schema") or {"type": "object"})
+        return strictly(LlamaGrammar.from_json_schema(described.get("schema") or {"type": "object"}), bool(described.get("strict")))
     raise ValueError(f"response_format has the unknown type {kind!r}; known: text, json_object, json_schema")
+
+
+def grammar_of_strict_tools(tools: Sequence[dict[str, Any]] | None, template: str) -> WithinCalls | None:
+    """What binds the calls that the model chooses to make, where a tool is strict and the family's markup shows where they begin."""
+    marker = family_of(template).json_marker
+    strict = any(isinstance(tool, dict) and (tool.get("function") or {}).get("strict") for tool in tools or ())
+    return strictly(WithinCalls(demanded(tools, "required"), marker), True) if marker is not None and strict else None
+
+
+def strictly(grammar: Grammar, strict: bool) -> Grammar:
+    """The grammar; ValueError where the schema was to be kept to the letter and part of it cannot be."""
+    if strict and grammar.relaxed:
+        raise ValueError(f"the schema is strict, but cannot be followed in all: {'; '.join(grammar.relaxed)}")
+    return grammar
 
 
 class ChatCompletion:
@@ -54,15 +72,17 @@ class ChatCompletion:
         tools = None if tool_choice == "none" else tools
         functions = demanded(tools, tool_choice)
         prompt = prompt_of(session, messages, tools, chat_template_kwargs)
-        grammar = request.grammar or grammar_for(response_format)
+        grammar: LlamaGrammar | WithinCalls | None = request.grammar or grammar_for(response_format)
         if functions:
-            grammar = grammar_of_calls(functions)
+            grammar = strictly(grammar_of_calls(functions), any(function.get("strict") for function in functions))
+        elif grammar is None:
+            grammar = grammar_of_strict_tools(tools, prompt.template)
         forced = str(functions[0]["name"]) if len(functions) == 1 else None
         self._reader = reader_for(prompt.template, prompt.text, tools, forced, bare=len(functions) > 1)
         self._with_logprobs = request.logprobs is not None
         shown = shown_tokens(session.vocabulary, prompt.template, bool(tools))
-        grammar = after_thinking(grammar, prompt.template, prompt.text)
-        self.completion = Completion(session, replace(request, prompt=prompt.tokens, grammar=grammar, shown_tokens=shown))
+        bound = after_thinking(grammar, prompt.template, prompt.text)
+        self.completion = Completion(session, replace(request, prompt=prompt.tokens, grammar=bound, shown_tokens=shown))
 
     def answer(self) -> ChatAnswer:
         """What shapes the completion's chunks, wherever they come from; for one use."""

@@ -85,16 +85,21 @@ def _llguidance() -> Any:
 
 
 class LlamaGrammar:
-    """What generated text must look like; immutable, for any number of calls. ValueError where a grammar cannot be understood."""
+    """What generated text must look like; immutable, for any number of calls. ValueError where a grammar cannot be understood.
+
+    Attributes:
+        relaxed: what of a schema it does not constrain, a sentence each.
+    """
 
     def __init__(self, compiled: str, left_out: Sequence[str] | None = None) -> None:
         """compiled: a grammar in llguidance's own form; use the `from_` methods. left_out: of a schema, what it does not constrain."""
         failed, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(compiled)
         if failed:
             raise ValueError(f"the grammar cannot be used: {_brief(' '.join(messages))}")
-        for message in (*left_out, *messages) if left_out is not None else ():
-            if not message.startswith("oneOf"):  # which is anyOf, as documented
-                warnings.warn(f"the JSON schema is not followed in all: {message}", stacklevel=3)
+        found = (*left_out, *messages) if left_out is not None else ()
+        self.relaxed = [message for message in found if not message.startswith("oneOf")]  # which is anyOf, as documented
+        for message in self.relaxed:
+            warnings.warn(f"the JSON schema is not followed in all: {message}", stacklevel=3)
         self._compiled = compiled
         self._gbnf: str | None = None  # Lark text made of GBNF, where it names tokens
 

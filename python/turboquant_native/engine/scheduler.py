@@ -204,7 +204,8 @@ class Scheduler:
         handle = Handle(work, self, listener, may_grow)
         with self._changed:
             self._check_open()
-            if self.queue_limit is not None and len(self._queue) >= self.queue_limit:
+            free = len(self.slots) - len(self._running)  # those at the queue's head get these at the next pass and do not wait
+            if self.queue_limit is not None and len(self._queue) >= self.queue_limit + free:
                 raise QueueFull(f"{len(self._queue)} requests wait already; the limit is {self.queue_limit}")
             self._queue.append(handle)
             self._wake()
@@ -422,7 +423,8 @@ class Scheduler:
         slot.rewind(n_tokens)
 
     def _shares(self, handles: list[Handle]) -> list[tuple[Handle, int]]:
-        """How many tokens of each sequence the pass takes: those that generate first, then prompts in the order of arrival."""
+        """How many tokens of each sequence the pass takes: those that generate first, then prompts in the order of arrival, except that the
+        one with the least to go may take half of their room: a short question does not wait for the end of a long text."""
         lacking = {id(handle): len(handle.work.tokens) - handle.slot.n_tokens for handle in handles if handle.slot is not None}
         decoding = [handle for handle in handles if handle.evaluated >= handle.n_prompt]
         prompts = [handle for handle in handles if handle.evaluated < handle.n_prompt]
@@ -433,13 +435,23 @@ class Scheduler:
                 shares.append((handle, count))
                 room -= count
         room = min(room, self._pace.prompt_rows(len(shares), len(prompts) > 1 or bool(self._queue)))
-        for handle in prompts:
-            wants_rows = handle.work.first_row < len(handle.work.tokens) - 1 and not handle.work.hidden
-            count = min(lacking[id(handle)], room, _MAX_ROWS if wants_rows else room)
-            if count > 0:
-                shares.append((handle, count))
-                room -= count
-        return shares
+        return shares + self._prompt_shares(prompts, lacking, room)
+
+    @staticmethod
+    def _prompt_shares(prompts: list[Handle], lacking: dict[int, int], room: int) -> list[tuple[Handle, int]]:
+        limits = {
+            id(handle): min(
+                lacking[id(handle)], _MAX_ROWS if handle.work.first_row < len(handle.work.tokens) - 1 and not handle.work.hidden else room
+            )
+            for handle in prompts
+        }
+        counts = dict.fromkeys(limits, 0)
+        shortest = sorted(prompts, key=lambda handle: lacking[id(handle)])[:1]
+        for handle, most in [*((handle, room // 2) for handle in shortest), *((handle, room) for handle in prompts)]:
+            count = min(limits[id(handle)] - counts[id(handle)], most, room)
+            counts[id(handle)] += count
+            room -= count
+        return [(handle, counts[id(handle)]) for handle in prompts if counts[id(handle)] > 0]
 
     def _pass(self, handles: list[Handle], forward: Callable[..., list[Any]]) -> None:
         """Evaluates tokens of some requests together and hands each the rows that it wants."""

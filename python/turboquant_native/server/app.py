@@ -22,6 +22,8 @@ from .models import Model, Models, find
 from .service import Service
 from .settings import Settings
 
+_N_CTX = 4096  # of a conversation, where nobody says how long
+
 
 def create_app(engine_or_settings: Llama | Settings, settings: Settings | None = None) -> FastAPI:
     """The server as an ASGI application.
@@ -78,7 +80,13 @@ def _service_of_files(settings: Settings) -> Service:
 
 
 def _open(settings: Settings, path: str) -> Llama:
-    llama = Llama(path, n_ctx=settings.n_ctx, n_slots=settings.n_slots, verbose=False, **settings.llama)
+    from .. import _core
+
+    n_ctx = settings.n_ctx
+    if n_ctx is None:
+        metadata = _core.GgufFile(path).metadata
+        n_ctx = min(_N_CTX, int(metadata.get(f"{metadata.get('general.architecture')}.context_length", _N_CTX)))
+    llama = Llama(path, n_ctx=n_ctx, n_slots=settings.n_slots, verbose=False, **settings.llama)
     _prepare(llama, settings)
     return llama
 

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s: this machine only)")
     parser.add_argument("--port", type=int, default=8080, help="(%(default)s; 0: any free one)")
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--ctx", type=int, default=4096, help="positions of one conversation; 0: the model's (%(default)s)")
+    engine.add_argument("--ctx", type=int, help="positions of one conversation; 0: the model's (default: 4096, or the model's if less)")
     engine.add_argument("--slots", type=int, default=4, help="conversations evaluated at the same time (%(default)s)")
     engine.add_argument("--batch", type=int, default=512, help="rows of one forward pass at most (%(default)s)")
     engine.add_argument("--threads", type=int, help="default: this process's cores")

@@ -34,10 +34,11 @@ class LineFormatter(logging.Formatter):
 
 
 def configure(as_json: bool) -> None:
-    """Sends the package's log to standard error."""
+    """Sends the log of the package, its warnings and those of the HTTP library to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if as_json else LineFormatter())
-    for name in ("turboquant_native", "uvicorn.error"):
+    logging.captureWarnings(True)
+    for name in ("turboquant_native", "uvicorn.error", "py.warnings"):
         log = logging.getLogger(name)
         log.handlers, log.propagate = [handler], False
         log.setLevel(logging.INFO)

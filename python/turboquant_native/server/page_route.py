@@ -1,27 +1,11 @@
-"""The web page at /, where it is part of the installation."""
-
-import importlib
-import importlib.util
-from collections.abc import Callable
-from typing import Any
+"""The web page at /."""
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from . import errors
-
-
-def _loader() -> Callable[[str], Any]:
-    """path -> the page's file, None where there is none; an installation may lack the page."""
-    name = f"{__package__}.page_files"
-    if importlib.util.find_spec(name) is None:
-        return lambda path: None
-    load: Callable[[str], Any] = importlib.import_module(name).load
-    return load
-
-
-load = _loader()
+from .page_files import load
 
 
 def is_page(path: str) -> bool:

@@ -13,7 +13,8 @@ class Settings:
     Attributes:
         models: model files, or folders whose *.gguf files can be loaded by name. The first file is loaded at the start.
         aliases: further names of the first model; "*" answers to every name.
-        n_ctx: positions of one conversation; 0: the model's. n_slots: conversations evaluated at the same time.
+        n_ctx: positions of one conversation; 0: the model's; None: 4096, or the model's where that is less.
+        n_slots: conversations evaluated at the same time.
         llama: more arguments of `Llama`, such as n_threads or n_gpu_layers.
         max_loaded: models in memory at a time; the one idle for longest gives way. idle_seconds: an idle model is unloaded; None: never.
         api_keys: one of them must come with each request; empty: none is asked for.
@@ -28,7 +29,7 @@ class Settings:
 
     models: Sequence[str | Path] = ()
     aliases: Sequence[str] = ()
-    n_ctx: int = 0
+    n_ctx: int | None = None
     n_slots: int = 4
     llama: Mapping[str, Any] = field(default_factory=dict)
     max_loaded: int = 1
@@ -46,7 +47,9 @@ class Settings:
     grace: float = 10.0
 
     def __post_init__(self) -> None:
-        for name, least in {"n_ctx": 0, "n_slots": 1, "max_loaded": 1, "max_body": 1, "max_queue": 0, "grace": 0}.items():
+        if self.n_ctx is not None and self.n_ctx < 0:
+            raise ValueError(f"n_ctx must be at least 0, got {self.n_ctx}")
+        for name, least in {"n_slots": 1, "max_loaded": 1, "max_body": 1, "max_queue": 0, "grace": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.keep_alive <= 0:

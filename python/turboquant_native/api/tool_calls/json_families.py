@@ -14,6 +14,7 @@ class HermesParser(JsonCallParser):
 
     opening: tuple[str, ...] = ("<tool_call>",)
     closing: tuple[str, ...] = ("</tool_call>",)
+    json_marker: str | None = "<tool_call>"
 
     def _opened(self, marker: str) -> Callable[[], bool]:
         return self._read_object()
@@ -26,6 +27,7 @@ class BareJsonParser(HermesParser):
     """
 
     opening = (*HermesParser.opening, *_FENCES)
+    json_marker = None  # a call may also come without it
 
     def __init__(self, tools: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(tools)
