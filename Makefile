@@ -32,8 +32,8 @@ $(MODEL_DIR)/smollm2.gguf: | $(BIN)/.installed
 	rm -r $(MODEL_DIR)/download
 
 $(MODEL_DIR)/smollm2-%bit.tqn.gguf: $(BIN)/.installed $(MODEL_DIR)/smollm2.gguf
-	@echo 'Calibrated conversion: two to three minutes on two cores (--effort normal is better, a budget such as --bpw 3 better still).'
-	$(BIN)/tqn convert $(MODEL_DIR)/smollm2.gguf $@ --bits $* --embed-bits $* --effort fast --overwrite
+	@echo 'Calibrated conversion, some minutes (--effort normal is better, a budget such as --bpw 3 better still):'
+	$(BIN)/tqn convert $(MODEL_DIR)/smollm2.gguf $@ --bits $* --overwrite
 
 demo: export DEMO_PROMPT := $(PROMPT)
 demo: $(MODEL_DIR)/smollm2-$(BITS)bit.tqn.gguf

@@ -54,7 +54,7 @@ def main() -> None:
             path, seconds = reference, 0.0
             if bits:
                 path, start = work / f"{bits}bit.gguf", time.perf_counter()
-                tqn("convert", args.source, path, "--bits", bits, "--embed-bits", 8, "--overwrite", "--quiet")
+                tqn("convert", args.source, path, "--bits", bits, "--embed-bits", 8, "--effort", "none", "--overwrite", "--quiet")
                 seconds = time.perf_counter() - start
             print(row(f"{bits} bits" if bits else "F32", path, measure(path, reference, args.text, args.windows), seconds), flush=True)
 

@@ -37,7 +37,7 @@ class EndsHigher(Quantizer):
     """Widths by the simple rule in place of the allocation."""
 
     def _plans(self, sensitivity: Sensitivity) -> dict[str, list[TensorPlan]]:
-        return {"simple rule": self._widths.ends_higher(self._header_bytes())}
+        return {"simple rule": self._widths.simple_rule(self._header_bytes())}
 
 
 class Allocated(Quantizer):

@@ -5,7 +5,9 @@
 #include <string>
 
 #include "common/error.h"
-#if TQ_ARM && defined(__linux__)
+#if TQ_X86
+#include <cpuid.h>
+#elif TQ_ARM && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #elif TQ_ARM && defined(__APPLE__)
@@ -58,18 +60,27 @@ bool has_matrix_products() { return false; }
 #endif
 #endif
 
+#if TQ_X86
+struct CpuId {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  CpuId(unsigned leaf, unsigned subleaf) { __get_cpuid_count(leaf, subleaf, &eax, &ebx, &ecx, &edx); }
+};
+// Two features that not every compiler's __builtin_cpu_supports has a name for; both use AVX's registers, which "avx2" vouches for.
+bool has_f16c() { return CpuId(1, 0).ecx >> 29 & 1; }
+bool has_avx_vnni() { return CpuId(7, 1).eax >> 4 & 1; }
+#endif
+
 // __builtin_cpu_supports reads CPUID, and XCR0 for what the operating system saves.
 std::vector<const Kernels*> usable_kernels() {
   std::vector<const Kernels*> usable;
 #if TQ_X86
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   const bool vbmi = avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
   if (vbmi) usable.push_back(&avx512vbmi::table);
   if (avx512) usable.push_back(&avx512::table);
-  if (avx2 && __builtin_cpu_supports("avxvnni")) usable.push_back(&avx2vnni::table);
+  if (avx2 && has_avx_vnni()) usable.push_back(&avx2vnni::table);
   if (avx2) usable.push_back(&avx2::table);
 #elif TQ_ARM
   if (has_dot_product() && has_matrix_products()) usable.push_back(&neoni8mm::table);

@@ -32,11 +32,16 @@ def reference_decode(codes: NDArray[np.uint8], bits: int, n_out: int, n_in: int,
 
 # --- quantization (cpp/quant) -----------------------------------------------------------------------------------------------------
 class Packed:
-    bits: int
-    n_out: int
-    n_in: int
-    scale: float
-    squared_error: float
+    @property
+    def bits(self) -> int: ...
+    @property
+    def n_out(self) -> int: ...
+    @property
+    def n_in(self) -> int: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def squared_error(self) -> float: ...
     @property
     def codes(self) -> NDArray[np.uint8]: ...
     @property

@@ -43,7 +43,7 @@ def tiny_f32(tiny_llama_dir: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_tqn(tiny_llama_dir: Path) -> Path:
     """That model at 6 bits."""
-    return convert(tiny_llama_dir, tiny_llama_dir.parent / "tqn6.gguf", "--bits", "6")
+    return convert(tiny_llama_dir, tiny_llama_dir.parent / "tqn6.gguf", "--bits", "6", "--effort", "none")
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +65,7 @@ def smollm2_gguf() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_tqn8(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2 at 8 bits."""
-    return convert(smollm2_gguf, tmp_path_factory.mktemp("smollm2") / "tqn8.gguf", "--bits", "8")
+    return convert(smollm2_gguf, tmp_path_factory.mktemp("smollm2") / "tqn8.gguf", "--bits", "8", "--effort", "none")
 
 
 @pytest.fixture

@@ -89,6 +89,15 @@ def test_info(tiny_tqn, capsys):
     assert described["tensor_bytes"] == sum(tensor["bytes"] for tensor in described["tensors"])
 
 
+def test_verify_and_info_count_the_same(tiny_tqn, capsys):
+    """Both count tensors as the model has them; verify says how many planes they are stored as."""
+    described = json.loads(call(capsys, "info", tiny_tqn, "--json")[1])
+    checked = json.loads(call(capsys, "verify", tiny_tqn, "--json")[1])
+    assert checked["tensors"] == len(described["tensors"]) < checked["planes"] == checked["checksummed"]
+    assert f"{checked['tensors']} tensors stored as {checked['planes']} planes" in call(capsys, "verify", tiny_tqn)[1]
+    assert f"tensors            {checked['tensors']} " in call(capsys, "info", tiny_tqn)[1]
+
+
 def test_verify(tiny_tqn, tmp_path, capsys):
     assert call(capsys, "verify", tiny_tqn)[0] == 0
     data = bytearray(tiny_tqn.read_bytes())
@@ -121,6 +130,7 @@ def test_bench(tiny_tqn, capsys):
     assert row["gigabytes_per_second"] == pytest.approx(row["weight_bytes"] * row["tg"] / 1e9)
     _, out, _ = call(capsys, "bench", tiny_tqn, "--profile", *options)
     assert "pp16 t/s" in out and "tg4 t/s" in out
+    assert max(map(len, out.splitlines())) <= 80
     assert all(kind in out for kind in ("linear", "attention", "norms", "rotation", "sampler", "barrier", "rest"))
 
 

@@ -218,13 +218,14 @@ def test_output_bits(tmp_path: Path) -> None:
 def test_dry_run_prints_the_table_and_writes_nothing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert convert(model, tmp_path / "out.gguf", "--bits", 2, "--dry-run") == 0
     text = capsys.readouterr().out
-    assert "blk.1.ffn_down.weight" in text and "TQN2" in text and "x smaller than FP16" in text.splitlines()[-1]
+    assert "blk.1.ffn_down.weight" in text and "TQN2" in text and "x smaller than FP16" in text
+    assert "estimate" in text and text.splitlines()[-1].startswith("in all")
     assert leftovers(tmp_path) == ["model"]
 
 
 def test_odd_width_stays_f16_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_llama(tmp_path / "model", {**LLAMA, "intermediate_size": 42})
-    assert convert(folder, "--dry-run") == 0
+    assert convert(folder, "--dry-run", "--bits", 4) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "F16" in lines["blk.0.ffn_down.weight"] and "width 42 is no multiple of 4" in lines["blk.0.ffn_down.weight"]
     assert "TQN4" in lines["blk.0.ffn_up.weight"]

@@ -15,7 +15,8 @@ MATRICES = 15  # of the tiny model: the embedding and seven in each of two layer
 
 
 def convert(source: Path, target: Path, *options: str) -> int:
-    return convert_hf_to_tq.main([str(source), str(target), "--bits", "3", "--outliers", "0.01", "--quiet", *options])
+    plain = () if "--bpw" in options else ("--bits", "3", "--outliers", "0.01", "--effort", "none")
+    return convert_hf_to_tq.main([str(source), str(target), *plain, "--quiet", *options])
 
 
 def count_matrices(monkeypatch: pytest.MonkeyPatch, kill_at: int = -1) -> list[str]:

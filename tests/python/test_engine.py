@@ -40,7 +40,7 @@ def f32_path(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def packed_path(folder: Path) -> Path:
-    return convert(folder, folder / "packed.gguf", "--bits", "4", "--outliers", "0.01")
+    return convert(folder, folder / "packed.gguf", "--bits", "4", "--outliers", "0.01", "--effort", "none")
 
 
 @pytest.fixture(scope="module", params=["f32", "packed"])

@@ -10,6 +10,7 @@ from turboquant_native import _core
 from turboquant_native.commands import convert as convert_hf_to_tq
 from turboquant_native.convert import quantize
 from turboquant_native.convert.conversion import Options, make_plan, write_model
+from turboquant_native.convert.feedback import block_feedback
 from turboquant_native.convert.quantize import MatrixSpec, input_site, quantize_matrix, rotation_seed, take_outliers
 from turboquant_native.convert.sources import open_source
 
@@ -115,7 +116,6 @@ def test_quantized_file_decodes_to_what_was_rounded(tmp_path: Path, bits: int) -
         assert spec is not None
         ours = quantize_matrix(w, spec).dequantize()
         np.testing.assert_allclose(file.dequantize(name), ours, atol=1e-5 * np.abs(w).max())
-    assert summary.relative_error == pytest.approx(0.7 * DISTORTION.get(bits, 1e-4) ** 0.5, rel=1)
     assert sum(tensor.bytes for tensor in plan) <= summary.file_bytes
 
 
@@ -133,7 +133,7 @@ def test_planned_bytes_are_those_of_the_file(tmp_path: Path) -> None:
 def test_conversion_is_deterministic_and_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_llama(tmp_path / "model", {**LLAMA, "num_hidden_layers": 1})
     whole, parts = tmp_path / "whole.gguf", tmp_path / "parts.gguf"
-    assert convert_hf_to_tq.main([str(folder), str(whole), "--quiet"]) == 0
+    assert convert_hf_to_tq.main([str(folder), str(whole), "--effort", "none", "--quiet"]) == 0
     source = open_source(str(folder))
     plan, rounded = make_plan(source, Options()), []
 
@@ -155,3 +155,21 @@ def test_conversion_is_deterministic_and_resumable(tmp_path: Path, monkeypatch: 
     write_model(source, plan, parts, rounder=counts, resume=True)
     assert not set(again) & set(rounded) and parts.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "parts.gguf", "whole.gguf"]
+
+
+@pytest.mark.parametrize(("n", "rank"), [(4, 4), (8, 3), (48, 48), (516, 40), (1028, 1028)])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_feedback_by_lapack_is_the_cores(n: int, rank: int, scale: float) -> None:
+    """Also where the Hessian is singular, and where its blocks of rows do not come out even."""
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((n, rank)) * np.exp(rng.standard_normal((n, 1)))
+    hessian = np.asarray(x @ x.T / rank * scale, np.float32)
+    for damping in (0.03, 1e-4):
+        np.testing.assert_allclose(block_feedback(hessian, damping), _core.feedback(hessian, damping, 1), rtol=1e-5, atol=1e-6)
+
+
+def test_hessians_without_a_factor_are_refused() -> None:
+    for bad, message in ((np.full((4, 4), np.nan), "finite"), (-np.eye(4), "not negative"), (1e6 * (1 - np.eye(4)), "semidefinite")):
+        with pytest.raises(ValueError, match=message):
+            block_feedback(bad.astype(np.float32), 0.03)
+    assert not block_feedback(np.zeros((8, 8), np.float32), 0.03).any()

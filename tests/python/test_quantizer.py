@@ -46,7 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def convert(model: Path, out: Path, request: Request | None = None, options: Options | None = None) -> Quantizer:
     source = open_source(str(model), None, None)
-    run = Quantizer(source, out, options or Options(bits=3, embed_bits=4), request or Request(effort="fast", seq_len=32), threads=1)
+    request = request or Request(effort="fast", seq_len=32)
+    options = options or (Options() if request.has_budget else Options(bits=3, embed_bits=4))
+    run = Quantizer(source, out, options, request, threads=1)
     run.run(overwrite=True)
     return run
 
@@ -203,7 +205,7 @@ def test_the_simple_rule_is_kept_where_it_is_clearly_better(
 def test_the_simple_rule_keeps_outliers_that_were_asked_for(folder: Path, tmp_path: Path) -> None:
     source = open_source(str(folder), None, None)
     request = Request(bpw=5, effort="max", auto_outliers=False)
-    plan = WidthChooser(source, Options(outliers=0.01), request).ends_higher(0)
+    plan = WidthChooser(source, Options(outliers=0.01), request).simple_rule(0)
     assert {tensor.spec.outliers for tensor in plan if tensor.spec is not None} == {0.01}
     assert bits_per_weight(plan) <= 5
 
@@ -378,21 +380,43 @@ def test_kill_9_at_many_moments_leaves_a_run_that_ends_with_the_identical_file(f
 def test_sensitivities_go_on_at_the_layer_they_were_in(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = Request(bpw=4, effort="fast", seq_len=32)
     whole = convert(folder, tmp_path / "whole.gguf", request)
-    measure, measured = SensitivityMeter._measure_layer, []
+    measure, measured = SensitivityMeter._measure_group, []
 
-    def fails_in_the_second(self, layer: int, *args):
-        measured.append(layer)
+    def fails_in_the_second(self, group: range, *args):
+        measured.append(group.start)
         if len(measured) == 2:
             raise ZeroDivisionError
-        return measure(self, layer, *args)
+        return measure(self, group, *args)
 
-    monkeypatch.setattr(SensitivityMeter, "_measure_layer", fails_in_the_second)
+    monkeypatch.setattr(SensitivityMeter, "_measure_group", fails_in_the_second)
     with pytest.raises(ZeroDivisionError):
         convert(folder, tmp_path / "m.gguf", request)
     run = convert(folder, tmp_path / "m.gguf", request)
     assert measured == [0, 1, 1]
     assert run.report.layer_kld == whole.report.layer_kld and len(run.report.layer_kld) == 2
     assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def test_layers_measured_together_share_their_cost(folder: Path, tmp_path: Path) -> None:
+    """And one pass with noise in all layers says what they cost together: the more, the narrower they are."""
+    source = open_source(str(folder), None, None)
+    plan = make_plan(source, Options(bits=3))
+    write_model(source, make_plan(source, Options(outtype="f32")), tmp_path / "f32.gguf")
+    model = _core.Model(str(tmp_path / "f32.gguf"), precision="f32", threads=1)
+    windows = default_windows(model, 6, 32, seed=0)
+    names = [tensor.name for tensor in plan if tensor.spec is not None]
+    layers = [name for name in names if name.startswith("blk.")]
+    found = {}
+    for adjacent in (1, 2):
+        meter = SensitivityMeter(source, model, windows[:4], windows[4:], adjacent=adjacent)
+        found[adjacent] = meter.measure(names, tmp_path / f"checkpoint{adjacent}")
+        assert set(found[adjacent].matrices) == set(names) and min(found[adjacent].matrices.values()) > 0
+        assert sum(found[adjacent].matrices[name] for name in layers) == pytest.approx(sum(found[adjacent].layers.values()))
+    both = [meter.measure_embeddings(["token_embd.weight"], dict.fromkeys(layers, bits)) for bits in (2, 4)]
+    assert both[0].together == pytest.approx(sum(found[2].layers.values()), rel=1e-3)  # the same noise, in one pass
+    assert both[1].together is not None and 0 < both[1].together < 0.5 * both[0].together
+    assert both[0].matrices == {"token_embd.weight": pytest.approx(found[2].matrices["token_embd.weight"])}
+    model.close()
 
 
 def test_a_cache_serves_other_files_and_leaves_alone_what_else_is_in_its_folder(folder: Path, tmp_path: Path) -> None:
@@ -509,7 +533,7 @@ def test_a_dry_run_shows_an_estimate_and_after_a_measurement_the_plan(folder: Pa
 def test_dry_runs_of_given_widths_and_of_budgets_that_are_too_small(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert convert_hf_to_tq.main([str(folder), "--dry-run", "--effort", "fast", "--bits", "3"]) == 0
     printed = capsys.readouterr().out
-    assert "TQN3" in printed and "estimate" not in printed
+    assert "TQN3" in printed and "an estimate: nothing is measured yet" not in printed
     assert convert_hf_to_tq.main([str(folder), "--dry-run", "--bpw", "0.5", "--effort", "fast"]) == 1
     assert "smallest widths" in capsys.readouterr().err
 
@@ -534,10 +558,10 @@ def test_sampling_goes_on_at_the_batch_it_was_in(folder: Path, tmp_path: Path, m
 
         monkeypatch.setattr(calibration_text, "_sample_batch", fails_in_the_second)
         with pytest.raises(ZeroDivisionError):
-            calibration_text.sample(model, 5, 12, 7, kept=kept)
+            calibration_text.sample(model, 5, 12, 7, checkpoint=kept)
         with open(kept, "ab") as stream:
             stream.write(b"torn" * 13)  # a record and a bit of the second batch
-        np.testing.assert_array_equal(calibration_text.sample(model, 5, 12, 7, kept=kept), whole)
+        np.testing.assert_array_equal(calibration_text.sample(model, 5, 12, 7, checkpoint=kept), whole)
         assert batches == [2, 2, 2, 1]
         monkeypatch.setattr(calibration_text, "_sample_batch", draw_batch)
 

@@ -109,9 +109,9 @@ class GradientMeter:
         if not difference < _AGREEMENT:
             raise ConvertError(f"--hessian end-loss: transformers and the engine disagree on this model by {difference:.3g} nats a token")
 
-    def measure(self, tokens: NDArray[np.int32], kept: Path, progress: Callable[[int], None] = lambda windows: None) -> Floats:
-        """(windows, sites, seq_len) mean of the outputs' squared gradients; each window's are kept in the file `kept`."""
-        journal = Journal(kept, (len(self._sites), tokens.shape[1]), np.float32)
+    def measure(self, tokens: NDArray[np.int32], checkpoint: Path, progress: Callable[[int], None] = lambda windows: None) -> Floats:
+        """(windows, sites, seq_len) mean of the outputs' squared gradients; each window's are kept in `checkpoint`."""
+        journal = Journal(checkpoint, (len(self._sites), tokens.shape[1]), np.float32)
         for index in range(len(journal), len(tokens)):
             journal.put(index, self._window(tokens[index], np.random.default_rng([self._seed, index]))[None])
             progress(index + 1)

@@ -8,12 +8,14 @@ depend on the widths (reference, text, sensitivities) can be kept in a cache fol
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,63 +27,25 @@ from .. import _core
 from ..common.errors import ConvertError
 from ..common.journal import only_one_process
 from ..common.memory import peak_memory
-from ..common.progress import Progress, duration
+from ..common.progress import Journey, Progress
+from ..convert.container import CALIBRATION_KEY, CALIBRATION_ROOM, fill_calibration
 from ..convert.conversion import Options, Summary, TensorPlan, check_target, fingerprint, make_plan, plain_rounding, plan_table, write_model
 from ..convert.sources import Source
 from ..evaluate.evaluation import divergence, mean_and_error, normalize
 from .end_loss import GradientMeter, check_available, input_sites, token_weights
+from .estimate import PROBE_LEN, Estimate, Speed, Work, estimate, reference_type
+from .report import ALLOCATED, SIMPLE_RULE, Report
 from .request import Request
 from .rounding import SequentialRounder, Settings, layer_of
 from .sensitivity import NOISE_BITS, Sensitivity, SensitivityMeter
 from .text import default_windows, file_windows, sample
 from .widths import Decision, WidthChooser, at_width
 
-_ALLOCATED, _SIMPLE_RULE = "allocated", "simple rule"  # plans
-_PROBES, _PROBE_LEN = 8, 128
+logger = logging.getLogger(__name__)
+
+_GIVEN = "given"  # a plan, beside ALLOCATED and SIMPLE_RULE
 _FREQUENCY_WINDOWS = 4  # of the calibration text, for the tokens' mean probabilities
 _INFO_BYTES = 144  # that describe a tensor in a header, about
-_F32_PARAMETERS = 1_000_000_000  # larger models keep their reference in BF16
-
-
-@dataclass
-class Report:
-    """Everything measured on the way: `OUT.quant.json`."""
-
-    settings: dict[str, Any]
-    seconds: dict[str, float] = field(default_factory=dict)
-    rounding_seconds: dict[str, float] = field(default_factory=dict)  # of one run; what an interrupted one did before is not in it
-    tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
-    layer_kld: dict[str, float] = field(default_factory=dict)
-    predicted_kld: float | None = None
-    outlier_gains: dict[str, float] = field(default_factory=dict)  # predicted: what the KL divergence would be higher without them
-    measured_kld: float | None = None
-    outliers: dict[str, float] = field(default_factory=dict)  # of the whole file
-    candidates: dict[str, float] = field(default_factory=dict)  # plan -> measured KL divergence
-    kept: str = ""  # the plan of the file
-    plain_kld: float | None = None  # measured: of the same widths and outliers by plain rounding
-    summary: dict[str, Any] = field(default_factory=dict)
-
-    def text(self) -> str:
-        """The stages' times and the file's loss, for people."""
-        times = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self.seconds.items())
-        parts = ", ".join(f"{work} {duration(seconds)}" for work, seconds in self.rounding_seconds.items())
-        outliers = f"{self.outliers['fraction']:.3%} of the weights, {self.outliers['bits_per_weight']:.4f} bits per weight of the file"
-        predicted = "" if self.predicted_kld is None else f" (predicted {self.predicted_kld:.4g})"
-        loss = f"KL divergence on held-out sampled text: {self.measured_kld:.4g} nats a token{predicted}"
-        return "\n".join([times, f"of the rounding: {parts}", f"outliers: {outliers}", loss, *self._gains()])
-
-    def _gains(self) -> list[str]:
-        """A line for each stage whose gain is known: the divergence with it and without."""
-        lines = []
-        if self.plain_kld is not None:
-            lines.append(f"  error feedback and corrections: {self.measured_kld:.4g}, by plain rounding {self.plain_kld:.4g}")
-        if {_ALLOCATED, _SIMPLE_RULE} <= self.candidates.keys():
-            allocated, simple = self.candidates[_ALLOCATED], self.candidates[_SIMPLE_RULE]
-            kept = "the simple rule's" if self.kept == _SIMPLE_RULE else "those by sensitivity"
-            lines.append(f"  widths and outliers by sensitivity: {allocated:.4g}, by a simple rule {simple:.4g}; kept: {kept}")
-        if self.outlier_gains:
-            lines.append(f"  outliers: predicted to save {sum(self.outlier_gains.values()):.2g} of it")
-        return lines
 
 
 @dataclass(frozen=True)
@@ -96,20 +60,33 @@ class _Built:
 class Quantizer:
     """One calibrated conversion of `source` to `target`."""
 
-    def __init__(self, source: Source, target: Path, options: Options, request: Request, *, threads: int = 0, quiet: bool = True) -> None:
+    def __init__(
+        self,
+        source: Source,
+        target: Path,
+        options: Options,
+        request: Request,
+        *,
+        threads: int = 0,
+        quiet: bool = True,
+        device: str = "cpu",
+    ) -> None:
         self._source, self._target, self._options, self._request = source, target, options, request
-        self._threads, self._quiet = threads, quiet
+        self._threads, self._quiet, self._device = threads, quiet, device
         self._work = target.with_name(f".{target.name}.work")
         self._effort = request.work
         self._widths = WidthChooser(source, options, request)
         self._decision: Decision | None = None
         self._built: dict[str, _Built] = {}
         self._weights: dict[str, NDArray[np.float32]] = {}
+        self._frequency: NDArray[np.float32] | None = None
+        self._journey: Journey | None = None
         context = int(source.hyperparameters.get("context_length", request.seq_len))
-        settings = Settings(windows=self._effort.windows, seq_len=min(request.seq_len, context), seed=options.seed)
+        seq_len = min(request.seq_len, self._effort.seq_len, context)
+        settings = Settings(windows=self._effort.windows, seq_len=seq_len, seed=options.seed)
         self._settings = replace(settings, **request.tuning)  # type: ignore[arg-type]
         s = self._settings
-        shared = fingerprint(source, _stamps(request.calib), s.windows, s.seq_len, s.seed, self._effort.sensitivity_windows)
+        shared = fingerprint(source, _stamps(request.calib), s.seq_len, s.seed, asdict(self._effort))
         self._key = fingerprint(source, shared, asdict(s), _core.FORMAT_VERSION, request.hessian)
         self._shared = self._work if request.cache is None else request.cache / shared[:16]
         self.report = Report({**asdict(request), **asdict(self._settings), "plan": None, "calib": str(request.calib or "default")})
@@ -119,12 +96,13 @@ class Quantizer:
         start = time.monotonic()
         check_target(self._source, self._target, overwrite)
         self._check_request()
+        self._begin()
         self._open_work()
         model = self._stage("reference", self._reference)
-        tokens = self._stage("text", lambda: self._cached("tokens", lambda: self._tokens(model)))
-        probes = self._cached("probes", lambda: sample(model, _PROBES, min(_PROBE_LEN, self._settings.seq_len), self._settings.seed + 1))
+        tokens, probes = self._stage("text", lambda: self._texts(model))
         sensitivity = self._stage("sensitivity", lambda: self._sensitivity(model, tokens, probes))
-        self._frequency = self._cached("frequency", lambda: self._frequencies(model, tokens))
+        if self._needs_frequency:
+            self._frequency = self._cached("frequency", lambda: self._frequencies(model, tokens))
         if self._request.hessian == "end-loss":
             self._weights = self._stage("gradients", lambda: self._token_weights(model, tokens))
         plans = {label: _in_order(plan) for label, plan in self._plans(sensitivity).items()}
@@ -136,24 +114,66 @@ class Quantizer:
         built = replace(built, summary=replace(built.summary, seconds=time.monotonic() - start, peak_bytes=peak_memory()))
         self._report(plans[best], sensitivity, built)
         self._write_plan(plans[best])
-        self._file_of(plans[best]).replace(self._target)
-        (self._work / "key").unlink()  # what a kill leaves of the folder from here on is of no use
-        shutil.rmtree(self._work)
+        self._finish(self._file_of(plans[best]))
         return built.summary
 
+    def _begin(self) -> None:
+        """Says what it will take, and refuses what this machine cannot hold."""
+        estimate = self.estimate()
+        estimate.check(self._target.parent, self._request.effort, already=sum(file.stat().st_size for file in self._work.glob("*")))
+        if not self._quiet:
+            print(estimate.text(), file=sys.stderr)
+        self._journey = Journey({stage.name: stage.seconds for stage in estimate.stages}, self._quiet)
+
+    def estimate(self) -> Estimate:
+        """Of the time, memory and disk that `run` takes on this machine."""
+        plan = self._widths.simple_rule(self._header_bytes()) if self._widths.chooses else self._widths.given()
+        asked = Work(
+            self._effort,
+            self._settings.windows,
+            self._settings.seq_len,
+            samples_text=self._request.calib is None,
+            chooses=self._widths.chooses,
+            chooses_embeddings=bool(self._widths.open_embeddings()),
+            counts_tokens=self._needs_frequency,
+            gradients=self._request.hessian == "end-loss",
+        )
+        return estimate(self._source, plan, asked, Speed.measure(self._threads))
+
+    @property
+    def _needs_frequency(self) -> bool:
+        """Whether outliers may be kept in the output matrix, where tokens count by their frequency."""
+        return (self._widths.chooses and self._request.seeks_outliers) or self._options.outliers > 0 or self._request.plan is not None
+
+    def _finish(self, built: Path) -> None:
+        """The complete file takes its place, with what was measured of it in its header."""
+        fill_calibration(built, {"kld": self.report.measured_kld, "effort": self._request.effort})
+        built.replace(self._target)
+        (self._work / "key").unlink()  # what a kill leaves of the folder from here on is of no use
+        shutil.rmtree(self._work)
+        if self._journey is not None:
+            self._journey.close()
+
     def preview(self) -> str:
-        """The table of tensors and sizes, as far as they are known without measuring anything; nothing is written. ConvertError."""
+        """The table of tensors and sizes, as far as they are known without measuring the model, and the estimate of time, memory and disk;
+        nothing is written. ConvertError."""
         self._check_request()
+        return f"{self._preview_plan()}\n{self.estimate().text()}"
+
+    def _preview_plan(self) -> str:
         if not self._widths.chooses:
-            return plan_table(self._source, self._widths.given())
+            table = plan_table(self._source, self._widths.given())
+            names = ", ".join(tensor.name for tensor in self._widths.open_embeddings())
+            return f"{table}\n{names}: the width is chosen by measured loss, so it will differ" if names else table
         smallest, largest = (f"{size / 1e6:.2f} MB, {8 * size / self._source.parameters:.3f}" for size in self._widths.reach())
         reach = f"the widths reach from {smallest} bits per weight to {largest}"
         sensitivity, header = self._stored_sensitivity(), self._header_bytes()
         if sensitivity is None:
-            plan = self._widths.ends_higher(header)
+            plan = self._widths.simple_rule(header)
             note = "an estimate: nothing is measured yet, so these are the widths of a simple rule (the ends of the stack higher)"
         else:
-            decision = self._widths.allocate(sensitivity, np.load(self._shared / "frequency.npy"), header)
+            frequency = np.load(self._shared / "frequency.npy") if self._needs_frequency else None
+            decision = self._widths.allocate(sensitivity, frequency, header)
             plan = decision.plan
             note = f"widths by sensitivities that an earlier run measured; predicted KL divergence {decision.predicted_kld:.4f}"
         return f"{plan_table(self._source, plan)}\n{reach}\n{note}"
@@ -167,11 +187,11 @@ class Quantizer:
     def _plans(self, sensitivity: Sensitivity) -> dict[str, list[TensorPlan]]:
         """What to build, by a name for each."""
         if not self._widths.chooses:
-            return {"given": self._widths.given()}
+            return {_GIVEN: self._widths.with_embeddings(sensitivity) if self._widths.open_embeddings() else self._widths.given()}
         self._decision = self._widths.allocate(sensitivity, self._frequency, self._header_bytes())
-        plans = {_ALLOCATED: self._decision.plan}
+        plans = {ALLOCATED: self._decision.plan}
         if self._effort.verify:
-            plans[_SIMPLE_RULE] = self._widths.ends_higher(self._header_bytes())
+            plans[SIMPLE_RULE] = self._widths.simple_rule(self._header_bytes())
         return plans
 
     def _write_plan(self, plan: Sequence[TensorPlan]) -> None:
@@ -223,9 +243,16 @@ class Quantizer:
 
     def _stage(self, name: str, work: Callable[[], Any]) -> Any:
         start = time.monotonic()
+        if self._journey is not None:
+            self._journey.at(name, 0.0)
         result = work()
+        if self._journey is not None:
+            self._journey.at(name, 1.0)
         self.report.seconds[name] = self.report.seconds.get(name, 0.0) + time.monotonic() - start
         return result
+
+    def _progress(self, total: int, stage: str, unit: str) -> Progress:
+        return Progress(total, stage, self._quiet, unit=unit, journey=self._journey)
 
     # --- stages
 
@@ -234,33 +261,53 @@ class Quantizer:
         path = self._reference_path
         with only_one_process(path):
             if not path.exists():
-                outtype = "f32" if self._source.parameters < _F32_PARAMETERS else "bf16"
-                plan = make_plan(self._source, Options(outtype=outtype))
-                write_model(self._source, plan, path, resume=True, quiet=self._quiet)
+                plan = make_plan(self._source, Options(outtype=reference_type(self._source.parameters)))
+                write_model(self._source, plan, path, resume=True, quiet=self._quiet, title="reference", journey=self._journey)
         return _core.Model(str(path), precision="f32", threads=self._threads)
+
+    def _texts(self, model: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The calibration text and the held-out probes, both (windows, seq_len)."""
+        sampler = self._on_device(model)
+        try:
+            tokens = self._cached("tokens", lambda: self._tokens(sampler))
+            length = min(PROBE_LEN, self._settings.seq_len)
+            return tokens, self._cached("probes", lambda: sample(sampler, self._effort.probes, length, self._settings.seed + 1))
+        finally:
+            if sampler is not model:
+                sampler.close()
+
+    def _on_device(self, model: Any) -> Any:
+        """The unquantized model where it generates fastest: on the GPU asked for, if it has the memory."""
+        if self._device == "cpu":
+            return model
+        try:
+            return _core.Model(str(self._reference_path), device=self._device, precision="f32", threads=self._threads)
+        except (_core.UnsupportedError, MemoryError, RuntimeError) as error:
+            logger.warning("%s cannot hold the unquantized model, text is sampled on the CPU: %s", self._device, error)
+            return model
 
     def _tokens(self, model: Any) -> NDArray[np.int32]:
         windows, seq_len = self._settings.windows, self._settings.seq_len
         if self._request.calib is not None:
             return file_windows(model, self._request.calib, windows, seq_len)
-        kept = self._shared / "tokens.partial"
-        with Progress(windows, "sampling text", self._quiet, unit="windows") as progress:
-            tokens = default_windows(model, windows, seq_len, self._settings.seed, progress.advance_to, kept)
-        kept.unlink(missing_ok=True)
+        checkpoint = self._shared / "tokens.partial"
+        with self._progress(windows, "text", "windows") as progress:
+            tokens = default_windows(model, windows, seq_len, self._settings.seed, progress.advance_to, checkpoint)
+        checkpoint.unlink(missing_ok=True)
         return tokens
 
     def _token_weights(self, model: Any, tokens: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
         """Of every site, by the gradient of the model's loss."""
-        kept, sites = self._shared / "gradients.partial", input_sites(model)
+        checkpoint, sites = self._shared / "gradients.partial", input_sites(model)
 
         def measure() -> NDArray[np.float32]:
             meter = GradientMeter(self._source, self._options.seed, sites)
             meter.check_agrees(_logits(model, tokens[0]), tokens[0])
-            with Progress(len(tokens), "gradients", self._quiet, unit="windows") as progress:
-                return meter.measure(tokens, kept, progress.advance_to)
+            with self._progress(len(tokens), "gradients", "windows") as progress:
+                return meter.measure(tokens, checkpoint, progress.advance_to)
 
         squares = self._cached("gradients", measure)
-        kept.unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)
         return token_weights(squares, self._settings.gradient_power, [site.name for site in sites])
 
     @staticmethod
@@ -270,40 +317,56 @@ class Quantizer:
         return np.mean([np.exp(_logprobs(model, window[None])).mean(axis=0) for window in few], axis=0, dtype=np.float32)
 
     def _sensitivity(self, model: Any, tokens: NDArray[np.int32], probes: NDArray[np.int32]) -> Sensitivity:
-        """Of all matrices where widths are to be chosen, else only what the output matrix sees, where that is rounded."""
-        names = [tensor.name for tensor in self._widths.allocatable()] if self._widths.chooses else []
-        if not names and not any(tensor.is_embedding and tensor.spec for tensor in make_plan(self._source, self._options)):
+        """Of all matrices where a budget chooses their widths, of embedding and output where only theirs are open, else what the output
+        matrix sees, where that is rounded."""
+        if not self._widths.chooses and not any(tensor.is_embedding and tensor.spec for tensor in self._widths.given()):
             return Sensitivity()
-        path = self._shared / f"sensitivity_{bool(names)}.json"
+        path = self._sensitivity_path
         with only_one_process(path):
             if not path.exists():
-                self._measure_sensitivity(names, path, model, tokens, probes)
+                self._measure_sensitivity(path, model, tokens, probes[: self._effort.sensitivity_probes])
         return self._read_sensitivity(path)
+
+    @property
+    def _sensitivity_path(self) -> Path:
+        if not self._widths.open_embeddings():
+            return self._shared / f"sensitivity_{self._widths.chooses}.json"
+        widths = sorted(self._layer_widths().items())
+        return self._shared / f"sensitivity_{fingerprint(self._source, widths)[:16]}.json"
+
+    def _layer_widths(self) -> dict[str, int]:
+        """Name -> bits of the layers' matrices, as they are given."""
+        return {tensor.name: tensor.spec.bits for tensor in self._widths.given() if tensor.spec is not None and not tensor.is_embedding}
 
     def _read_sensitivity(self, path: Path) -> Sensitivity:
         stored = json.loads(path.read_text())
         layers = {int(layer): cost for layer, cost in stored["layers"].items()}
-        return Sensitivity(stored["matrices"], layers, np.load(self._shared / "output_hessian.npy"))
+        return Sensitivity(stored["matrices"], layers, stored["together"], np.load(self._shared / "output_hessian.npy"))
 
     def _stored_sensitivity(self) -> Sensitivity | None:
         """Of all matrices, where this or an earlier run has left it complete."""
-        path = self._shared / "sensitivity_True.json"
-        if not path.exists() or not (self._shared / "frequency.npy").exists() or not (self._request.cache or self._continues()):
-            return None
-        return self._read_sensitivity(path)
+        path = self._sensitivity_path
+        complete = path.exists() and (not self._needs_frequency or (self._shared / "frequency.npy").exists())
+        return self._read_sensitivity(path) if complete and (self._request.cache or self._continues()) else None
 
-    def _measure_sensitivity(self, names: list[str], path: Path, model: Any, tokens: NDArray[np.int32], probes: NDArray[np.int32]) -> None:
+    def _measure_sensitivity(self, path: Path, model: Any, tokens: NDArray[np.int32], probes: NDArray[np.int32]) -> None:
         """Into the file `path`, and what the output matrix sees beside it."""
-        kept = path.with_suffix(".partial")
+        checkpoint = path.with_suffix(".partial")
         few = np.ascontiguousarray(tokens[:: max(1, len(tokens) // self._effort.sensitivity_windows)])
-        meter = SensitivityMeter(self._source, model, few, probes, self._options.seed)
-        with Progress(int(model.config["n_layers"]), "sensitivities", self._quiet, unit="layers") as progress:
-            found = meter.measure(names, kept, progress.advance_to)
+        meter = SensitivityMeter(self._source, model, few, probes, self._options.seed, self._effort.adjacent)
+        with self._progress(int(model.config["n_layers"]), "sensitivity", "layers") as progress:
+            if embeddings := self._widths.open_embeddings():
+                names = [tensor.name for tensor in embeddings]
+                found = meter.measure_embeddings(names, self._layer_widths(), progress.advance_to)
+            else:
+                names = [tensor.name for tensor in self._widths.allocatable()] if self._widths.chooses else []
+                found = meter.measure(names, checkpoint, progress.advance_to)
         assert found.output_hessian is not None
         hessian = found.output_hessian
         self._cached("output_hessian", lambda: hessian)
-        _write_whole(path, json.dumps({"matrices": found.matrices, "layers": found.layers}).encode())
-        kept.unlink(missing_ok=True)
+        figures = {"matrices": found.matrices, "layers": found.layers, "together": found.together}
+        _write_whole(path, json.dumps(figures).encode())
+        checkpoint.unlink(missing_ok=True)
 
     def _build_best(
         self,
@@ -326,10 +389,10 @@ class Quantizer:
             measured[label] = self._stage("measuring", partial(self._measure, path, model, probes))
             self.report.candidates[label] = float(measured[label].mean())
         best = next(iter(plans))
-        if len(plans) > 1 and _is_clearly_less(measured[_SIMPLE_RULE], measured[_ALLOCATED]):
-            best = _SIMPLE_RULE
+        if len(plans) > 1 and _is_clearly_less(measured[SIMPLE_RULE], measured[ALLOCATED]):
+            best = SIMPLE_RULE
         self.report.kept, self.report.measured_kld = best, self.report.candidates[best]
-        if best == _ALLOCATED and self._decision is not None:
+        if best == ALLOCATED and self._decision is not None:
             self.report.predicted_kld, self.report.outlier_gains = self._decision.predicted_kld, self._decision.outlier_gains
         return best
 
@@ -356,9 +419,18 @@ class Quantizer:
             self._threads,
             self._weights,
         )
-        title = f"rounding ({label})"
         summary = write_model(
-            self._source, plan, path, rounder=rounder, overwrite=True, resume=True, quiet=self._quiet, settings=settings, title=title
+            self._source,
+            plan,
+            path,
+            rounder=rounder,
+            overwrite=True,
+            resume=True,
+            quiet=self._quiet,
+            extra_metadata={CALIBRATION_KEY: CALIBRATION_ROOM},
+            settings=settings,
+            title=f"rounding ({label})",
+            journey=self._journey,
         )
         shutil.rmtree(states)
         return _Built(summary, rounder.errors, rounder.watch.seconds)
@@ -370,7 +442,17 @@ class Quantizer:
         path = self._work / "plain.gguf"
         rounder = plain_rounding(self._threads)
         try:
-            write_model(self._source, plan, path, rounder=rounder, overwrite=True, resume=True, quiet=self._quiet, title="plain rounding")
+            write_model(
+                self._source,
+                plan,
+                path,
+                rounder=rounder,
+                overwrite=True,
+                resume=True,
+                quiet=self._quiet,
+                title="plain rounding",
+                journey=self._journey,
+            )
         except (ConvertError, OSError):
             return None
         return float(self._measure(path, model, probes).mean())

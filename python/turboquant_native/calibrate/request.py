@@ -19,14 +19,28 @@ class Effort:
         windows: of the calibration text.
         sensitivity_windows: how many of them the sensitivities' Hessians see.
         verify: make the file of a simple rule too, keep that where it measures clearly better, and measure plain rounding beside.
+        seq_len: tokens of a window, at most.
+        probes: windows of held-out text on which losses are measured.
+        sensitivity_probes: how many of them the sensitivities are measured on.
+        adjacent: layers whose sensitivity is measured together.
+        outliers: whether a budget may keep outliers; what they gain is little, and finding them takes passes.
     """
 
     windows: int
     sensitivity_windows: int
     verify: bool = False
+    seq_len: int = 512
+    probes: int = 8
+    sensitivity_probes: int = 8
+    adjacent: int = 1
+    outliers: bool = True
 
 
-EFFORTS = {"fast": Effort(24, 8), "normal": Effort(64, 24, verify=True), "max": Effort(256, 64, verify=True)}
+EFFORTS = {
+    "fast": Effort(24, 8, seq_len=256, probes=4, sensitivity_probes=2, adjacent=3, outliers=False),
+    "normal": Effort(64, 24, verify=True),
+    "max": Effort(256, 64, verify=True),
+}
 
 
 @dataclass(frozen=True)
@@ -39,8 +53,8 @@ class Request:
         plan: file with the widths: read where it exists, written where not.
         calib: text file or folder; None: the offline mix.
         effort: a key of EFFORTS.
-        auto_outliers: let the allocation keep outliers where they pay.
-        seq_len: tokens of a calibration window.
+        auto_outliers: let the allocation keep outliers where they pay; None: as the effort says.
+        seq_len: tokens of a calibration window, at most.
         hessian: a key of HESSIANS: what decides how much the calibration tokens count.
         cache: folder that keeps reference, text and sensitivities for the next file of the model; None: they go with the rest.
         tuning: fields of calibrate.Settings in place of the defaults, for experiments.
@@ -51,7 +65,7 @@ class Request:
     plan: Path | None = None
     calib: Path | None = None
     effort: str = "normal"
-    auto_outliers: bool = True
+    auto_outliers: bool | None = None
     seq_len: int = 512
     hessian: str = "activations"
     cache: Path | None = None
@@ -69,7 +83,13 @@ class Request:
 
     @property
     def has_budget(self) -> bool:
+        """Whether a size is given in place of widths."""
         return self.bpw is not None or self.size is not None
+
+    @property
+    def seeks_outliers(self) -> bool:
+        """Whether a budget may keep outliers where they pay."""
+        return self.work.outliers if self.auto_outliers is None else self.auto_outliers
 
     @property
     def work(self) -> Effort:

@@ -197,10 +197,10 @@ class _ReferenceLayer:
         # Experts see other rows behind rounded layers, so theirs are of no use.
         if site.endswith(STREAM) or self._sites.is_shared(site):
             first = self._seen.get(site, 0)
-            self._place(site, x.shape[1])[first : first + len(x)] = x
+            self._buffer(site, x.shape[1])[first : first + len(x)] = x
             self._seen[site] = first + len(x)
 
-    def _place(self, site: str, width: int) -> Floats:
+    def _buffer(self, site: str, width: int) -> Floats:
         name = re.sub(r"^blk\.\d+\.", "", site)
         if name not in self._buffers or self._buffers[name].shape[1] != width:
             self._buffers[name] = np.empty((self._tokens, width), np.float32)

@@ -3,14 +3,16 @@
 Nothing is rounded for it: the error that error feedback leaves is known in distribution, E = noise (I + U)^-1 with white noise of the
 format's distortion. Every layer as a whole is measured on the model, from that layer to the logits; within a layer the cost is shared
 out by the error that each matrix alone causes at the layer's output, which takes one layer's work. Against measuring every matrix to
-the logits this estimate has a log correlation of .97 (docs/quality.md), for a tenth of the work.
+the logits this estimate has a log correlation of .97 (docs/quality.md), for a tenth of the work. To be faster still, several adjacent
+layers are measured together and share their cost by the same rule. Where only embedding and output are to be decided, one pass with
+noise in all layers says what those cost together.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
+from ..convert.feedback import upper_factor
 from ..convert.quantize import rotate_hessian, rotation_seed
 from ..convert.sources import Source
 from ..evaluate.evaluation import divergence, normalize
@@ -33,11 +36,18 @@ _BLOCK_ROWS = 64  # of logits at a time
 
 @dataclass
 class Sensitivity:
-    """KL divergence (nats a token) that each matrix costs alone at NOISE_BITS; by layer, all its matrices together; and what the
-    output matrix sees: (n_embd, n_embd) E[x x^T]."""
+    """KL divergence (nats a token) that rounding costs.
+
+    Attributes:
+        matrices: name -> of the matrix alone at NOISE_BITS.
+        layers: layer -> of all its matrices together at NOISE_BITS.
+        together: of all layers together at the widths asked for, where only those of embedding and output are to be chosen.
+        output_hessian: (n_embd, n_embd) E[x x^T] of the output matrix's inputs.
+    """
 
     matrices: dict[str, float] = field(default_factory=dict)
     layers: dict[int, float] = field(default_factory=dict)
+    together: float | None = None
     output_hessian: Floats | None = None
 
     def at(self, name: str, bits: int) -> float:
@@ -53,34 +63,53 @@ class SensitivityMeter:
         model: its unquantized file, opened with precision "f32".
         tokens: (windows, seq_len) for the Hessians.
         probes: (windows, seq_len) on which the divergence is measured; the last three quarters of each window count.
+        adjacent: layers that are measured together.
     """
 
-    def __init__(self, source: Source, model: Any, tokens: NDArray[np.int32], probes: NDArray[np.int32], seed: int = 0) -> None:
-        self._source, self._tokens, self._probes, self._seed = source, tokens, probes, seed
+    def __init__(
+        self, source: Source, model: Any, tokens: NDArray[np.int32], probes: NDArray[np.int32], seed: int = 0, adjacent: int = 1
+    ) -> None:
+        self._source, self._tokens, self._probes, self._seed, self._adjacent = source, tokens, probes, seed, adjacent
         self._runner = _core.LayerRunner(model, tokens.shape[1])
         self._probe = _core.LayerRunner(model, probes.shape[1])
         self._n_layers = int(model.config["n_layers"])
 
-    def measure(self, names: list[str], kept: Path, progress: Callable[[int], None] = lambda layers: None) -> Sensitivity:
-        """Of the matrices named. After each layer everything found so far is kept in the file `kept`: a killed run goes on from there."""
+    def measure(self, names: list[str], checkpoint: Path, progress: Callable[[int], None] = lambda layers: None) -> Sensitivity:
+        """Of the matrices named. After each layer (or group of adjacent ones) everything found so far is kept in the file `checkpoint`: a
+        killed run goes on from there."""
         found, first = Sensitivity(), 0
         hidden, probe = self._runner.embed(self._tokens), self._probe.embed(self._probes)
         reference = self._logprobs(probe, 0)
-        if kept.exists():
-            hidden, probe, state = load_arrays(kept)
+        if checkpoint.exists():
+            hidden, probe, state = load_arrays(checkpoint)
             first, layers, found.matrices = json.loads(bytes(state))
             found.layers = {int(layer): cost for layer, cost in layers.items()}
-        for layer in range(first, self._n_layers):
-            mine = [name for name in names if layer_of(name) == layer]
-            if mine:
-                hidden, hessians = self._hessians(layer, hidden)
-                probe = self._measure_layer(layer, mine, hessians, probe, reference, found)
-            else:
-                hidden, probe = self._runner.layer(layer, hidden), self._probe.layer(layer, probe)
-            now = json.dumps([layer + 1, found.layers, found.matrices]).encode()
-            keep_arrays(kept, hidden, probe, np.frombuffer(now, np.uint8))
+        while first < self._n_layers:
+            group = range(first, min(first + self._adjacent, self._n_layers))
+            hidden, probe = self._measure_group(group, names, hidden, probe, reference, found)
+            first = group.stop
+            now = json.dumps([first, found.layers, found.matrices]).encode()
+            keep_arrays(checkpoint, hidden, probe, np.frombuffer(now, np.uint8))
+            progress(first)
+        self._measure_embeddings(names, hidden, probe, reference, found)
+        return found
+
+    def measure_embeddings(
+        self, embeddings: list[str], widths: Mapping[str, int], progress: Callable[[int], None] = lambda layers: None
+    ) -> Sensitivity:
+        """Of embedding and output (those named in `embeddings`) each, and of all the layers' matrices together, whose bits are `widths`."""
+        found = Sensitivity()
+        hidden, probe = self._runner.embed(self._tokens), self._probe.embed(self._probes)
+        reference, noisy_probe = self._logprobs(probe, 0), probe
+        for layer in range(self._n_layers):
+            hidden, hessians = self._hessians(layer, hidden)
+            sites = LayerSites(self._runner, layer)
+            noisy = {name: self._noisy_at(name, sites, hessians, bits) for name, bits in widths.items() if layer_of(name) == layer}
+            noisy_probe = self._changed(layer, noisy, noisy_probe)
+            probe = self._probe.layer(layer, probe)
             progress(layer + 1)
-        self._measure_ends(names, hidden, probe, reference, found)
+        found.together = self._divergence(reference, noisy_probe, self._n_layers)
+        self._measure_embeddings(embeddings, hidden, probe, reference, found)
         return found
 
     def _hessians(self, layer: int, hidden: Floats) -> tuple[Floats, dict[str, SiteStatistics]]:
@@ -95,25 +124,34 @@ class SensitivityMeter:
             statistics.check(site)
         return after, sites
 
-    def _measure_layer(
-        self,
-        layer: int,
-        names: list[str],
-        hessians: dict[str, SiteStatistics],
-        probe: Floats,
-        reference: Floats,
-        found: Sensitivity,
-    ) -> Floats:
-        """Adds a layer's costs to `found`; returns the probes' states behind the unchanged layer."""
-        after = self._probe.layer(layer, probe)
-        sites = LayerSites(self._runner, layer)
-        noisy = {name: self._noisy(name, hessians.get(sites.site(name), SiteStatistics()).hessian) for name in names}
-        shares = {name: _relative_change(after, self._changed(layer, {name: w}, probe)) for name, w in noisy.items()}
-        cost = self._divergence(reference, self._changed(layer, noisy, probe), layer + 1)
-        total = sum(shares.values()) or 1.0
-        found.layers[layer] = cost
-        found.matrices |= {name: cost * share / total for name, share in shares.items()}
-        return after
+    def _measure_group(
+        self, group: range, names: list[str], hidden: Floats, probe: Floats, reference: Floats, found: Sensitivity
+    ) -> tuple[Floats, Floats]:
+        """Adds the costs of adjacent layers to `found`; returns the states of the text and of the probes behind the unchanged layers."""
+        shares: dict[str, float] = {}
+        changed = probe
+        for layer in group:
+            mine = [name for name in names if layer_of(name) == layer]
+            if not mine:
+                hidden, probe, changed = (
+                    self._runner.layer(layer, hidden),
+                    self._probe.layer(layer, probe),
+                    self._probe.layer(layer, changed),
+                )
+                continue
+            hidden, hessians = self._hessians(layer, hidden)
+            sites = LayerSites(self._runner, layer)
+            noisy = {name: self._noisy_at(name, sites, hessians, NOISE_BITS) for name in mine}
+            after = self._probe.layer(layer, probe)
+            shares |= {name: _relative_change(after, self._changed(layer, {name: w}, probe)) for name, w in noisy.items()}
+            changed, probe = self._changed(layer, noisy, changed), after
+        if shares:
+            cost, total = self._divergence(reference, changed, group.stop), sum(shares.values()) or 1.0
+            found.matrices |= {name: cost * share / total for name, share in shares.items()}
+            for name, share in shares.items():
+                layer = layer_of(name) or 0
+                found.layers[layer] = found.layers.get(layer, 0.0) + cost * share / total
+        return hidden, probe
 
     def _changed(self, layer: int, matrices: dict[str, Floats], probe: Floats) -> Floats:
         """The probes behind a layer with other matrices."""
@@ -124,7 +162,7 @@ class SensitivityMeter:
             self._probe.set_matrix(name, None)
         return changed
 
-    def _measure_ends(self, names: list[str], hidden: Floats, probe: Floats, reference: Floats, found: Sensitivity) -> None:
+    def _measure_embeddings(self, names: list[str], hidden: Floats, probe: Floats, reference: Floats, found: Sensitivity) -> None:
         """Embedding and output: one matrix in both places, or two."""
         statistics = SiteStatistics()
         rows = hidden.reshape(-1, hidden.shape[-1])
@@ -140,19 +178,19 @@ class SensitivityMeter:
             found.matrices[name] = self._divergence(reference, changed, layer)
             self._probe.set_matrix(name, None)
 
-    def _noisy(self, name: str, hessian: Floats | None) -> Floats:
-        """The matrix with an error such as rounding to NOISE_BITS with error feedback leaves."""
+    def _noisy_at(self, name: str, sites: LayerSites, hessians: dict[str, SiteStatistics], bits: int) -> Floats:
+        """A layer's matrix with the error that rounding to `bits` with error feedback leaves."""
+        return self._noisy(name, hessians.get(sites.site(name), SiteStatistics()).hessian, bits)
+
+    def _noisy(self, name: str, hessian: Floats | None, bits: int = NOISE_BITS) -> Floats:
         w = self._source.read(name)
-        deviation = np.sqrt(DISTORTION[NOISE_BITS] * np.mean(np.square(w), axis=1, keepdims=True, dtype=np.float64))
+        deviation = np.sqrt(DISTORTION[bits] * np.mean(np.square(w), axis=1, keepdims=True, dtype=np.float64))
         rng = np.random.default_rng([self._seed, zlib.crc32(name.encode())])
         noise = (rng.standard_normal(w.shape, dtype=np.float32) * deviation).astype(np.float32)
         if hessian is None:
             return w + noise
         seed = rotation_seed(name, self._seed)
-        u = _core.feedback(rotate_hessian(hessian, seed), _DAMPING)
-        u.flat[:: len(u) + 1] += 1
-        noise = np.ascontiguousarray(np.linalg.solve(u.T, noise.T).T, dtype=np.float32)
-        return w + _core.rotate_rows(noise, seed, inverse=True)
+        return w + _core.rotate_rows(_fed_back(noise, rotate_hessian(hessian, seed)), seed, inverse=True)
 
     def _scored(self, hidden: Floats, layer: int) -> Floats:
         """(rows, n_embd) behind the layers from `layer` on, of the last three quarters of each window."""
@@ -175,3 +213,9 @@ def _relative_change(states: Floats, changed: Floats) -> float:
     """Mean over tokens of the squared change over the squared state."""
     error, energy = np.square(changed - states).mean(axis=-1), np.square(states).mean(axis=-1)
     return float((error / np.maximum(energy, np.finfo(np.float32).tiny)).mean())
+
+
+def _fed_back(noise: Floats, hessian: Floats) -> Floats:
+    """What is left of white noise in rounding when its errors are fed back: noise (I + U)^-1, where H + damping = (I + U) D (I + U)^T."""
+    factor = upper_factor(hessian, _DAMPING).astype(np.float32)  # (I + U) D^1/2
+    return np.ascontiguousarray(np.linalg.solve(factor.T, (noise * np.diag(factor)).T).T, dtype=np.float32)

@@ -24,15 +24,15 @@ _SLOTS = 32  # sequences sampled side by side
 
 
 def default_windows(
-    model: Any, windows: int, seq_len: int, seed: int, progress: Callable[[int], None] = lambda done: None, kept: Path | None = None
+    model: Any, windows: int, seq_len: int, seed: int, progress: Callable[[int], None] = lambda done: None, checkpoint: Path | None = None
 ) -> Tokens:
-    """(windows, seq_len) tokens of the offline mix; the same for the same seed. `progress` is called with the windows done; `kept`: where
-    sampled ones are kept until all are there."""
+    """(windows, seq_len) tokens of the offline mix; the same for the same seed. `progress` is called with the windows done;
+    `checkpoint`: where sampled ones are kept until all are there."""
     vocabulary = vocabulary_of(model)
     if vocabulary is None:
-        return sample(model, windows, seq_len, seed, progress, kept)
+        return sample(model, windows, seq_len, seed, progress, checkpoint)
     library = round(windows * (1 - SAMPLED_SHARE))
-    parts = [sample(model, windows - library, seq_len, seed, progress, kept)]
+    parts = [sample(model, windows - library, seq_len, seed, progress, checkpoint)]
     need = library * seq_len * 8  # characters: more than enough of them for a token
     for texts, count in ((_documentation(), library // 2), (_sources(need), library - library // 2)):
         if count:
@@ -121,13 +121,13 @@ def sample(
     seq_len: int,
     seed: int,
     progress: Callable[[int], None] = lambda done: None,
-    kept: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> Tokens:
-    """(windows, seq_len) tokens drawn from the model at temperature 1, from BOS (or a random token where it has none). With `kept`, each
-    batch of sequences is kept in that file, and those found there are not drawn again."""
+    """(windows, seq_len) tokens drawn from the model at temperature 1, from BOS (or a random token where it has none). With
+    `checkpoint`, each batch of sequences is kept in that file, and those found there are not drawn again."""
     rng = np.random.default_rng(seed)
     vocabulary = vocabulary_of(model)
-    journal = None if kept is None else Journal(kept, (seq_len,), np.int32)
+    journal = None if checkpoint is None else Journal(checkpoint, (seq_len,), np.int32)
     out = np.empty((windows, seq_len), np.int32)
     for first in range(0, windows, _SLOTS):
         count = min(_SLOTS, windows - first)

@@ -1,4 +1,8 @@
-"""Which width every matrix gets: the plan a user wrote, the least predicted loss within a budget, or a simple rule to compare with."""
+"""Which width every matrix gets: the plan a user wrote, the least predicted loss within a budget, or a simple rule to compare with.
+
+Where one width is given for all layers, embedding and output still get the widths that pay: a bit of theirs must save as much loss as the
+same bytes would save if the layers' width changed.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from ..convert.sources import Source
 from .allocation import Choice, allocate
 from .request import Request
 from .rounding import layer_of
-from .sensitivity import Sensitivity
+from .sensitivity import DISTORTION, Sensitivity
 
 WIDTHS = _core.FORMATS
 OUTLIER_FRACTIONS = (0.001, 0.002, 0.004, 0.008)  # what "auto" chooses from, besides none
@@ -63,9 +67,23 @@ class WidthChooser:
 
     def allocatable(self) -> list[TensorPlan]:
         """Tensors whose width the budget decides: those that can be packed and that no option names."""
-        free = replace(self._options, tensor_bits=(), outliers=0.0)
-        fixed = {tensor.name for tensor in self._asked() if _is_named(tensor, self._options)}
+        free = replace(self._options, tensor_bits=(), embed_bits=None, output_bits=None, outliers=0.0)
+        fixed = {tensor.name for tensor in self._asked() if self._is_named(tensor)}
         return [tensor for tensor in make_plan(self._source, free) if tensor.spec is not None and tensor.name not in fixed]
+
+    def open_embeddings(self) -> list[TensorPlan]:
+        """Embedding and output, where the layers' width is given and theirs is not."""
+        if self._request.has_budget or self._is_written or self._options.bits not in WIDTHS:
+            return []
+        return [tensor for tensor in self.allocatable() if tensor.is_embedding]
+
+    def _is_named(self, tensor: TensorPlan) -> bool:
+        """Whether an option decides this tensor's width by itself."""
+        options = self._options
+        if any(re.search(pattern, tensor.name) for pattern, _ in options.tensor_bits):
+            return True
+        reads_last = tensor.name == "output.weight" or (tensor.is_embedding and self._source.tied)
+        return tensor.is_embedding and (options.embed_bits is not None or (reads_last and options.output_bits is not None))
 
     def check(self) -> None:
         """ConvertError for what cannot be fulfilled: an unreadable plan, a budget below the smallest widths."""
@@ -96,19 +114,43 @@ class WidthChooser:
     def _asked(self) -> list[TensorPlan]:
         return make_plan(self._source, self._options)
 
+    def with_embeddings(self, sensitivity: Sensitivity) -> list[TensorPlan]:
+        """The given widths, and for embedding and output those that pay beside them."""
+        plan, open_tensors = self.given(), self.open_embeddings()
+        price = self._price(plan, sensitivity.together or 0.0)
+
+        def cost(tensor: TensorPlan, bits: int) -> float:
+            return sensitivity.at(tensor.name, bits) + price * at_width(tensor, bits).bytes
+
+        best = {tensor.name: min(WIDTHS, key=lambda bits: cost(tensor, bits)) for tensor in open_tensors}
+        return _apply(plan, {name: Choice(bits, 0, 0.0, self._options.outliers) for name, bits in best.items()})
+
+    def _price(self, plan: Sequence[TensorPlan], loss: float) -> float:
+        """Loss a byte saves in the layers, whose loss is `loss`: the geometric mean of a step to the next wider and the next narrower."""
+        bits = self._options.bits
+        layers = [tensor for tensor in plan if tensor.spec is not None and not tensor.is_embedding and tensor.spec.bits == bits]
+        prices = []
+        for other in WIDTHS:
+            if abs(WIDTHS.index(other) - WIDTHS.index(bits)) == 1:
+                saved = CORRECTED * loss * (DISTORTION[other] / DISTORTION[bits] - 1)
+                prices.append(
+                    saved / (sum(tensor.bytes for tensor in layers) - sum(at_width(tensor, other).bytes for tensor in layers) or 1)
+                )
+        return float(np.exp(np.mean(np.log(np.maximum(prices, np.finfo(np.float64).tiny)))))
+
     # --- the allocation
 
-    def allocate(self, sensitivity: Sensitivity, frequency: NDArray[np.float32], header: int) -> Decision:
-        """The least predicted loss within the budget. frequency: (n_vocab,) mean probability of every token; header: bytes of the file
-        before its tensors."""
+    def allocate(self, sensitivity: Sensitivity, frequency: NDArray[np.float32] | None, header: int) -> Decision:
+        """The least predicted loss within the budget. frequency: (n_vocab,) mean probability of every token, needed where outliers are
+        sought; header: bytes of the file before its tensors."""
         plan = self._asked()
         items = {tensor.name: self._choices(tensor, sensitivity, frequency) for tensor in self.allocatable()}
         others = sum(tensor.bytes for tensor in plan if tensor.name not in items)
         chosen = allocate(items, self._budget(plan, header) - others)
-        gains = {name: _gain(choice, items[name]) for name, choice in chosen.items() if choice.outliers and self._request.auto_outliers}
+        gains = {name: _gain(choice, items[name]) for name, choice in chosen.items() if choice.outliers and self._request.seeks_outliers}
         return Decision(_apply(plan, chosen), chosen, sum(choice.loss for choice in chosen.values()), gains)
 
-    def _choices(self, tensor: TensorPlan, sensitivity: Sensitivity, frequency: NDArray[np.float32]) -> list[Choice]:
+    def _choices(self, tensor: TensorPlan, sensitivity: Sensitivity, frequency: NDArray[np.float32] | None) -> list[Choice]:
         part = 1.0 if tensor.is_embedding else CORRECTED
         choices = []
         for fraction, left in self._outlier_gains(tensor, frequency):
@@ -117,13 +159,14 @@ class WidthChooser:
                 choices.append(Choice(bits, stored.bytes, part * left * sensitivity.at(tensor.name, bits), fraction))
         return choices
 
-    def _outlier_gains(self, tensor: TensorPlan, frequency: NDArray[np.float32]) -> list[tuple[float, float]]:
+    def _outlier_gains(self, tensor: TensorPlan, frequency: NDArray[np.float32] | None) -> list[tuple[float, float]]:
         """(fraction, part of the squared error that is left): the error follows the energy of the rows that stay, and in the output
         matrix a row counts as often as its token."""
-        if not self._request.auto_outliers:
+        if not self._request.seeks_outliers:
             return [(self._options.outliers, 1.0)]
         energy, trust = np.square(self._source.read(tensor.name)), 1.0
         if tensor.name == "output.weight" or (tensor.is_embedding and self._source.tied):
+            assert frequency is not None
             energy *= frequency[:, None]
             trust = _FREQUENCY_TRUST
         energy = np.sort(energy.ravel())[::-1]
@@ -140,12 +183,12 @@ class WidthChooser:
 
     # --- the simple rule
 
-    def ends_higher(self, header: int) -> list[TensorPlan]:
+    def simple_rule(self, header: int) -> list[TensorPlan]:
         """One width for all, the next for as many tensors as fit, embedding, output and the ends of the stack first."""
         plan = self._asked()
         free = {tensor.name: tensor for tensor in self.allocatable()}
         spare = self._budget(plan, header) - sum(tensor.bytes for tensor in plan if tensor.name not in free)
-        outliers = 0.0 if self._request.auto_outliers else self._options.outliers
+        outliers = 0.0 if self._request.seeks_outliers else self._options.outliers
         size = {bits: {name: at_width(tensor, bits, outliers).bytes for name, tensor in free.items()} for bits in WIDTHS}
         low = max((bits for bits in WIDTHS if sum(size[bits].values()) <= spare), default=WIDTHS[0])
         high = WIDTHS[min(WIDTHS.index(low) + 1, len(WIDTHS) - 1)]
@@ -156,11 +199,6 @@ class WidthChooser:
             if (step := size[high][name] - size[low][name]) <= spare:
                 chosen[name], spare = Choice(high, 0, 0.0, outliers), spare - step
         return _apply(plan, chosen)
-
-
-def _is_named(tensor: TensorPlan, options: Options) -> bool:
-    """Whether --tensor-bits decides the tensor's width."""
-    return any(re.search(pattern, tensor.name) for pattern, _ in options.tensor_bits)
 
 
 def _gain(chosen: Choice, choices: Sequence[Choice]) -> float:

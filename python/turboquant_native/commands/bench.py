@@ -94,16 +94,24 @@ def _numbers(text: str) -> list[int]:
         raise ValueError(f"{text!r} is no list of numbers such as 1,2") from None
 
 
+_NAME, _BACKEND = 15, 10  # characters; a row has 80
+
+
+def _short(name: str, length: int) -> str:
+    """The beginning and the end, where a model's name says its width."""
+    return name if len(name) <= length else f"{name[: length // 2 - 1]}~{name[len(name) - (length - length // 2) :]}"
+
+
 def _header(args: argparse.Namespace) -> str:
-    rates = [f"{f'pp{args.prompt} t/s':>11}", f"{f'tg{args.generate} t/s':>11}"]
-    return " ".join([f"{'model':28}", f"{'backend':18}", "threads", *rates, "  GB/s", " ttft s", " load s", " peak MB"]) + "\n"
+    rates = [f"{f'pp{args.prompt} t/s':>10}", f"{f'tg{args.generate} t/s':>10}"]
+    return " ".join([f"{'model':{_NAME}}", f"{'backend':{_BACKEND}}", "thr", *rates, f"{'GB/s':>5}", "ttft s", "load s", "peak MB"]) + "\n"
 
 
 def _line(row: "Speed") -> str:
     name = os.path.basename(row.model)
     return (
-        f"{name[:28]:28} {row.backend[:18]:18} {row.threads:>7} {row.pp:>11.1f} {row.tg:>11.1f} {row.gigabytes_per_second:>6.1f} "
-        f"{row.ttft:>7.3f} {row.load:>7.3f} {row.peak_memory / 1e6:>8.0f}"
+        f"{_short(name, _NAME):{_NAME}} {row.backend[:_BACKEND]:{_BACKEND}} {row.threads:>3} {row.pp:>10.1f} {row.tg:>10.1f} "
+        f"{row.gigabytes_per_second:>5.1f} {row.ttft:>6.3f} {row.load:>6.3f} {row.peak_memory / 1e6:>7.0f}"
     )
 
 

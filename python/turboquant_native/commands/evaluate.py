@@ -70,7 +70,7 @@ def _open(path: str, args: argparse.Namespace) -> Any:
 def _windows(model: Any, args: argparse.Namespace) -> Any:
     scorer = evaluate.Scorer(model, args.ctx)
     try:
-        return evaluate.text_windows(scorer.vocabulary, Path(args.text).read_bytes().decode(), args.ctx, args.windows)
+        return evaluate.text_windows(scorer.vocabulary, Path(args.text).read_bytes().decode("utf-8"), args.ctx, args.windows)
     except ValueError as error:
         raise ValueError(f"{args.text}: {error}") from None
     finally:

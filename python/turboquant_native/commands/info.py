@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from ..convert.inspection import FileSummary, describe
+from ..convert.inspection import FileSummary, describe, measured_kld
 
 EXAMPLES = """
   tqn info model.tqn.gguf
@@ -25,12 +25,16 @@ def run(args: argparse.Namespace) -> int:
     from .. import _core
 
     file = _core.GgufFile(args.file)
-    summary = describe(file)
+    summary, kld = describe(file), measured_kld(file)
     metadata = {key: _short(value) for key, value in file.metadata.items() if not key.startswith("turboquant.")}
     if args.json:
-        print(json.dumps({**_totals(summary), "tensors": [asdict(t) for t in summary.tensors], "metadata": metadata}))
+        print(
+            json.dumps(
+                {**_totals(summary), "kld": measured_kld(file), "tensors": [asdict(t) for t in summary.tensors], "metadata": metadata}
+            )
+        )
         return 0
-    _print_table(summary)
+    _print_table(summary, kld)
     if args.metadata:
         for key, value in metadata.items():
             print(f"{key} = {value}")
@@ -50,7 +54,7 @@ def _totals(summary: FileSummary) -> dict[str, Any]:
     }
 
 
-def _print_table(summary: FileSummary) -> None:
+def _print_table(summary: FileSummary, kld: float | None) -> None:
     width = max((len(tensor.name) for tensor in summary.tensors), default=6)
     print(f"{'tensor':{width}}  {'type':5}  {'shape':>15}  {'bytes':>12}  bits/weight  outliers")
     for tensor in summary.tensors:
@@ -60,10 +64,13 @@ def _print_table(summary: FileSummary) -> None:
     totals = _totals(summary)
     print()
     print(f"architecture       {summary.architecture}")
+    print(f"tensors            {len(summary.tensors)} (packed matrices count once)")
     print(f"parameters         {summary.parameters:,}")
     print(f"file               {summary.size / 1e6:.2f} MB, tensors {summary.tensor_bytes / 1e6:.2f} MB")
     print(f"bits per weight    {summary.bits_per_weight:.3f}, without embeddings {summary.bits_per_weight_without_embeddings:.3f}")
     print(f"smaller than FP16  {totals['ratio_to_f16']:.2f} times")
+    if kld is not None:
+        print(f"loss               KL divergence {kld:.3g} nats a token, as measured by the conversion")
 
 
 def _short(value: Any) -> Any:

@@ -3,21 +3,19 @@
 import argparse
 from pathlib import Path
 
-from ..evaluate.report import Point, Quantized, page
-
 EXAMPLES = """
   tqn report model.tqn.gguf
   tqn report small.gguf large.gguf -o compared.html
 """
 
 
-def _point(text: str) -> Point:
+def _point(text: str) -> tuple[str, float, float]:
     try:
         name, figures = text.rsplit("=", 1)
         bpw, kld = map(float, figures.split(","))
         if not (name and bpw > 0 and kld > 0):
             raise ValueError
-        return Point(name, bpw, kld)
+        return name, bpw, kld
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: write NAME=BPW,KLD, for example IQ3_XXS=3.52,0.744") from None
 
@@ -38,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    args.output.write_text(page([Quantized(path) for path in args.files], args.point), encoding="utf-8")
+    from ..evaluate.report import Point, Quantized, page
+
+    points = [Point(*point) for point in args.point]
+    args.output.write_text(page([Quantized(path) for path in args.files], points), encoding="utf-8")
     print(args.output)
     return 0

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**asdict(result), "ok": result.ok}))
     elif result.ok:
         checked = f"{result.checksummed} checksums right" if result.checksummed else "it has no checksums: only its structure was checked"
-        print(f"{printable(args.file)}: whole ({result.tensors} tensors, {checked})")
+        print(f"{printable(args.file)}: whole ({result.tensors} tensors stored as {result.planes} planes, {checked})")
     for problem in () if args.json else result.problems:
         named = problem.startswith(f'"{args.file}"')  # errors of the core begin with the file's name
         print(problem if named else f"{printable(args.file)}: {problem}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import IO
@@ -10,6 +10,8 @@ from typing import IO
 from tqdm import tqdm
 
 _LINE_SECONDS = 10.0
+_TERMINAL_SECONDS = 0.5
+_TRUSTED_PART = 0.2  # of a journey, behind which its pace alone says what is left
 
 
 def duration(seconds: float) -> str:
@@ -38,6 +40,53 @@ class Stopwatch:
             self._inner = outer + elapsed
 
 
+class Journey:
+    """One line about a work of several stages: how much is done, what is going on, and the time left in all.
+
+    The stages' times are estimates; from what the finished part really took, the rest is corrected.
+
+    Args:
+        stages: name -> estimated seconds.
+        quiet: show nothing.
+        stream: where to; None: standard error.
+    """
+
+    def __init__(self, stages: Mapping[str, float], quiet: bool = False, stream: IO[str] | None = None) -> None:
+        self._stream, self._quiet = stream or sys.stderr, quiet
+        self._stages = {name: max(seconds, 1e-3) for name, seconds in stages.items()}
+        self._parts = dict.fromkeys(self._stages, 0.0)  # done of each, 0 to 1
+        self._start = self._last_line = time.monotonic()
+        self._width = 0  # of the line on the terminal
+
+    @property
+    def left(self) -> float:
+        """Estimated seconds to the end."""
+        total = sum(self._stages.values())
+        done = sum(seconds * self._parts[name] for name, seconds in self._stages.items())
+        elapsed, trust = time.monotonic() - self._start, min(1.0, done / (_TRUSTED_PART * total))
+        pace = 1 - trust + trust * elapsed / done if done > 0 else 1.0  # real seconds an estimated one takes
+        return (total - done) * pace
+
+    def at(self, stage: str, part: float) -> None:
+        """`part` of a stage is done, 0 to 1; a stage that was not announced takes no time."""
+        if stage in self._parts:
+            self._parts[stage] = min(max(part, self._parts[stage]), 1.0)
+        now, on_terminal = time.monotonic(), self._stream.isatty()
+        finished = all(done >= 1 for done in self._parts.values())
+        if self._quiet or (now - self._last_line < (_TERMINAL_SECONDS if on_terminal else _LINE_SECONDS) and not finished):
+            return
+        self._last_line = now
+        done = 1 - sum(seconds * (1 - self._parts[name]) for name, seconds in self._stages.items()) / sum(self._stages.values())
+        line = f"{100 * done:3.0f} %  {stage}, {duration(self.left)} left in all"
+        print(f"\r{line:{self._width}}" if on_terminal else line, end="" if on_terminal else "\n", file=self._stream, flush=True)
+        self._width = len(line)
+
+    def close(self) -> None:
+        """Leaves the line."""
+        if not self._quiet and self._width and self._stream.isatty():
+            print(file=self._stream)
+
+
 class Progress:
     """Counts work, in weights unless `unit` says otherwise.
 
@@ -47,12 +96,22 @@ class Progress:
         quiet: show nothing.
         stream: where to; None: standard error.
         unit: what is counted, where it is not weights.
+        journey: shows this work as its stage `title`, in place of a line of its own.
     """
 
-    def __init__(self, total: int, title: str, quiet: bool = False, stream: IO[str] | None = None, unit: str = "weights") -> None:
+    def __init__(
+        self,
+        total: int,
+        title: str,
+        quiet: bool = False,
+        stream: IO[str] | None = None,
+        unit: str = "weights",
+        journey: Journey | None = None,
+    ) -> None:
         self._stream = stream or sys.stderr
         self._total, self._title, self._done, self._unit = max(total, 1), title, 0, unit
         self._start = self._last_line = time.monotonic()
+        self._journey, quiet = journey, quiet or journey is not None
         self._lines = not quiet and not self._stream.isatty()
         hide = quiet or self._lines
         self._bar = tqdm(
@@ -85,6 +144,8 @@ class Progress:
             return
         self._bar.update(done - self._done)
         self._done = done
+        if self._journey is not None:
+            self._journey.at(self._title, done / self._total)
         now = time.monotonic()
         if self._lines and (now - self._last_line >= _LINE_SECONDS or done >= self._total):
             self._last_line = now

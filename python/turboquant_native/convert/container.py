@@ -27,7 +27,7 @@ from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 
 from .. import __version__
-from .._core import FORMAT_VERSION, TILE_ROWS
+from .._core import FORMAT_VERSION, TILE_ROWS, GgufFile
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,11 @@ MAX_NAME_BYTES = 63
 VERSION_KEY = "turboquant.version"
 TENSORS_KEY = "turboquant.tensors"
 CHECKSUMS_KEY = "turboquant.checksums"  # JSON: tensor name -> SHA-256 of its data, hexadecimal
+CALIBRATION_KEY = "turboquant.calibration"  # JSON with spaces behind it: what was measured of the file; for information only
 HEADER_KEY = "turboquant.header_sha256"  # SHA-256 of everything before the data, taken with this value as 64 zeros
 PLANE_SUFFIXES = (".tqn", ".tqn_scale", ".tqn_cb", ".tqn_out_ptr", ".tqn_out_col", ".tqn_out_val")  # of a packed matrix, in file order
 JOURNAL_VERSION = 1
+CALIBRATION_ROOM = " " * 240  # the value of CALIBRATION_KEY until `fill_calibration` writes into it
 
 _TYPES = {
     np.dtype(np.float32): GGMLQuantizationType.F32,
@@ -501,3 +503,21 @@ def _seal_header(path: Path, header_bytes: int) -> None:
         digest, start = header_digest(file.read(header_bytes))
         file.seek(start)
         file.write(digest.encode())
+
+
+def fill_calibration(path: Path, figures: dict[str, Any]) -> None:
+    """Writes what was measured of a complete file into its header, over the value CALIBRATION_ROOM of CALIBRATION_KEY.
+
+    Raises ValueError where the file has no such value or the figures are longer.
+    """
+    text = json.dumps(figures).encode()
+    header_bytes = int(GgufFile(path).data_offset)
+    with open(path, "r+b") as file:
+        at = file.read(header_bytes).rfind(CALIBRATION_KEY.encode())  # behind the tokenizer's keys, whose texts may hold anything
+        if at < 0 or len(text) > len(CALIBRATION_ROOM):
+            raise ValueError(f"{path}: no room for {len(text)} bytes of figures in its header")
+        file.seek(at + len(CALIBRATION_KEY) + 4 + 8)  # the value type and the string's length stand between
+        file.write(text.ljust(len(CALIBRATION_ROOM)))
+    _seal_header(path, header_bytes)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

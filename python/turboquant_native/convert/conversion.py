@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .. import _core
 from ..common.errors import ConvertError, listing
 from ..common.memory import peak_memory
-from ..common.progress import Progress, duration
+from ..common.progress import Journey, Progress, duration
 from .architectures import Shape
 from .container import ContainerWriter, refusal_to_replace
 from .quantize import MAX_INPUTS, MatrixSpec, QuantizedMatrix, quantize_matrix, rotation_seed
@@ -24,6 +24,7 @@ from .sources import Source
 
 TYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _FP16_MAX = 65504.0
+_EMBED_BITS = 8  # where nobody measured what fewer cost
 # Rounds one matrix: (name, w, spec, progress) -> the result. Calibration passes its own.
 Rounder = Callable[[str, NDArray[np.float32], MatrixSpec, Callable[[int], None]], QuantizedMatrix]
 
@@ -35,7 +36,8 @@ class Options:
     Attributes:
         bits: of the layers' matrices; 16 and 32 stand for F16 and F32 everywhere.
         tensor_bits: (regular expression, bits), the last that is found in a name wins.
-        embed_bits: of the embedding, and of the output matrix where `output_bits` does not say otherwise.
+        embed_bits: of the embedding, and of the output matrix where `output_bits` does not say otherwise; None: 8, or what a
+            calibration finds best.
         outliers: fraction of every matrix kept in FP16.
         outtype: "f32", "f16", "bf16": an unquantized file; None: quantized.
         seed: of the rotations.
@@ -43,7 +45,7 @@ class Options:
 
     bits: int = 4
     tensor_bits: tuple[tuple[str, int], ...] = ()
-    embed_bits: int = 8
+    embed_bits: int | None = None
     output_bits: int | None = None
     outliers: float = 0.0
     outtype: str | None = None
@@ -107,11 +109,11 @@ def _search(pattern: str, name: str) -> bool:
 
 
 def _bits_of(name: str, options: Options, tied: bool) -> int:
-    bits = options.bits
+    bits, embed_bits = options.bits, options.embed_bits or _EMBED_BITS
     if name == "output.weight" or (name == "token_embd.weight" and tied):
-        bits = options.output_bits or options.embed_bits
+        bits = options.output_bits or embed_bits
     elif name == "token_embd.weight":
-        bits = options.embed_bits
+        bits = embed_bits
     for pattern, chosen in options.tensor_bits:
         bits = chosen if _search(pattern, name) else bits
     return bits
@@ -139,9 +141,10 @@ class Summary:
         bpw: bits per weight of all tensors (the tokenizer is not counted).
         bpw_layers: of the tensors that are neither embedding nor output.
         ratio: size of the model's tensors in FP16 over theirs.
-        relative_error: root of squared error over squared weights, of the quantized matrices; 0 when there are none.
         peak_bytes: the process's largest resident memory.
-        notes: tensors not stored as asked, and why.
+        embedding_bytes: of embedding and output matrix.
+        embedding_types: name -> how they are stored.
+        notes: tensors not stored as asked, and why; what a user should know of the source.
     """
 
     path: str
@@ -150,9 +153,10 @@ class Summary:
     bpw: float
     bpw_layers: float
     ratio: float
-    relative_error: float
     seconds: float
     peak_bytes: int
+    embedding_bytes: int = 0
+    embedding_types: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,12 +165,17 @@ class Summary:
     def text(self) -> str:
         lines = [
             f"{self.path}: {self.file_bytes / 1e6:.2f} MB, {self.parameters / 1e6:.2f} M weights",
-            f"{self.bpw:.3f} bits per weight (layers alone {self.bpw_layers:.3f}), {self.ratio:.2f} x smaller than FP16",
-            f"{duration(self.seconds)}, peak memory {self.peak_bytes / 1e6:.0f} MB",
+            f"{self.bpw:.2f} bits per weight, {self.ratio:.2f} times smaller than in 16 bit: layers {self.bpw_layers:.2f} bits, "
+            f"{self._embeddings()}",
+            f"took {duration(self.seconds)} and {self.peak_bytes / 1e6:.0f} MB of memory",
         ]
-        if self.relative_error:
-            lines[-1] += f", relative error {self.relative_error:.5f}"
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def _embeddings(self) -> str:
+        """What embedding and output take; in small models with many tokens that is most of the file."""
+        words = {"token_embd.weight": "embedding", "output.weight": "output"}
+        types = " and ".join(f"{words[name]} {label}" for name, label in self.embedding_types.items())
+        return f"{types}: {self.embedding_bytes / 1e6:.1f} MB, {self.embedding_bytes / max(self.file_bytes, 1):.0%} of the file"
 
 
 def bits_per_weight(plan: Sequence[TensorPlan]) -> float:
@@ -179,7 +188,13 @@ def notes_of(source: Source, plan: Sequence[TensorPlan]) -> list[str]:
     for tensor in plan:
         if tensor.note:
             notes.setdefault(f"{tensor.note}, kept as {tensor.label}", []).append(tensor.name)
-    return [f"{note}: {listing(names, 4)}" for note, names in notes.items()]
+    found = [f"{note}: {listing(names, 4)}" for note, names in notes.items()]
+    if (kind := source.quantized_as) is not None:
+        found.append(
+            f"the source is already quantized ({kind}): what that lost stays lost, and comes on top of this file's own loss, which is "
+            f"measured from it. The original in F16 or BF16 gives a better file"
+        )
+    return found
 
 
 def check_target(source: Source, target: Path, overwrite: bool) -> None:
@@ -238,21 +253,6 @@ def _cast(source: Source, tensor: TensorPlan, w: NDArray[np.float32]) -> NDArray
     return w.astype(np.float16)
 
 
-class _Errors:
-    """Relative error of all quantized matrices."""
-
-    def __init__(self) -> None:
-        self.error = self.energy = 0.0
-
-    def add(self, w: NDArray[np.float32], result: QuantizedMatrix) -> None:
-        self.error += result.squared_error
-        self.energy += float(np.vdot(w, w))
-
-    @property
-    def relative(self) -> float:
-        return float(np.sqrt(self.error / self.energy)) if self.energy else 0.0
-
-
 def write_model(
     source: Source,
     plan: Sequence[TensorPlan],
@@ -265,6 +265,7 @@ def write_model(
     extra_metadata: dict[str, Any] | None = None,
     settings: str = "",
     title: str = "converting",
+    journey: Journey | None = None,
 ) -> Summary:
     """Convert `source` to the file `target` as `plan` says; the file appears only when it is complete.
 
@@ -276,17 +277,18 @@ def write_model(
         extra_metadata: further keys of the file.
         settings: what else decides the rounder's results: only a run with the same goes on from an interrupted one.
         title: of the progress bar.
+        journey: what this is the stage `title` of.
     Raises ConvertError, OSError (no space, no permission).
     """
     start = time.monotonic()
     check_target(source, target, overwrite)
     _check_space(target, plan)
     rounder = rounder or plain_rounding()
-    errors, done = _Errors(), 0
+    done = 0
     key = fingerprint(source, [repr(tensor) for tensor in plan], settings)
     with (
         ContainerWriter(target, source.architecture.gguf, overwrite=overwrite, key=key, resume=resume) as writer,
-        Progress(sum(tensor.weights for tensor in plan), title, quiet) as progress,
+        Progress(sum(tensor.weights for tensor in plan), title, quiet, journey=journey) as progress,
     ):
         tokenizer = source.tokenizer.metadata() if source.tokenizer else {}
         for name, value in {**source.metadata(), **tokenizer, **(extra_metadata or {})}.items():
@@ -294,12 +296,12 @@ def write_model(
         for tensor in plan:
             progress.at(tensor.name)
             if not writer.reuse(tensor.name):
-                _write_tensor(source, tensor, writer, rounder, errors, progress.part(done))
+                _write_tensor(source, tensor, writer, rounder, progress.part(done))
             done += tensor.weights
             progress.advance_to(done)
         source.check_unchanged()
         size = writer.finish()
-    return _summarize(source, plan, target, size, errors.relative, time.monotonic() - start)
+    return _summarize(source, plan, target, size, time.monotonic() - start)
 
 
 def _write_tensor(
@@ -307,7 +309,6 @@ def _write_tensor(
     tensor: TensorPlan,
     writer: ContainerWriter,
     rounder: Rounder,
-    errors: _Errors,
     progress: Callable[[int], None],
 ) -> None:
     w = source.read(tensor.name)
@@ -315,13 +316,12 @@ def _write_tensor(
     if tensor.spec is None:
         writer.add_tensor(tensor.name, _cast(source, tensor, w), bf16=tensor.dtype == "bf16")
         return
-    result = rounder(tensor.name, w, tensor.spec, progress)
-    errors.add(w, result)
-    result.add_to(writer, tensor.name)
+    rounder(tensor.name, w, tensor.spec, progress).add_to(writer, tensor.name)
 
 
-def _summarize(source: Source, plan: Sequence[TensorPlan], target: Path, size: int, error: float, seconds: float) -> Summary:
+def _summarize(source: Source, plan: Sequence[TensorPlan], target: Path, size: int, seconds: float) -> Summary:
     layers, bpw = [tensor for tensor in plan if not tensor.is_embedding], bits_per_weight(plan)
+    embeddings = [tensor for tensor in plan if tensor.is_embedding]
     return Summary(
         path=str(target),
         file_bytes=size,
@@ -329,9 +329,10 @@ def _summarize(source: Source, plan: Sequence[TensorPlan], target: Path, size: i
         bpw=bpw,
         bpw_layers=bits_per_weight(layers),
         ratio=16 / bpw if bpw else 0.0,
-        relative_error=error,
         seconds=seconds,
         peak_bytes=peak_memory(),
+        embedding_bytes=sum(tensor.bytes for tensor in embeddings),
+        embedding_types={tensor.name: tensor.label for tensor in embeddings},
         notes=notes_of(source, plan),
     )
 

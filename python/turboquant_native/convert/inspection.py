@@ -14,7 +14,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from .._core import FormatError, GgufFile, UnsupportedError, cpu_count
-from .container import CHECKSUMS_KEY, HEADER_KEY, PLANE_SUFFIXES, header_digest
+from .container import CALIBRATION_KEY, CHECKSUMS_KEY, HEADER_KEY, PLANE_SUFFIXES, header_digest
 
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 DEFAULT_ALIGNMENT = 32  # GGUF's, where a file names none
@@ -26,8 +26,9 @@ class Verification:
 
     path: str
     size: int
-    tensors: int
-    checksummed: int  # tensors that a checksum covers; 0: the file has none, so only its structure was checked
+    tensors: int  # as `describe` counts them: a packed matrix is one
+    planes: int  # GGUF tensors that they are stored as: a packed matrix is three to six
+    checksummed: int  # planes that a checksum covers; 0: the file has none, so only its structure was checked
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -44,7 +45,7 @@ def verify(path: str | os.PathLike[str], threads: int = 0) -> Verification:
     try:
         file = GgufFile(path, validate=False)
     except (FormatError, UnsupportedError) as error:
-        return Verification(path, os.path.getsize(path), 0, 0, [str(error)])
+        return Verification(path, os.path.getsize(path), 0, 0, 0, [str(error)])
     problems, checksums = _header_problems(file, path)
     names = [name for name, _, _ in file.tensors()]
     with ThreadPoolExecutor(threads or cpu_count()) as pool:
@@ -60,7 +61,14 @@ def verify(path: str | os.PathLike[str], threads: int = 0) -> Verification:
         file.quantized()
     except (FormatError, UnsupportedError) as error:
         problems.append(str(error))
-    return Verification(path, file.size, len(names), sum(name in checksums for name in names), problems)
+    tensors = len({_matrix_name(name) for name in names})
+    return Verification(path, file.size, tensors, len(names), sum(name in checksums for name in names), problems)
+
+
+def _matrix_name(plane: str) -> str:
+    """ "blk.3.ffn_up.weight" of its planes "blk.3.ffn_up.weight.tqn", ...; other tensors are their own only plane."""
+    matrix, dot, suffix = plane.rpartition(".")
+    return matrix if dot + suffix in PLANE_SUFFIXES else plane
 
 
 def _bytes(file: GgufFile, name: str) -> memoryview:
@@ -180,3 +188,12 @@ def describe(path: str | os.PathLike[str] | GgufFile) -> FileSummary:
             size = sum(sizes.get(matrix + plane, 0) for plane in PLANE_SUFFIXES)
             rows.append(TensorSummary(matrix, f"TQN{entry['bits']}", (entry["n_out"], entry["n_in"]), size, entry["outliers"]))
     return FileSummary(_path_of(file), str(file.metadata.get("general.architecture", "unknown")), file.size, rows)
+
+
+def measured_kld(file: GgufFile) -> float | None:
+    """Nats a token from the original, as the conversion measured it on held-out text; None where the file does not say."""
+    try:
+        value = float(json.loads(file.metadata.get(CALIBRATION_KEY, ""))["kld"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return value if math.isfinite(value) and value >= 0 else None

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .container import ContainerWriter, Outliers
+from .feedback import block_feedback
 
 MAX_INPUTS = 65536
 _FP16_MAX = 65504.0
@@ -137,7 +138,7 @@ def _error_feedback(hessian: NDArray[np.float32], spec: MatrixSpec, threads: int
         hessian = rotate_hessian(hessian, spec.seed, threads)
     order, columns = _rounding_order(hessian)
     hessian = np.ascontiguousarray(hessian[np.ix_(columns, columns)])
-    return order, _core.feedback(hessian, spec.damping, threads)
+    return order, block_feedback(hessian, spec.damping)
 
 
 def quantize_matrix(

@@ -110,12 +110,12 @@ class Bench:
         """Seconds of each kind of work over one generation, tokens drawn with the default options; "rest" is what passes do not count:
         waking threads and the calls from Python."""
         context, sampler, drawing = self.context, self._core.Sampler(seed=1), 0.0
-        best_suffice = sampler.needed_candidates(context.n_vocab) > 0
+        few_candidates_decide = sampler.needed_candidates(context.n_vocab) > 0
         context.profile(True)
         start = time.perf_counter()
         for position in range(self._settings.generate):
             token = self._tokens[position : position + 1]
-            if best_suffice:
+            if few_candidates_decide:
                 draw = partial(sampler.sample_best, context.eval_best(token, position))
             else:
                 draw = partial(sampler.sample, context.eval(token, position), [])

@@ -1,14 +1,16 @@
 """`tqn report`: pictures of quantized files in one HTML page that needs nothing else.
 
-Widths, outliers and scales are read from the files; losses and errors from `FILE.quant.json`, which a calibrated conversion writes.
+Widths, outliers, scales and the measured loss are read from the files; errors of single matrices from `FILE.quant.json`, which a
+calibrated conversion writes beside its file.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,16 @@ from typing import Any
 import numpy as np
 
 from .._core import GgufFile
-from ..convert.inspection import describe
-from . import svg
+from ..convert.inspection import describe, measured_kld
+from . import charts
+from .charts import Figure
 
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222;background:#fff}
-svg{max-width:100%;height:auto;font:11px system-ui,sans-serif;fill:#333}.axis{fill:none;stroke:#333}.grid{stroke:#ddd}.cell{font-size:9px}
-.light{fill:#fff}table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}
-td:first-child,th:first-child{text-align:left}figure{margin:1em 0;overflow-x:auto}figcaption{color:#555}"""
+_STYLE = """:root{color-scheme:light dark}
+body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222;background:#fff}
+picture img{max-width:100%;height:auto}table{border-collapse:collapse;display:block;overflow-x:auto}
+td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #8886}td:first-child,th:first-child{text-align:left}
+figure{margin:1em 0;overflow-x:auto}figcaption{color:#555}
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#161616}figcaption{color:#aaa}}"""
 _KINDS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
@@ -48,8 +53,7 @@ class Quantized:
 
     @property
     def kld(self) -> float | None:
-        value = self.measured.get("measured_kld")
-        return None if value is None else float(value)
+        return measured_kld(self.file)
 
     def by_place(self, value: str) -> dict[tuple[str, str], float]:
         """(kind, layer) -> "bits", "outliers" (per thousand weights) or "relative_error" (per cent); experts are averaged."""
@@ -79,13 +83,14 @@ class Quantized:
 
 def page(files: Sequence[Quantized], points: Sequence[Point] = ()) -> str:
     """The whole page."""
-    body = ["<h1>Quantized files</h1>", _table(files), _pareto(files, points), *map(_section, files)]
+    body = ["<h1>Quantized files</h1>", _table(files), _loss_against_size(files, points), *map(_section, files)]
     title = escape(", ".join(file.path.name for file in files))
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>{"".join(body)}</html>\n'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    return f'<!doctype html><html lang="en">{head}<title>{title}</title><style>{_STYLE}</style>{"".join(body)}</html>\n'
 
 
-def _figure(picture: str, caption: str) -> str:
-    return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+def _figure(draw: Callable[[], Figure], caption: str) -> str:
+    return f"<figure>{charts.picture(draw, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _table(files: Sequence[Quantized]) -> str:
@@ -98,40 +103,45 @@ def _table(files: Sequence[Quantized]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def _pareto(files: Sequence[Quantized], points: Sequence[Point]) -> str:
+def _loss_against_size(files: Sequence[Quantized], points: Sequence[Point]) -> str:
     mine = sorted((file.summary.bits_per_weight, file.kld, file.path.stem) for file in files if file.kld)
-    series = [svg.Series("these files", [p[:2] for p in mine], True, [p[2] for p in mine])] if mine else []
+    series = [charts.Series("these files", [p[:2] for p in mine], True, [p[2] for p in mine])] if mine else []
     if points:
         others = sorted((point.bpw, point.kld, point.name) for point in points)
-        series.append(svg.Series("others", [p[:2] for p in others], False, [p[2] for p in others]))
+        series.append(charts.Series("others", [p[:2] for p in others], False, [p[2] for p in others]))
     if not series:
         return "<p>No file has a measured KL divergence: convert with calibration, or give points.</p>"
     caption = "Loss against size: nats a token, of the next-token distribution from the original's (other points: as given)."
-    return _figure(svg.chart(series, "bits per weight, whole file", "KL divergence", log=True), caption)
+    return _figure(lambda: charts.curves(series, "bits per weight, whole file", "KL divergence", log=True), caption)
 
 
 def _section(file: Quantized) -> str:
     parts = [f"<h2>{escape(file.path.name)}</h2>"]
-    bits = file.by_place("bits")
+    bits, outliers = file.by_place("bits"), file.by_place("outliers")
     layers = sorted({layer for _, layer in bits}, key=int)
     found = {kind for kind, _ in bits}
     kinds = [kind for kind in _KINDS if kind in found] + sorted(found - set(_KINDS))
     ends = [f"{name}: {file.entries[name]['bits']} bits" for name in ("token_embd.weight", "output.weight") if name in file.entries]
     if layers:
-        parts.append(_figure(svg.grid(kinds, layers, bits, 8), "Bits per matrix over depth. " + ", ".join(ends)))
+        parts.append(_figure(lambda: charts.grid(kinds, layers, bits, 8), "Bits per matrix over depth. " + ", ".join(ends)))
     if file.measured:
-        errors = file.by_place("relative_error")
-        lines = [
-            svg.Series(kind, [(int(layer), errors[kind, layer]) for layer in layers if (kind, layer) in errors], True) for kind in kinds
-        ]
-        caption = "Error at each matrix's output on the calibration text, per cent of its energy, by layer."
-        parts.append(_figure(svg.chart([line for line in lines if line.points], "layer", "error, %"), caption))
-    outliers = file.by_place("outliers")
+        parts.append(_errors(file, kinds, layers))
     if any(outliers.values()):
-        parts.append(_figure(svg.grid(kinds, layers, outliers, max(outliers.values()), "{:.1f}"), "FP16 outliers, per thousand weights."))
+        draw = partial(charts.grid, kinds, layers, outliers, max(outliers.values()), "{:.1f}")
+        parts.append(_figure(draw, "FP16 outliers, per thousand weights."))
     else:
         parts.append("<p>No outliers.</p>")
     if (scales := file.scales()).size:
         counts, edges = np.histogram(scales, bins=60)
-        parts.append(_figure(svg.histogram(counts.tolist(), edges.tolist(), "log2 of a row's scale"), "Row scales of all matrices."))
+        draw = partial(charts.histogram, counts, edges, "log2 of a row's scale", "rows")
+        parts.append(_figure(draw, "Row scales of all matrices."))
     return "".join(parts)
+
+
+def _errors(file: Quantized, kinds: Sequence[str], layers: Sequence[str]) -> str:
+    errors = file.by_place("relative_error")
+    lines = [
+        charts.Series(kind, [(int(layer), errors[kind, layer]) for layer in layers if (kind, layer) in errors], True) for kind in kinds
+    ]
+    draw = partial(charts.curves, [line for line in lines if line.points], "layer", "error, %", whole_x=True)
+    return _figure(draw, "Error at each matrix's output on the calibration text, per cent of its energy, by layer.")

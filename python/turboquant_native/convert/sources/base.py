@@ -56,6 +56,11 @@ class Source(ABC):
         """Whether the embedding is also the output matrix."""
         return "output.weight" not in self.shapes
 
+    @property
+    def quantized_as(self) -> str | None:
+        """How the weights were already rounded, such as "Q4_1, 5.0 bits per weight"; None where they are as trained."""
+        return None
+
     def metadata(self) -> dict[str, Any]:
         """Keys of the file that describe the model: general.* and <arch>.*, in order."""
         arch = self.architecture.gguf

@@ -23,7 +23,7 @@ from .safetensors_file import widen_bf16
 _IGNORED_SUFFIXES = ("attn_rot_embd.weight", ".attn_rot_embd")
 # Descriptive strings that stay with the model.
 _GENERAL = ("author", "organization", "license", "license.name", "license.link", "description", "url", "source.url")
-
+_UNQUANTIZED = {"F64", "F32", "F16", "BF16"}
 
 _PART = re.compile(r"(.*-)\d{5}-of-(\d{5})\.gguf")
 
@@ -72,6 +72,17 @@ class GgufSource(Source):
 
     def stored_files(self) -> list[Path]:
         return self._paths
+
+    @property
+    def quantized_as(self) -> str | None:
+        weights: dict[str, int] = {}
+        for kind, shape in self._types.values():
+            if len(shape) > 1:
+                name = gguf.GGMLQuantizationType(kind).name
+                weights[name] = weights.get(name, 0) + int(np.prod(shape))
+        kinds = sorted(weights.keys() - _UNQUANTIZED, key=lambda name: -weights[name])
+        bits = sum(count * _bits_of_type(name) for name, count in weights.items()) / max(sum(weights.values()), 1)
+        return f"{', '.join(kinds[:3])}, {bits:.1f} bits per weight" if kinds else None
 
     def _describe(self, metadata: dict[str, Any]) -> None:
         name = metadata.get("general.architecture")
@@ -127,6 +138,11 @@ def _readable(number: int) -> gguf.GGMLQuantizationType | None:
     except (NotImplementedError, QuantError, ValueError, KeyError):
         return None
     return kind
+
+
+def _bits_of_type(name: str) -> float:
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+    return 8 * size / block
 
 
 def _to_float32(data: NDArray[Any], kind: gguf.GGMLQuantizationType) -> NDArray[np.float32]:
