@@ -14,6 +14,8 @@
 #include <string>
 #include <thread>
 
+#include "format/reference.h"
+
 #if TQ_X86
 #include <immintrin.h>
 #endif
@@ -141,7 +143,8 @@ struct Problem {
     codes.fill_random();
     std::mt19937 rng(1);
     for (auto& v : a) v = int8_t(int(rng() % 255) - 127);
-    for (auto& v : codebook) v = int8_t(int(rng() % 255) - 127);
+    const auto book = tq::reference::default_codebook(k);
+    std::copy(book.begin(), book.end(), codebook.begin());
     w.n_in = n_in, w.k = k, w.codes = codes.data, w.codebook = codebook.data(), w.scale = 0.01f;
     w.n_out = bytes / int64_t(tqn::strip_bytes(n_in, k)) * tqn::kTileRows;
     row_scale.assign(w.n_out, f32_to_f16(0.5f));

@@ -345,7 +345,7 @@ def test_damaged_leftovers_are_computed_again(tmp_path: Path, model: Path, damag
 
 def test_a_whole_file_verifies(model: Path) -> None:
     result = verify(model)
-    assert result.ok and result.checksummed == result.tensors == 13 and result.size == model.stat().st_size
+    assert result.ok and result.checksummed == result.planes == 13 and result.size == model.stat().st_size
 
 
 def test_every_flipped_byte_is_found_and_named(model: Path) -> None:

@@ -21,7 +21,7 @@ def meaning() -> dict[str, np.ndarray]:
 
 def test_version_2_is_whole() -> None:
     result = verify(DATA / "v2.tqn.gguf")
-    assert result.ok and result.checksummed == result.tensors
+    assert result.ok and result.checksummed == result.planes
     assert {tensor.type for tensor in describe(DATA / "v2.tqn.gguf").tensors} == {"F32", "TQN1", "TQN2", "TQN3", "TQN4", "TQN6", "TQN8"}
 
 
