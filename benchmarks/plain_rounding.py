@@ -1,4 +1,4 @@
-"""Sizes, losses and speeds of one model at several widths, rounded plainly (no calibration): the table of docs/quality.md.
+"""Sizes, losses and speeds of one model at several widths, rounded plainly (no calibration): the table of docs/research/quality.md.
 
     python benchmarks/plain_rounding.py SOURCE TEXT [--bits 8 6 4 3] [--windows 16] [--work DIR]
 

@@ -1,4 +1,4 @@
-"""The speed tables of the README: kernels, whole models, and llama.cpp beside them in the same run. Writes benchmarks/RESULTS.md.
+"""The speed tables of the README: kernels, whole models, and llama.cpp beside them in the same run. Writes docs/research/speed.md.
 
     python benchmarks/speed.py [--kernels BUILD/kernels] [--model FILE ...] [--shapes llama-3.2-1b,llama-3.2-3b] [--bits 2,3,4]
                                [--peer LLAMA_BENCH --peer-model SHAPE:TYPE=FILE.gguf ...] [--rounds 3]
@@ -167,7 +167,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peer-generate", type=int, default=48)
     parser.add_argument("--peer-model", nargs="*", default=[], metavar="SHAPE:TYPE=FILE")
     parser.add_argument("--work", type=Path, help="where synthetic models are kept (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, default=ROOT / "RESULTS.md")
+    parser.add_argument("--out", type=Path, default=ROOT.parent / "docs" / "research" / "speed.md")
     return parser.parse_args()
 
 

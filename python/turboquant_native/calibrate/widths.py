@@ -28,7 +28,7 @@ WIDTHS = _core.FORMATS
 OUTLIER_FRACTIONS = (0.001, 0.002, 0.004, 0.008)  # what "auto" chooses from, besides none
 # Of the loss that noise alone predicts, what is left where later layers correct for it; embedding and output have nothing behind them.
 CORRECTED = 0.68
-# Of the output matrix's loss that leaves with its outliers by their tokens' frequency, what really does (docs/quality.md).
+# Of the output matrix's loss that leaves with its outliers by their tokens' frequency, what really does (docs/research/quality.md).
 _FREQUENCY_TRUST = 0.33
 _PLANE_OVERHEAD = 400  # bytes of header, checksum and padding that one tensor of a file takes at most
 _PLANES = 3
