@@ -60,8 +60,9 @@ test-cpp: $(BIN)/.tested-with
 	$(CMAKE) --build $(BUILD)
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
 
+TEST_PROCESSES ?= 2
 test-python: $(BIN)/.tested-with $(MODEL_DIR)/smollm2.gguf
-	TQ_SMOLLM2=$(CURDIR)/$(MODEL_DIR)/smollm2.gguf $(BIN)/python -m pytest tests/python
+	TQ_SMOLLM2=$(CURDIR)/$(MODEL_DIR)/smollm2.gguf $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile tests/python
 
 # Memory errors and undefined behaviour, in the tests and in what the fuzzers make up (clang: it has libFuzzer). One build serves both.
 FUZZ_SECONDS ?= 600

@@ -3,11 +3,11 @@
 #include "gguf/json.h"
 
 static void walk(const tq::json::Value& value, std::string_view name) {
-  for (const auto& [member, child] : value.members) {
-    walk(child, member);
-    fuzz::allow_errors([&] { (void)value.integer(member); });
-    fuzz::allow_errors([&] { (void)value.number(member); });
-    fuzz::allow_errors([&] { (void)value.string(member); });
+  for (const auto& member : value.members) {
+    walk(member.value, member.name);
+    fuzz::allow_errors([&] { (void)value.integer(member.name); });
+    fuzz::allow_errors([&] { (void)value.number(member.name); });
+    fuzz::allow_errors([&] { (void)value.string(member.name); });
   }
   fuzz::allow_errors([&] { (void)tq::json::parse_u64(value.text, name); });
 }

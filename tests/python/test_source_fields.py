@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ CONFIGS: list[dict[str, Any]] = [
     {**LLAMA, "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
     {**LLAMA, "model_type": "granite", "attention_multiplier": 0.5, "logits_scaling": 2.0},
 ]
+
+# What the reader says of a header that it accepts, when the tensors are not there.
+WITHOUT_TENSORS = re.compile(r"missing tensors|takes \d+ tensors or more; the file has")
 
 
 def hyperparameters(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -91,7 +95,7 @@ def test_mutated_configs_are_refused_or_open(tmp_path: Path, config: dict[str, A
             refused += 1
             continue
         accepted += 1
-        assert "missing tensors" in refusal(tmp_path / "m.gguf", architecture, values), changed
+        assert WITHOUT_TENSORS.search(refusal(tmp_path / "m.gguf", architecture, values)), changed
     assert accepted > 20 and refused > 100
 
 
@@ -116,7 +120,7 @@ def test_mutated_gguf_metadata_is_refused_or_opens(tmp_path: Path, monkeypatch: 
             assert "m.gguf" in str(error), changed
             continue
         accepted += 1
-        assert "missing tensors" in refusal(tmp_path / "m.gguf", "llama", values), changed
+        assert WITHOUT_TENSORS.search(refusal(tmp_path / "m.gguf", "llama", values)), changed
     assert accepted > 50
 
 

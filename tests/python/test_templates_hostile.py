@@ -84,7 +84,7 @@ LARGE = {
     "batch": "{{ range(10) | batch(10 ** 9, 'x') | list }}",
     "slice": "{{ range(10) | slice(10 ** 9, 'x') | list }}",
     "wordwrap": "{{ ('a ' * 100000) | wordwrap(1, wrapstring='x' * 100000) }}",
-    "urlize": "{{ ('http://a.b ' * 10000) | urlize(rel='x' * 100000) }}",
+    "urlize": "{{ ('http://example.org ' * 10000) | urlize(rel='x' * 100000) }}",
     "bytes": "{{ ('a' * 10 ** 7).encode('utf-32').decode('latin-1').encode('utf-32').decode('latin-1') * 9 }}",
     "a shift": "{{ (1).__lshift__(10 ** 10) }}",
     "printed as it comes": "{% for i in range(99999) %}{{ 'a' * 100000 }}{% endfor %}",

@@ -6,8 +6,8 @@ Every matrix is asked to give, on the inputs it will really see, what the origin
 
 Solved in closed form this moves the target from W to W + (W (C - H) + B) (H + damping)^-1 with H = E[x' x'^T], C = E[x x'^T], and for the
 matrices that write to the residual stream B = E[r x'^T], r being the stream's error so far, which they are asked to repair. Half of both
-corrections is applied (docs/research/quality.md: the whole of them fits noise). The target is rounded with error feedback under H, in which tokens
-may have weights; in the corrections all count alike, since fewer would fit more noise.
+corrections is applied (docs/research/quality.md: the whole of them fits noise). The target is rounded with error feedback under H, in
+which tokens may have weights; in the corrections all count alike, since fewer would fit more noise.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """What rounding each matrix costs the model, in KL divergence of its next-token distribution.
 
 Nothing is rounded for it: the error that error feedback leaves is known in distribution, E = noise (I + U)^-1 with white noise of the
-format's distortion. Every layer as a whole is measured on the model, from that layer to the logits; within a layer the cost is shared
-out by the error that each matrix alone causes at the layer's output, which takes one layer's work. Against measuring every matrix to
-the logits this estimate has a log correlation of .97 (docs/research/quality.md), for a tenth of the work. To be faster still, several adjacent
-layers are measured together and share their cost by the same rule. Where only embedding and output are to be decided, one pass with
-noise in all layers says what those cost together.
+format's distortion. Every layer as a whole is measured on the model, from that layer to the logits; within a layer the cost is shared out
+by the error that each matrix alone causes at the layer's output, which takes one layer's work. Against measuring every matrix to the
+logits this estimate has a log correlation of .97 (docs/research/quality.md), for a tenth of the work. To be faster still, several adjacent
+layers are measured together and share their cost by the same rule. Where only embedding and output are to be decided, one pass with noise
+in all layers says what those cost together.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     if not stored:
         file = folder / "chat_template.json"
         stored = read_optional_json(file).get("chat_template")
-    found = _named_templates(stored, file)
+    found = checked_templates(str(file), _named_templates(stored, file))
     jinja = folder / "chat_template.jinja"
     if is_present(jinja):
         found["default"] = read_text(jinja)
