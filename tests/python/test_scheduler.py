@@ -123,7 +123,7 @@ def test_a_prompt_alone_gives_the_same_bits_whatever_the_clock_says(engine):
 def test_a_long_prompt_lets_others_speak(engine):
     engine.scheduler._pace = fixed(8)
     order = []
-    short = engine.scheduler.submit(work(engine, [5, 6], 20), lambda handle: order.append("short"))
+    short = engine.scheduler.submit(work(engine, [5, 6], 100, [slow(0.01)]), lambda handle: order.append("short"))
     while not order:
         time.sleep(0.001)
     long = engine.scheduler.submit(work(engine, range(3, 203), 1), lambda handle: order.append("long"))

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..engine.generation import Chunk, Generation, Limits, TokenLogprob
 from ..engine.grammar import LlamaGrammar
+from ..engine.handle import Handle
 from ..engine.sampling import LogitsProcessor, SamplingOptions, StoppingCriteriaList, TokenChooser, check_logit_bias
-from ..engine.scheduler import Handle
 from ..engine.tokens import Tokens, check_tokens
 from .logprobs import Offsets, legacy_logprobs
 from .session import Session

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..engine.engine import RANDOM_SEED, Engine, draw_seed
 from ..engine.generation import Generation, Timings
+from ..engine.handle import Handle
 from ..engine.sampling import Logits, SamplingOptions
-from ..engine.scheduler import Handle
 from ..engine.tokens import Tokens, check_tokens, common_prefix
 from ..engine.work import Completing, DraftModel, Rows
 from .cache import LlamaRAMCache, LlamaState

@@ -8,14 +8,14 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
 from .._core import UnsupportedError
-from .generation import Chunk
+from .handle import Handle
 from .pace import Pace
 from .slots import Slot, choose
 from .tokens import Tokens
@@ -30,93 +30,6 @@ Result = TypeVar("Result")
 
 class QueueFull(RuntimeError):
     """Too many requests wait already."""
-
-
-class Handle:
-    """A submitted request: an iterator of the chunks that it produces. Leaving the iteration early cancels it.
-
-    Attributes:
-        work: what was submitted.
-        n_prompt: tokens of the sequence as submitted. cached_tokens: how many of them were in the cache. evaluated: how many are now.
-        submitted, ended: times (`time.monotonic`); ended is None until then.
-    """
-
-    def __init__(self, work: Work, owner: "Scheduler", listener: "Callable[[Handle], None] | None" = None, may_grow: bool = True) -> None:
-        self.work, self._owner, self._listener, self.may_grow = work, owner, listener, may_grow
-        self.n_prompt, self.cached_tokens, self.evaluated = len(work.tokens), 0, 0
-        self.submitted = time.monotonic()
-        self.ended: float | None = None
-        self.cancelled = False
-        self.error: BaseException | None = None
-        self.slot: Slot | None = None
-        self._chunks: deque[Chunk] = deque()
-        self._changed = threading.Condition(threading.Lock())
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more will come."""
-        return self.ended is not None
-
-    def take(self) -> list[Chunk]:
-        """The chunks that have come since the last call, without waiting."""
-        with self._changed:
-            chunks = list(self._chunks)
-            self._chunks.clear()
-        return chunks
-
-    def wait(self) -> None:
-        """Waits for the end, and raises what ended it where that was an error. KeyboardInterrupt cancels the request."""
-        self._owner.check_may_wait()
-        try:
-            with self._changed:
-                while not self.done:
-                    self._changed.wait()
-        except BaseException:
-            self.cancel()
-            raise
-        if self.error is not None:
-            raise self.error
-
-    def __iter__(self) -> Iterator[Chunk]:
-        self._owner.check_may_wait()
-        try:
-            while True:
-                with self._changed:
-                    while not self._chunks and not self.done:
-                        self._changed.wait()
-                    ended = self.done
-                yield from self.take()
-                if ended:
-                    break
-        finally:
-            self.cancel()
-        if self.error is not None:
-            raise self.error
-
-    def cancel(self) -> None:
-        """Ends the request at the next pass; what it produced stays. Nothing happens to one that has ended."""
-        if not self.done:
-            self.cancelled = True
-            self._owner.wake()
-
-    def emit(self, chunk: Chunk) -> None:
-        """Called by the scheduler: more text."""
-        with self._changed:
-            self._chunks.append(chunk)
-            self._changed.notify_all()
-        self.notify()
-
-    def finish(self, error: BaseException | None = None) -> None:
-        """Called by the scheduler: the end."""
-        with self._changed:
-            self.error, self.ended = error, time.monotonic()
-            self._changed.notify_all()
-        self.notify()
-
-    def notify(self) -> None:
-        """Tells the listener, if there is one, that something is new."""
-        if self._listener is not None:
-            self._listener(self)
 
 
 @dataclass
@@ -186,7 +99,6 @@ class Scheduler:
         self._queue: deque[Handle] = deque()
         self._calls: deque[_Call] = deque()
         self._thread: threading.Thread | None = None
-        self._pid = os.getpid()
 
     # --- for clients, from any thread ----------------------------------------------------------------------------------------------------
 
@@ -365,9 +277,7 @@ class Scheduler:
     def _join(self, handle: Handle, slot: Slot, source: Slot) -> None:
         work = handle.work
         if source is not slot:
-            n_shared = source.shared(work.tokens[: work.first_row])
-            self.context.copy_slot(source.index, slot.index, n_shared)
-            slot.assign(source.tokens[:n_shared])
+            self._copy_prefix(source, slot, source.shared(work.tokens[: work.first_row]))
         slot.busy, handle.slot = True, slot
         self._align(handle)
         handle.cached_tokens = handle.evaluated = slot.n_tokens
@@ -375,6 +285,14 @@ class Scheduler:
         if isinstance(work, Completing):
             work.start(slot.n_tokens)
         self._running.append(handle)
+
+    def _copy_prefix(self, source: Slot, target: Slot, n_tokens: int) -> None:
+        """The target begins as the source does, where the model's state can be cut there; otherwise it keeps what it has."""
+        try:
+            self.context.copy_slot(source.index, target.index, n_tokens)
+        except UnsupportedError:
+            return
+        target.assign(source.tokens[:n_tokens])
 
     def _leave(self, handle: Handle, error: BaseException | None = None) -> None:
         """The request ends; its slot keeps what was evaluated."""
@@ -552,11 +470,7 @@ class Scheduler:
         self._make_threads()
         self._running = []
         for handle in waiting:
-            if handle.slot is not None:
-                handle.slot.busy = False
-            handle._changed = threading.Condition(threading.Lock())
-            handle._listener = None
-            handle.finish(RuntimeError("this process was forked while the request ran; it goes on in the parent"))
+            handle.orphan(RuntimeError("this process was forked while the request ran; it goes on in the parent"))
 
 
 _SCHEDULERS: "weakref.WeakSet[Scheduler]" = weakref.WeakSet()

@@ -9,7 +9,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from ..api.completion import Completion
 from ..engine.generation import Chunk
-from ..engine.scheduler import Handle, QueueFull
+from ..engine.handle import Handle
+from ..engine.scheduler import QueueFull
 from . import errors
 from .metrics import Metrics, Stopwatch
 
