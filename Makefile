@@ -53,12 +53,16 @@ test: test-cpp test-python
 
 BUILD ?= build/test
 BUILD_ASAN := build/asan
-CMAKE := $(BIN)/cmake
-CONFIGURE := $(CMAKE) -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DTQ_PYTHON=OFF -DTQ_TESTS=ON
-test-cpp: $(BIN)/.tested-with
+# The system's cmake and ninja where there are some, else those that the tests' requirements bring.
+CMAKE := $(or $(shell command -v cmake),$(BIN)/cmake)
+CTEST := $(or $(shell command -v ctest),$(BIN)/ctest)
+NINJA := $(or $(shell command -v ninja),$(CURDIR)/$(BIN)/ninja)
+TOOLS := $(if $(shell command -v cmake && command -v ninja),,$(BIN)/.tested-with)
+CONFIGURE := $(CMAKE) -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(NINJA) -DTQ_PYTHON=OFF -DTQ_TESTS=ON
+test-cpp: $(TOOLS)
 	$(CONFIGURE) -B $(BUILD) -DTQ_WERROR=ON
 	$(CMAKE) --build $(BUILD)
-	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
+	$(CTEST) --test-dir $(BUILD) --output-on-failure
 
 TEST_PROCESSES ?= 2
 test-python: $(BIN)/.tested-with $(MODEL_DIR)/smollm2.gguf
@@ -67,13 +71,13 @@ test-python: $(BIN)/.tested-with $(MODEL_DIR)/smollm2.gguf
 # Memory errors and undefined behaviour, in the tests and in what the fuzzers make up (clang: it has libFuzzer). One build serves both.
 FUZZ_SECONDS ?= 600
 FUZZERS := fuzz_json fuzz_gguf fuzz_model fuzz_kernels
-$(BUILD_ASAN)/.built: $(BIN)/.tested-with $(SOURCES)
+$(BUILD_ASAN)/.built: $(TOOLS) $(SOURCES)
 	$(CONFIGURE) -B $(BUILD_ASAN) -DCMAKE_CXX_COMPILER=clang++ -DTQ_SANITIZE=address,undefined -DTQ_FUZZ=ON
 	$(CMAKE) --build $(BUILD_ASAN)
 	touch $@
 
 sanitize: $(BUILD_ASAN)/.built
-	$(BIN)/ctest --test-dir $(BUILD_ASAN) --output-on-failure
+	$(CTEST) --test-dir $(BUILD_ASAN) --output-on-failure
 
 # Each target for FUZZ_SECONDS, from the golden files and from what earlier runs found (kept in build/corpus).
 fuzz: $(BUILD_ASAN)/.built
@@ -85,18 +89,18 @@ fuzz: $(BUILD_ASAN)/.built
 
 THREADED := test_thread_pool test_parallel test_batch_encoder test_cpu_backend test_kernels
 space := $(subst ,, )
-sanitize-threads: $(BIN)/.tested-with
+sanitize-threads: $(TOOLS)
 	$(CONFIGURE) -B build/tsan -DTQ_SANITIZE=thread
 	$(CMAKE) --build build/tsan --target $(THREADED)
-	$(BIN)/ctest --test-dir build/tsan --output-on-failure -R '$(subst $(space),|,$(THREADED))'
+	$(CTEST) --test-dir build/tsan --output-on-failure -R '$(subst $(space),|,$(THREADED))'
 
 # The kernels on 64-bit Arm, compiled by Debian's cross compiler and run by qemu: correctness only.
-test-neon: $(BIN)/.tested-with
+test-neon: $(TOOLS)
 	$(CONFIGURE) -B build/neon -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake
 	$(CMAKE) --build build/neon --target test_kernels
-	$(BIN)/ctest --test-dir build/neon --output-on-failure -R test_kernels
+	$(CTEST) --test-dir build/neon --output-on-failure -R test_kernels
 
-build-cuda: $(BIN)/.tested-with
+build-cuda: $(TOOLS)
 	$(CONFIGURE) -B build/cuda -DTQ_CUDA=ON -DTQ_TESTS=OFF -DCMAKE_CUDA_ARCHITECTURES=90a
 	$(CMAKE) --build build/cuda
 
