@@ -169,8 +169,8 @@ struct BackendOptions {
   int threads = 0;  // of the CPU; 0: as many as this process may use cores
   int device = 0;   // a GPU's number
   Precision precision = Precision::int8;
-  // Really run more threads than there are cores. Otherwise such a number only cuts the work into that many parts, where the cut shows in
-  // the last bit of a result. For tests of how threads share work, on machines of few cores.
+  // Really run more threads than there are cores. If false, at most one thread a core runs; a larger `threads` only sets the number of
+  // parts of sums whose rounding depends on it (Worker::parts). For tests of how threads share work, on machines of few cores.
   bool crowd_cores = false;
 };
 

@@ -82,7 +82,7 @@ struct Kernels {
   void (*tqn_row)(const TqnMatrix& w, const RotationPlan* plan, int64_t row, float* out);
   void (*dense_row)(const DenseMatrix& w, int64_t row, float* out);  // the same row of an unquantized matrix
 
-  // `out` may be the first input in all of these.
+  // From rotate to gelu_mul, `out` may be the same array as the first input.
   void (*rotate)(const RotationPlan& plan, const float* x, float* out);          // out = K D x
   void (*rotate_inverse)(const RotationPlan& plan, const float* x, float* out);  // out = D K x
   // Rounds x (n) to int8: returns s = max|x| / 127 and writes x / s, rounded to the nearest integer, ties to even. All zeros: s = 0.

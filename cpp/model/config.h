@@ -43,8 +43,8 @@ struct AttentionConfig {
   int64_t kv_width() const { return int64_t(n_kv_heads) * head_dim; }
 };
 
-// What lets a layer's positions see each other. Another kind of mixer is another alternative here, in MixerWeights (model.h) and in
-// StateShape (state.h); std::visit in graph.cpp and loader.cpp then says where it is missing.
+// What lets a layer's positions see each other. To add a kind of mixer, add an alternative here, in MixerWeights (model.h) and in
+// StateShape (state.h); graph.cpp and loader.cpp then do not compile (std::visit) until they handle it.
 using Mixer = std::variant<AttentionConfig>;
 
 // A feed-forward: down (activation(gate x) * up x).

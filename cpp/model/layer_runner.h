@@ -13,12 +13,12 @@ namespace tq {
 
 // A function that is shown what passes an input site (graph.h), before the site's matrices multiply it: x (rows, width) float32, not
 // rotated. It is called on the thread that runs the layer, for some rows at a time; an expert's sites see the rows that the router sends
-// there. A site that reads the residual stream through a norm is announced by the stream itself, under the site's name and "/residual".
+// there. Before a site that reads the residual stream through a norm, it is also shown the stream itself, as the site's name + "/residual".
 // Returns true to stop these rows here, before the site's matrices.
 using Tap = std::function<bool(const std::string& site, const float* x, int64_t rows, int64_t width)>;
 
-// Windows on their way through a layer. Rows run in groups. A group that a tap stopped goes on from there in the next run, with the
-// matrices of then: what was computed before is kept and not computed again.
+// Windows of text part-way through a layer. Their rows run in groups. A group that a tap stopped continues from that point in the next
+// run(), with the matrices set by then; what was computed before that point is not computed again.
 struct LayerPass {
   struct Halt {
     size_t op = 0;             // the group's next operation

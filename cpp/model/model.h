@@ -143,8 +143,8 @@ class Context {
   // The slot forgets all but its first n positions. Refused (unsupported) where a layer's state cannot go back: it must then start again at
   // 0, or return to a snapshot.
   void rewind(int64_t slot, int64_t n);
-  // Remembers the moment that a slot is in. restore() brings that slot back to it, or another slot into it, as long as the first slot did
-  // not go back before it; else it throws invalid_argument.
+  // Remembers the slot's present state. restore() puts that slot, or another, into this state; it throws invalid_argument once the slot of
+  // the snapshot has, since then, held fewer positions.
   std::shared_ptr<Snapshot> snapshot(int64_t slot);
   void restore(int64_t slot, const Snapshot& snapshot);
   void copy_slot(int64_t from, int64_t to, int64_t n);  // slot `to` becomes the first n positions of slot `from`

@@ -7,7 +7,7 @@ Every matrix is asked to give, on the inputs it will really see, what the origin
 Solved in closed form this moves the target from W to W + (W (C - H) + B) (H + damping)^-1 with H = E[x' x'^T], C = E[x x'^T], and for the
 matrices that write to the residual stream B = E[r x'^T], r being the stream's error so far, which they are asked to repair. Half of both
 corrections is applied (docs/research/quality.md: the whole of them fits noise). The target is rounded with error feedback under H, in
-which tokens may have weights; in the corrections all count alike, since fewer would fit more noise.
+which tokens may have weights. In the corrections all tokens count alike: with weights, few tokens would dominate and more noise be fitted.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Settings:
 
 
 class SiteStatistics:
-    """Means over tokens at one input site: H = E[x' x'^T], where the original's rows are known C = E[x x'^T], B = E[d x'^T] where what the
-    outputs lack, d, is, and E[w x' x'^T] where tokens have weights w."""
+    """Means over tokens at one input site: H = E[x' x'^T]; where the original's rows x are given, C = E[x x'^T]; where d is given, what the
+    matrix should add to its outputs, B = E[d x'^T]; where token weights w are given, E[w x' x'^T]."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -270,7 +270,7 @@ class SequentialRounder:
     # --- embedding and output
 
     def _embedding(self, w: Floats, spec: MatrixSpec, progress: Callable[[int], None]) -> QuantizedMatrix:
-        """As an output matrix where the two are tied: there every error counts for each token, at the input only for its own."""
+        """If tied to the output, rounded for that use: there a row's error can change every prediction, here only its own token's."""
         hessian = self._hessian if self._source.tied else None
         with self.watch("encoding"):
             frequency = None if hessian is None else self._frequency

@@ -26,9 +26,9 @@ from .sensitivity import DISTORTION, Sensitivity
 
 WIDTHS = _core.FORMATS
 OUTLIER_FRACTIONS = (0.001, 0.002, 0.004, 0.008)  # what "auto" chooses from, besides none
-# Of the loss that noise alone predicts, what is left where later layers correct for it; embedding and output have nothing behind them.
+# What is left of the loss that noise alone predicts, since later layers correct for part of it. Not applied to embedding and output.
 CORRECTED = 0.68
-# Of the output matrix's loss that leaves with its outliers by their tokens' frequency, what really does (docs/research/quality.md).
+# Energy times token frequency overrates what outliers save in the output matrix: about this part of it is real (docs/research/quality.md).
 _FREQUENCY_TRUST = 0.33
 _PLANE_OVERHEAD = 400  # bytes of header, checksum and padding that one tensor of a file takes at most
 _PLANES = 3
@@ -40,7 +40,7 @@ class Decision:
 
     Attributes:
         chosen: name -> choice, of the matrices whose widths the budget decided.
-        predicted_kld: of the whole file.
+        predicted_kld: the sum over the matrices in `chosen`; what fixed matrices cost is not in it.
         outlier_gains: name -> by how much the KL divergence would be higher without the matrix's outliers.
     """
 
@@ -160,8 +160,8 @@ class WidthChooser:
         return choices
 
     def _outlier_gains(self, tensor: TensorPlan, frequency: NDArray[np.float32] | None) -> list[tuple[float, float]]:
-        """(fraction, part of the squared error that is left): the error follows the energy of the rows that stay, and in the output
-        matrix a row counts as often as its token."""
+        """(fraction of outliers, part of the loss that is left): the loss is taken to follow the energy of the weights that stay packed; in
+        the output matrix a row counts as often as its token."""
         if not self._request.seeks_outliers:
             return [(self._options.outliers, 1.0)]
         energy, trust = np.square(self._source.read(tensor.name)), 1.0
@@ -202,7 +202,7 @@ class WidthChooser:
 
 
 def _gain(chosen: Choice, choices: Sequence[Choice]) -> float:
-    """Of a choice's outliers: against the same width without."""
+    """How much predicted loss a choice's outliers save, compared with the same width without outliers."""
     return min(choice.loss for choice in choices if choice.bits == chosen.bits and not choice.outliers) - chosen.loss
 
 
