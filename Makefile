@@ -62,7 +62,7 @@ CONFIGURE := $(CMAKE) -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(NINJA) -DTQ_PYTHON=OF
 test-cpp: $(TOOLS)
 	$(CONFIGURE) -B $(BUILD) -DTQ_WERROR=ON
 	$(CMAKE) --build $(BUILD)
-	$(CTEST) --test-dir $(BUILD) --output-on-failure
+	$(CTEST) -j 2 --test-dir $(BUILD) --output-on-failure
 
 TEST_PROCESSES ?= 2
 test-python: $(BIN)/.tested-with $(MODEL_DIR)/smollm2.gguf
@@ -77,7 +77,7 @@ $(BUILD_ASAN)/.built: $(TOOLS) $(SOURCES)
 	touch $@
 
 sanitize: $(BUILD_ASAN)/.built
-	$(CTEST) --test-dir $(BUILD_ASAN) --output-on-failure
+	$(CTEST) -j 2 --test-dir $(BUILD_ASAN) --output-on-failure
 
 # Each target for FUZZ_SECONDS, from the golden files and from what earlier runs found (kept in build/corpus).
 fuzz: $(BUILD_ASAN)/.built
