@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL_DIR := .demo
 BUILD_LOG := $(VENV)/build.log
-BITS ?= 4
+BITS ?= 6
 PROMPT ?= What is the capital of France?
 
 .PHONY: demo test test-cpp test-python lint sanitize fuzz sanitize-threads test-neon build-cuda clean
@@ -32,7 +32,7 @@ $(MODEL_DIR)/smollm2.gguf: | $(BIN)/.installed
 	rm -r $(MODEL_DIR)/download
 
 $(MODEL_DIR)/smollm2-%bit.tqn.gguf: $(BIN)/.installed $(MODEL_DIR)/smollm2.gguf
-	@echo 'Plain rounding, a minute: calibrated conversions (without --effort none) take longer and lose a quarter of what this one does.'
+	@echo 'Plain rounding, seconds at 6 bits; fewer bits want a calibrated conversion (the default without --effort none), which takes minutes.'
 	$(BIN)/tqn convert $(MODEL_DIR)/smollm2.gguf $@ --bits $* --effort none --overwrite
 
 demo: export DEMO_PROMPT := $(PROMPT)
@@ -42,7 +42,7 @@ demo: $(MODEL_DIR)/smollm2-$(BITS)bit.tqn.gguf
 	@printf '\nTry next:\n\n'
 	@printf '  %s\n' '$(BIN)/tqn run $<' \
 	  '$(BIN)/tqn serve $<        # then open http://127.0.0.1:8080/' \
-	  '$(BIN)/tqn convert HuggingFaceTB/SmolLM2-360M-Instruct smollm2-360m.tqn.gguf'
+	  '$(BIN)/tqn convert $(MODEL_DIR)/smollm2.gguf smollm2-4.25bpw.gguf   # calibrated; or a model of yours: a folder, a GGUF file, org/name'
 
 # Tests need more than the package does: pytest, and torch + transformers for the comparisons of logits.
 $(BIN)/.tested-with: $(BIN)/.installed
