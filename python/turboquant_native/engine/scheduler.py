@@ -341,8 +341,8 @@ class Scheduler:
         slot.rewind(n_tokens)
 
     def _shares(self, handles: list[Handle]) -> list[tuple[Handle, int]]:
-        """How many tokens of each sequence the pass takes: those that generate first, then prompts in the order of arrival, except that the
-        one with the least to go may take half of their room: a short question does not wait for the end of a long text."""
+        """How many tokens of each sequence the pass takes: those that generate first, then prompts in the order of arrival. One with
+        at most half as much to go as the first may take half of their room: a short question does not wait for the end of a long text."""
         lacking = {id(handle): len(handle.work.tokens) - handle.slot.n_tokens for handle in handles if handle.slot is not None}
         decoding = [handle for handle in handles if handle.evaluated >= handle.n_prompt]
         prompts = [handle for handle in handles if handle.evaluated < handle.n_prompt]
@@ -364,7 +364,8 @@ class Scheduler:
             for handle in prompts
         }
         counts = dict.fromkeys(limits, 0)
-        shortest = sorted(prompts, key=lambda handle: lacking[id(handle)])[:1]
+        least = min(prompts, key=lambda handle: lacking[id(handle)], default=None)
+        shortest = [least] if least is not None and 2 * lacking[id(least)] <= lacking[id(prompts[0])] else []
         for handle, most in [*((handle, room // 2) for handle in shortest), *((handle, room) for handle in prompts)]:
             count = min(limits[id(handle)] - counts[id(handle)], most, room)
             counts[id(handle)] += count
