@@ -57,10 +57,13 @@ def send(page: Page, text: str) -> None:
 
 
 def ask(page: Page, text: str) -> Locator:
-    """Sends `text` and waits for the whole answer."""
+    """Sends `text` and waits for the whole answer; an earlier answer, done already, does not pass for it."""
+    replies = page.locator(".message.assistant")
+    before = replies.count()
     send(page, text)
-    expect(page.locator(".message").last).to_have_attribute("data-status", "done")
-    return page.locator(".message.assistant").last
+    expect(replies).to_have_count(before + 1)
+    expect(replies.last).to_have_attribute("data-status", "done")
+    return replies.last
 
 
 def fits(page: Page) -> bool:
