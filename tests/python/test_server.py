@@ -81,7 +81,8 @@ def test_progress_only_when_asked_for(client):
     assert not any("prompt_progress" in piece for piece in quiet)
     pieces = chunks(post(client, "/v1/chat/completions", ask("x" + prompt, max_tokens=1, stream=True, return_progress=True)))
     progress = [piece["prompt_progress"] for piece in pieces if "prompt_progress" in piece]
-    assert progress and all(0 < step["processed"] <= step["total"] for step in progress)
+    assert all(0 < step["processed"] <= step["total"] for step in progress)
+    assert progress[-1]["processed"] == progress[-1]["total"], "the last one says that the prompt is done"
 
 
 def test_content_parts_developer_and_logprobs(client):

@@ -60,9 +60,11 @@ async def _events(running: Running, answer: ChatAnswer, writer: Writer) -> Async
     """The events of a streamed answer. What goes wrong after the first one is an event too."""
     try:
         yield b"".join(writer.begin(chunk) for chunk in answer.begin())
+        in_prompt = True
         async for chunks in running.steps():
-            written = b"".join(writer.push(piece) for chunk in chunks for piece in answer.push(chunk))
-            written = written if chunks else writer.progress(running.progress())
+            written = writer.progress(running.progress()) if in_prompt else b""  # the last time with the first chunk: all is evaluated
+            in_prompt = in_prompt and not chunks
+            written += b"".join(writer.push(piece) for chunk in chunks for piece in answer.push(chunk))
             if written:
                 yield written
         yield b"".join(writer.push(piece) for piece in answer.end()) + writer.end()
