@@ -1,5 +1,5 @@
-// TQN: the packed weight format. This file is the one definition of its layout (docs/format.md explains it), in the common subset of C++20
-// and CUDA C++, so that host and device compile the same source.
+// TQN: the packed weight format. This file and tqn_layout.h, its part for kernels in every language, are the one definition of its layout
+// (docs/format.md explains it), in the common subset of C++20 and CUDA C++, so that host and device compile the same source.
 //
 //   value(t) = T[i(t)] + U[j(t)] - offset       i, j: sums, modulo 16, of nibbles of the 12-bit window of step t (table_indices)
 //
@@ -9,29 +9,9 @@
 // side.
 #pragma once
 
-#include <stddef.h>
-#include <stdint.h>
-#if defined(__CUDACC__)
-#define TQN_FN __host__ __device__ constexpr inline
-#else
-#define TQN_FN constexpr inline
-#endif
+#include "format/tqn_layout.h"
 
 namespace tqn {
-
-inline constexpr uint32_t kVersion = 2;
-inline constexpr int kTileRows = 64;
-inline constexpr int kTileCols = 4;
-inline constexpr int kTileSteps = kTileRows * kTileCols;
-inline constexpr int kLaneSteps = 8;
-inline constexpr int kTileLanes = kTileSteps / kLaneSteps;  // bytes of a plane
-inline constexpr int kWindowBits = 12;                      // of the trellis formats; TQN6 cuts windows of 6 bits
-inline constexpr int kStates = 1 << kWindowBits;
-inline constexpr int kTableSize = 16;     // entries of T and of U, which a trellis format's codebook holds in this order
-inline constexpr int kCodebookSize = 64;  // values of the codebook of TQN6
-inline constexpr int kMaxTrellisBits = 4;
-inline constexpr int kMaxInputs = 65536;    // int32 accumulators cannot overflow: 65536 * 127 * 128 < 2^31
-inline constexpr int kActivationMax = 127;  // activations are int8 in [-127, 127]
 
 // The weight formats, by bits a weight: the one list that dispatch, bindings, validation and messages follow.
 template <int K>
@@ -52,46 +32,16 @@ struct FormatList {
 using Formats = FormatList<1, 2, 3, 4, 6, 8>;
 
 TQN_FN bool is_format(int k) { return Formats::has(k); }
-TQN_FN bool is_trellis(int k) { return k >= 1 && k <= kMaxTrellisBits; }
-// TQN8 stores its int8 values themselves; every other format looks them up.
-TQN_FN bool has_codebook(int k) { return k != 8; }
-TQN_FN int codebook_size(int k) { return is_trellis(k) ? 2 * kTableSize : k == 6 ? kCodebookSize : 0; }
-// Entries of T and U are 0 .. largest_entry(k), so that values are at most that, up and down, and sums of T and U are small unsigned bytes.
-TQN_FN int largest_entry(int k) { return k == 4 ? 31 : 15; }
-TQN_FN int offset(int k) { return largest_entry(k); }
 
-template <int B>
-struct Bit {};
-template <class V>
-struct Indices {
-  V first, second;  // of T and of U, modulo 16
-};
-// The one formula of the trellis formats, for integers and for vectors: n(Bit<b>()) is the nibble of the window from bit b; with nibbles
-// below 16 the sums stay below 128.
+// TableIndices and reach for code that knows C++17.
 template <int K, class N>
 TQN_FN auto table_indices(const N& n) {
-  const auto n0 = n(Bit<0>{});
-  using V = decltype(n0 + n0);
-  if constexpr (K == 1) {
-    const V ends = n0 + n(Bit<8>{});
-    return Indices<V>{ends + n(Bit<3>{}), ends + n(Bit<6>{})};
-  } else if constexpr (K == 2) {
-    const V ends = (n0 + n0) + n(Bit<8>{});
-    return Indices<V>{ends, ends + n(Bit<2>{})};
-  } else if constexpr (K == 3) {
-    const V twice = n0 + n0, last = n(Bit<9>{}) + n(Bit<9>{});  // twice a nibble, modulo 16: its fourth bit, beyond the window, is gone
-    return Indices<V>{(twice + last) + n(Bit<3>{}), twice + n(Bit<6>{})};
-  } else {
-    const V ends = n0 + n(Bit<8>{});
-    return Indices<V>{ends + n(Bit<4>{}), ends};
-  }
+  return TableIndices<K>::of(n);
 }
-// Bits from a step's first that table_indices looks at.
 template <int K>
-inline constexpr int kReach = K == 3 ? 13 : 12;
+inline constexpr int kReach = reach(K);
 
 // Addressing. k is a valid format everywhere below.
-TQN_FN uint32_t tile_bytes(int k) { return uint32_t(32 * k); }
 TQN_FN uint64_t padded_rows(uint64_t n_out) { return (n_out + kTileRows - 1) / kTileRows * kTileRows; }
 TQN_FN uint64_t strips(uint64_t n_out) { return padded_rows(n_out) / kTileRows; }
 TQN_FN uint64_t tiles_per_strip(uint64_t n_in) { return n_in / kTileCols; }

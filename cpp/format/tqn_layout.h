@@ -1,0 +1,91 @@
+// The part of TQN's layout (tqn.h, docs/format.md) that kernels of every language read: constants and the formula of the trellis formats,
+// in the common subset of C++20, CUDA C++ and the Metal shading language (C++14; values at program scope lie in an address space of their
+// own).
+#pragma once
+#if defined(__METAL_VERSION__)
+#define TQN_FN constexpr inline
+#define TQN_VALUE static constant constexpr const
+#else
+#include <stddef.h>
+#include <stdint.h>
+#if defined(__CUDACC__)
+#define TQN_FN __host__ __device__ constexpr inline
+#else
+#define TQN_FN constexpr inline
+#endif
+#define TQN_VALUE inline constexpr
+#endif
+
+namespace tqn {
+
+TQN_VALUE uint32_t kVersion = 2;
+TQN_VALUE int kTileRows = 64;
+TQN_VALUE int kTileCols = 4;
+TQN_VALUE int kTileSteps = kTileRows * kTileCols;
+TQN_VALUE int kLaneSteps = 8;
+TQN_VALUE int kTileLanes = kTileSteps / kLaneSteps;  // bytes of a plane
+TQN_VALUE int kWindowBits = 12;                      // of the trellis formats; TQN6 cuts windows of 6 bits
+TQN_VALUE int kStates = 1 << kWindowBits;
+TQN_VALUE int kTableSize = 16;     // entries of T and of U, which a trellis format's codebook holds in this order
+TQN_VALUE int kCodebookSize = 64;  // values of the codebook of TQN6
+TQN_VALUE int kMaxTrellisBits = 4;
+TQN_VALUE int kMaxInputs = 65536;    // int32 accumulators cannot overflow: 65536 * 127 * 128 < 2^31
+TQN_VALUE int kActivationMax = 127;  // activations are int8 in [-127, 127]
+
+TQN_FN bool is_trellis(int k) { return k >= 1 && k <= kMaxTrellisBits; }
+// TQN8 stores its int8 values themselves; every other format looks them up.
+TQN_FN bool has_codebook(int k) { return k != 8; }
+TQN_FN int codebook_size(int k) { return is_trellis(k) ? 2 * kTableSize : k == 6 ? kCodebookSize : 0; }
+// Entries of T and U are 0 .. largest_entry(k), so that values are at most that, up and down, and sums of T and U are small unsigned bytes.
+TQN_FN int largest_entry(int k) { return k == 4 ? 31 : 15; }
+TQN_FN int offset(int k) { return largest_entry(k); }
+TQN_FN uint32_t tile_bytes(int k) { return uint32_t(32 * k); }
+
+template <int B>
+struct Bit {};
+template <class V>
+struct Indices {
+  V first, second;  // of T and of U, modulo 16
+};
+// The one formula of the trellis formats, for integers and for vectors: n(Bit<b>()) is the nibble of the window from bit b; with nibbles
+// below 16 the sums stay below 128.
+template <int K>
+struct TableIndices;
+template <>
+struct TableIndices<1> {
+  template <class N>
+  TQN_FN static auto of(N n) {
+    const auto ends = n(Bit<0>()) + n(Bit<8>());
+    return Indices<decltype(ends + ends)>{ends + n(Bit<3>()), ends + n(Bit<6>())};
+  }
+};
+template <>
+struct TableIndices<2> {
+  template <class N>
+  TQN_FN static auto of(N n) {
+    const auto n0 = n(Bit<0>());
+    const auto ends = (n0 + n0) + n(Bit<8>());
+    return Indices<decltype(ends + ends)>{ends, ends + n(Bit<2>())};
+  }
+};
+template <>
+struct TableIndices<3> {
+  template <class N>
+  TQN_FN static auto of(N n) {
+    const auto n0 = n(Bit<0>()), n9 = n(Bit<9>());
+    const auto twice = n0 + n0, last = n9 + n9;  // twice a nibble, modulo 16: its fourth bit, beyond the window, is gone
+    return Indices<decltype(twice + last)>{(twice + last) + n(Bit<3>()), twice + n(Bit<6>())};
+  }
+};
+template <>
+struct TableIndices<4> {
+  template <class N>
+  TQN_FN static auto of(N n) {
+    const auto ends = n(Bit<0>()) + n(Bit<8>());
+    return Indices<decltype(ends + ends)>{ends + n(Bit<4>()), ends};
+  }
+};
+// Bits from a step's first that TableIndices looks at.
+TQN_FN int reach(int k) { return k == 3 ? 13 : kWindowBits; }
+
+}  // namespace tqn

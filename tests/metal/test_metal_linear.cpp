@@ -1,0 +1,104 @@
+// Packed matrices times few and many tokens, every format, against the scalar oracle: integer sums to the bit.
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "check.h"
+#include "launch.h"
+#include "tiles.h"
+
+using namespace tq;
+using namespace tq::metal_args;
+
+namespace {
+
+struct Shape {
+  int64_t n_out, n_in;
+};
+constexpr Shape kShapes[] = {{64, 256}, {1, 4}, {65, 36}, {130, 260}, {200, 1028}, {63, 2052}};
+
+// What a product reads and gives, in the buffers of gemv.
+struct Linear {
+  Linear(Shape shape, int k, int64_t rows, bool outliers) : matrix(shape.n_out, shape.n_in, k, uint32_t(k + rows)), rows(rows) {
+    std::mt19937 random(uint32_t(7 * k + rows));
+    const int64_t n = shape.n_in;
+    x.resize(size_t(rows * n));
+    for (auto& v : x) v = int8_t(int(random() % 255) - 127);
+    for (int64_t i = 0; i < std::min<int64_t>(n, 4); i++) x[size_t(i)] = 127;  // large sums too
+    x_scale = tests::gaussian(rows, 1, 3), plain = tests::gaussian(rows * n, 1, 4), bias = tests::gaussian(shape.n_out, 1, 5);
+    y = start = tests::gaussian(rows * (shape.n_out + 3), 1, 6);
+    args.n_out = uint32_t(shape.n_out), args.n_in = uint32_t(n), args.rows = uint32_t(rows), args.x_stride = uint32_t(n);
+    args.y_stride = uint32_t(shape.n_out + 3), args.y_offset = 2, args.splits = 1, args.flags = outliers ? uint32_t(kOutliers) : 0u;
+    args.scale = matrix.view().scale, args.alpha = 1;
+  }
+
+  void launch(const std::string& kernel, shim::Size3 groups, uint32_t threads, shim::Order order) {
+    const Buffers buffers = {at(args), at(matrix.codes), at(matrix.row_scale), at(matrix.codebook), at(x),     at(x_scale), at(y),
+                             at(bias), at(matrix.ptr),   at(matrix.col),       at(matrix.val),      at(plain), at(partials)};
+    tests::launch(kernel, buffers, groups, threads, order);
+  }
+  uint32_t strips() const { return uint32_t(tqn::strips(args.n_out)); }
+
+  void gemv(int m, uint32_t splits, shim::Order order) {
+    const std::string name = "gemv_k" + std::to_string(matrix.view().k) + "_m" + std::to_string(m);
+    args.splits = splits;
+    partials.assign(size_t(splits * rows * strips() * 64), 0x7FFFFFFF);
+    launch(name, {strips(), splits, uint32_t((rows + m - 1) / m)}, kGemvThreads, order);
+    if (splits > 1) launch("gemv_finish", {strips(), 1, uint32_t(rows)}, kGemvThreads, order);
+  }
+
+  // The oracle's y in double, and what float arithmetic may differ by.
+  void check(const char* what) const {
+    const TqnMatrix w = matrix.view();
+    std::vector<int32_t> acc(args.n_out);
+    double worst = 0;
+    for (int64_t row = 0; row < rows; row++) {
+      reference::accumulate(w, x.data() + row * w.n_in, acc.data());
+      for (int64_t r = 0; r < w.n_out; r++) {
+        double extra = 0, size = 0;
+        for (int32_t i = matrix.ptr[size_t(r)]; (args.flags & kOutliers) && i < matrix.ptr[size_t(r) + 1]; i++) {
+          const double term = double(f16_to_f32(matrix.val[size_t(i)])) * plain[size_t(row * w.n_in + matrix.col[size_t(i)])];
+          extra += term, size += std::fabs(term);
+        }
+        const double product = double(w.scale) * f16_to_f32(matrix.row_scale[size_t(r)]) * x_scale[size_t(row)] * acc[size_t(r)];
+        const double added = (args.flags & kBias) ? bias[size_t(r)] : 0, at = row * args.y_stride + args.y_offset + r;
+        const double before = (args.flags & kAdd) ? start[size_t(at)] : 0;
+        const double expected = before + args.alpha * (product + extra + added);
+        const double scale = std::fabs(before) + std::fabs(args.alpha) * (std::fabs(product) + size + std::fabs(added));
+        worst = check::worse(worst, (y[size_t(at)] - expected) / (scale * 0x1p-24 + 1e-30), 0);
+      }
+    }
+    // Each term is rounded a few times: conversions, three products, sums.
+    if (!(worst <= 12))
+      check::fail(__FILE__, __LINE__,
+                  std::string(what) + " k " + std::to_string(w.k) + " " + std::to_string(w.n_out) + " x " + std::to_string(w.n_in) +
+                      " rows " + std::to_string(rows) + ": " + std::to_string(worst) + " roundings");
+    ++check::checks;
+    for (int64_t row = 0; row < rows; row++)  // nothing is written beside its columns
+      for (int64_t c : {int64_t(0), int64_t(1), int64_t(args.y_stride - 1)})
+        CHECK(y[size_t(row * args.y_stride + c)] == start[size_t(row * args.y_stride + c)]);
+  }
+
+  tests::Matrix matrix;
+  int64_t rows;
+  LinearArgs args{};
+  std::vector<int8_t> x;
+  std::vector<float> x_scale, plain, bias, y, start;
+  std::vector<int32_t> partials{0};
+};
+
+}  // namespace
+
+TEST("gemv: all formats, odd shapes, one token to seven, split or not, in both orders of lanes") {
+  for (const int k : tests::kFormats)
+    for (const Shape shape : kShapes)
+      for (const int rows : {1, 2, 3, 7})
+        for (const uint32_t splits : {1u, 3u}) {
+          const int m = rows == 1 ? 1 : rows == 2 ? 2 : 4;
+          for (const auto order : {shim::Order::ascending, shim::Order::descending}) {
+            Linear linear(shape, k, rows, rows % 2 == 1);
+            linear.gemv(m, splits, order);
+            linear.check("gemv");
+          }
+        }
+}
