@@ -1,4 +1,5 @@
-// The kernels of metal/, compiled as C++ against the shim.
+// The kernels of metal/ and those that try the shim, compiled as C++. No other header may follow metal_stdlib: MSL's keywords are macros.
 #include <metal_stdlib>
-// One at a time: macros of MSL's keywords must not reach other headers.
+
 #include "gemv.metal"
+#include "shim_kernels.metal"

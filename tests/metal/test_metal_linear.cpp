@@ -102,3 +102,117 @@ TEST("gemv: all formats, odd shapes, one token to seven, split or not, in both o
           }
         }
 }
+
+TEST("gemv: residual, bias, alpha") {
+  for (const uint32_t splits : {1u, 2u}) {
+    Linear linear({70, 516}, 3, 2, true);
+    linear.args.flags |= kAdd | kBias, linear.args.alpha = -.75f;
+    linear.gemv(2, splits, shim::Order::ascending);
+    linear.check("residual");
+  }
+}
+
+TEST("gemv: the largest sums are exact") {
+  Linear linear({64, 65536}, 8, 1, false);
+  for (auto& code : linear.matrix.codes) code = 0x80;
+  std::fill(linear.x.begin(), linear.x.end(), int8_t(-127));
+  linear.gemv(1, 1, shim::Order::ascending);
+  linear.check("largest");
+}
+
+TEST("gemvf: float inputs") {
+  for (const int k : tests::kFormats)
+    for (const int rows : {1, 5})
+      for (const uint32_t splits : {1u, 2u}) {
+        Linear linear({65, 260}, k, rows, true);
+        std::vector<float> values = tests::gaussian(rows * 260, 1, 9);
+        linear.args.splits = splits;
+        linear.partials.assign(size_t(splits * rows * linear.strips() * 64), -1);
+        const int m = rows == 1 ? 1 : 4;
+        const Buffers buffers = {at(linear.args),
+                                 at(linear.matrix.codes),
+                                 at(linear.matrix.row_scale),
+                                 at(linear.matrix.codebook),
+                                 at(values),
+                                 at(linear.x_scale),
+                                 at(linear.y),
+                                 at(linear.bias),
+                                 at(linear.matrix.ptr),
+                                 at(linear.matrix.col),
+                                 at(linear.matrix.val),
+                                 at(linear.plain),
+                                 at(linear.partials)};
+        tests::launch("gemvf_k" + std::to_string(k) + "_m" + std::to_string(m), buffers,
+                      {linear.strips(), splits, uint32_t((rows + m - 1) / m)}, kGemvThreads, shim::Order::descending);
+        if (splits > 1) tests::launch("gemvf_finish", buffers, {linear.strips(), 1, uint32_t(rows)}, kGemvThreads, shim::Order::ascending);
+        const TqnMatrix w = linear.matrix.view();
+        double worst = 0;
+        for (int64_t row = 0; row < rows; row++)
+          for (int64_t r = 0; r < 65; r++) {
+            double sum = 0, size = 0;
+            for (int64_t c = 0; c < 260; c++) {
+              const double term = double(reference::code(w, r, c)) * values[size_t(row * 260 + c)];
+              sum += term, size += std::fabs(term);
+            }
+            const double factor = double(w.scale) * f16_to_f32(linear.matrix.row_scale[size_t(r)]);
+            double expected = factor * sum, scale = factor * size;
+            for (int32_t i = linear.matrix.ptr[size_t(r)]; i < linear.matrix.ptr[size_t(r) + 1]; i++) {
+              const double term =
+                  double(f16_to_f32(linear.matrix.val[size_t(i)])) * linear.plain[size_t(row * 260 + linear.matrix.col[size_t(i)])];
+              expected += term, scale += std::fabs(term);
+            }
+            worst = check::worse(worst, (linear.y[size_t(row * linear.args.y_stride + 2 + r)] - expected) / (scale * 0x1p-24), 0);
+          }
+        CHECK_NEAR(worst, 0, 24);  // four products at a time, steps and lanes one after another
+      }
+}
+
+TEST("experts: each group of rows by the matrix that the device chose; other formats are left alone") {
+  for (const int k : tests::kFormats) {
+    constexpr int64_t n_out = 70, n_in = 260;
+    const int other = k == 1 ? 2 : 1;
+    const std::vector<tests::Matrix> matrices = {{n_out, n_in, k, 1}, {n_out, n_in, other, 2}, {n_out, n_in, k, 3}};
+    std::vector<uint8_t> weights;
+    const auto put = [&](const auto& plane) {
+      weights.resize((weights.size() + 63) / 64 * 64);
+      const auto* from = reinterpret_cast<const uint8_t*>(plane.data());
+      const uint64_t offset = weights.size();
+      weights.insert(weights.end(), from, from + plane.size() * sizeof(plane[0]));
+      return offset;
+    };
+    std::vector<ExpertMatrix> table;
+    for (const auto& m : matrices)
+      table.push_back({put(m.codes), put(m.row_scale), put(m.codebook), put(m.ptr), put(m.col), put(m.val), m.view().scale, kOutliers,
+                       uint32_t(m.view().k), 0});
+    const std::vector<ExpertGroup> groups = {{2, 0, 4}, {1, 4, 1}, {0, 5, 2}, {7, 0, 9}};
+    constexpr int64_t rows = 7;
+    Linear input({n_out, n_in}, k, rows, true);
+    LinearArgs args = input.args;
+    args.y_stride = n_out, args.y_offset = 0;
+    std::vector<float> y(size_t(rows * n_out), -7);
+    const uint32_t count = 3;
+    tests::launch("experts_k" + std::to_string(k),
+                  {at(args), at(weights), at(table), at(input.x), at(input.x_scale), at(y), at(input.plain), at(groups), at(count)},
+                  {input.strips(), 1, 4}, kGemvThreads, shim::Order::ascending);
+    for (int g = 0; g < 3; g++)
+      for (uint32_t row = groups[size_t(g)].first; row < groups[size_t(g)].first + groups[size_t(g)].count; row++) {
+        const auto& m = matrices[groups[size_t(g)].expert];
+        std::vector<int32_t> acc(n_out);
+        reference::accumulate(m.view(), input.x.data() + row * n_in, acc.data());
+        for (int64_t r = 0; r < n_out; r++) {
+          const float found = y[size_t(row * n_out + r)];
+          if (m.view().k != k) {
+            CHECK_EQ(found, -7.f);
+            continue;
+          }
+          double product = double(m.view().scale) * f16_to_f32(m.row_scale[size_t(r)]) * input.x_scale[row] * acc[size_t(r)],
+                 size = std::fabs(product);
+          for (int32_t i = m.ptr[size_t(r)]; i < m.ptr[size_t(r) + 1]; i++) {
+            const double term = double(f16_to_f32(m.val[size_t(i)])) * input.plain[size_t(row * n_in + m.col[size_t(i)])];
+            product += term, size += std::fabs(term);
+          }
+          CHECK_NEAR(found, product, 12 * 0x1p-24 * size + 1e-30);
+        }
+      }
+  }
+}
