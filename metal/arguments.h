@@ -3,6 +3,7 @@
 // threads of a group. A buffer that a flag makes optional is bound nevertheless (any will do).
 #pragma once
 #ifdef __METAL_VERSION__
+#include <metal_stdlib>
 #define TQ_CONSTANT static constant constexpr const
 #else
 #include <stdint.h>

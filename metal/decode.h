@@ -103,9 +103,8 @@ struct Table {
   static void fill(threadgroup half* table, device const int8_t* codebook, uint tid, uint threads) {
     for (uint entry = tid; entry < table_entries(K); entry += threads) {
       const half value = half(float(Entry<K>::value(codebook, entry)));
-      threadgroup half4* to = (threadgroup half4*)(table + entry * kReplicas);
       TQ_UNROLL
-      for (uint i = 0; i < kReplicas / 4; i++) to[i] = half4(value);
+      for (uint i = 0; i < kReplicas; i++) table[entry * kReplicas + i] = value;
     }
   }
   // The four values of the row 8 * Step + g.

@@ -3,13 +3,20 @@
 #include <metal_stdlib>
 
 #ifdef __METAL_VERSION__
-// A threadgroup array of `count` elements; in a kernel function only.
-#define TQ_SHARED(type, name, count) threadgroup type name[count]
-// Kernel(name) makes a function known to the host, Instance(name, function, arguments) one that is made of a template.
+// TQ_SHARED(type, name, count): a threadgroup array; in a kernel function only. TQ_KERNEL(name) makes a function known to the host,
+// TQ_INSTANCE(name, function, arguments) one that is made of a template.
 #define TQ_KERNEL(name)
+#ifdef TQ_SYNTAX_ONLY  // another compiler looks at address spaces (tests/metal/syntax.sh)
+#define TQ_SHARED(type, name, count) threadgroup type* const name = nullptr
+#define TQ_INSTANCE(name, function, ...)            \
+  typedef decltype(function<__VA_ARGS__>) name##_t; \
+  template name##_t function<__VA_ARGS__>;
+#else
+#define TQ_SHARED(type, name, count) threadgroup type name[count]
 #define TQ_INSTANCE(name, function, ...)            \
   typedef decltype(function<__VA_ARGS__>) name##_t; \
   template [[host_name(#name)]] kernel name##_t function<__VA_ARGS__>;
+#endif
 #define TQ_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define TQ_SHARED(type, name, count) type* const name = static_cast<type*>(shim::shared_memory(sizeof(type) * (count)))

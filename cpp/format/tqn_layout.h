@@ -3,6 +3,7 @@
 // own).
 #pragma once
 #if defined(__METAL_VERSION__)
+#include <metal_stdlib>
 #define TQN_FN constexpr inline
 #define TQN_VALUE static constant constexpr const
 #else
