@@ -1,7 +1,5 @@
 // simdgroup operations: every lane shows the others its value, then takes what it wants.
 #pragma once
-#include <bit>
-
 #include "shim.h"
 #include "vector.h"
 
