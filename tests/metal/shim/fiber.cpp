@@ -31,7 +31,7 @@ asm(".text\n.globl " SHIM_SYMBOL "\n" SHIM_SYMBOL
     "  movq %rsi, %rsp\n"
     "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n"
     "  ret\n");
-static constexpr int kSaved = 6, kReturn = 6, kFrameWords = 8;  // words of a frame; 16-byte aligned where a function begins
+static constexpr int kReturn = 6, kFrameWords = 8;  // words of a frame; 16-byte aligned where a function begins
 #elif defined(__aarch64__)
 asm(".text\n.globl " SHIM_SYMBOL "\n" SHIM_SYMBOL
     ":\n"
@@ -44,7 +44,7 @@ asm(".text\n.globl " SHIM_SYMBOL "\n" SHIM_SYMBOL
     "  ldp x27, x28, [sp, #64]\n  ldp x29, x30, [sp, #80]\n"
     "  ldp d8, d9, [sp, #96]\n  ldp d10, d11, [sp, #112]\n  ldp d12, d13, [sp, #128]\n  ldp d14, d15, [sp, #144]\n"
     "  add sp, sp, #160\n  ret\n");
-static constexpr int kSaved = 20, kReturn = 11, kFrameWords = 20;
+static constexpr int kReturn = 11, kFrameWords = 20;
 #else
 #error "the Metal shim needs its stack switch written for this processor"
 #endif

@@ -23,8 +23,8 @@ class Fiber {
 
   void* stack_pointer_ = nullptr;  // while another fiber runs
   char* stack_ = nullptr;
-  const void* bottom_ = nullptr;  // as the sanitizer wants to hear it
-  size_t bytes_ = 0;
+  [[maybe_unused]] const void* bottom_ = nullptr;  // as the sanitizer wants to hear it
+  [[maybe_unused]] size_t bytes_ = 0;
   void (*entry_)(void*) = nullptr;
   void* context_ = nullptr;
 };
