@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..convert.feedback import upper_factor
+from ..convert.feedback import times_inverse, upper_factor
 from ..convert.quantize import rotate_hessian, rotation_seed
 from ..convert.sources import Source
 from ..evaluate.evaluation import divergence, normalize
@@ -218,4 +218,4 @@ def _relative_change(states: Floats, changed: Floats) -> float:
 def _fed_back(noise: Floats, hessian: Floats) -> Floats:
     """What is left of white noise in rounding when its errors are fed back: noise (I + U)^-1, where H + damping = (I + U) D (I + U)^T."""
     factor = upper_factor(hessian, _DAMPING).astype(np.float32)  # (I + U) D^1/2
-    return np.ascontiguousarray(np.linalg.solve(factor.T, (noise * np.diag(factor)).T).T, dtype=np.float32)
+    return times_inverse(noise * np.diag(factor), factor)
