@@ -19,7 +19,14 @@ from turboquant_native.convert.conversion import Options, make_plan
 from turboquant_native.convert.sources import open_source
 
 ONE = Speed(
-    engine=1.0, products=1.0, solving=1.0, feedback=1.0, encoding=dict.fromkeys((1, 2, 3, 4, 6, 8), 1.0), writing=1.0, logarithms=1.0
+    engine=1.0,
+    products=1.0,
+    solving=1.0,
+    noise=1.0,
+    feedback=1.0,
+    encoding=dict.fromkeys((1, 2, 3, 4, 6, 8), 1.0),
+    writing=1.0,
+    logarithms=1.0,
 )
 
 

@@ -33,7 +33,7 @@ Floats = NDArray[np.float32]
 _HEAD_ROWS = 64  # of one pass of LayerRunner.head
 _BATCH_ROWS = 4096  # rows whose products are summed by one matrix multiplication
 STREAM = "/residual"  # behind a site's name: the residual stream that the site reads through a norm
-_ERROR_ROWS = 128  # of a matrix, from which its relative error is reported
+ERROR_ROWS = 128  # of a matrix, from which its relative error is reported
 _BLOCK = 1024  # rows and columns of a part of a Hessian
 
 
@@ -473,7 +473,7 @@ def output_input(runner: Any, hidden: Floats) -> Floats:
 
 def relative_error(w: Floats, rounded: Floats, hessian: Floats) -> float:
     """E|| (W - W') x ||^2 / E|| W x ||^2, of some rows evenly spaced: enough to report it."""
-    few = slice(None, None, -(-len(w) // _ERROR_ROWS))
+    few = slice(None, None, -(-len(w) // ERROR_ROWS))
     w, rounded = w[few], rounded[few]
     difference = w - rounded
     energy = float(np.vdot(w @ hessian, w))

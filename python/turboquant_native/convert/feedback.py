@@ -38,7 +38,7 @@ def upper_factor(hessian: NDArray[np.float32], damping: float) -> NDArray[np.flo
 
 
 def times_inverse(x: NDArray[np.float32], upper: NDArray[np.float32]) -> NDArray[np.float32]:
-    """x R^-1 (rows, n) for an upper triangular R (n, n): by substitution in blocks of columns, half the work of a general solution or less."""
+    """x R^-1 (rows, n) for an upper triangular R (n, n): by substitution in blocks of columns."""
     out = np.empty_like(x)
     for first in range(0, x.shape[1], _SOLVED):
         columns = slice(first, first + _SOLVED)
