@@ -79,7 +79,7 @@ def test_more_text_takes_longer_and_more_memory(folder: Path) -> None:
 def test_rounding_counts_every_weight_once(folder: Path) -> None:
     """With everything else infinitely fast, rounding takes weights over rate."""
     far = 1e30
-    only = Speed(far, far, far, far, dict.fromkeys((1, 2, 3, 4, 6, 8), 2.0), far, far)
+    only = Speed(far, far, far, far, far, dict.fromkeys((1, 2, 3, 4, 6, 8), 2.0), far, far)
     found = of(folder, speed=only)
     weights = sum(tensor.weights for tensor in make_plan(open_source(str(folder)), Options()) if tensor.spec is not None)
     assert found.seconds == pytest.approx(weights / 2.0)
