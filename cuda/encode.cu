@@ -14,7 +14,7 @@ namespace tq::cuda {
 namespace {
 
 constexpr uint32_t kThreads = 256;
-constexpr uint32_t kSteps = tqn::kTileSteps, kSeam = tqn::kSeamSteps;
+constexpr uint32_t kSteps = tqn::kTileSteps;
 
 template <int K>
 struct Trellis {
@@ -63,9 +63,9 @@ struct Trellis {
     *decision = uint8_t(choices);
   }
 
-  // `steps` (even) from target `first` on, around the circle; costs start in plane 0 and end there.
-  __device__ void search(uint32_t first, uint32_t steps) const {
-    for (uint32_t i = 0; i < steps; i += 2) {
+  // All steps from target `first` on, around the circle; costs start in plane 0 and end there.
+  __device__ void search(uint32_t first) const {
+    for (uint32_t i = 0; i < kSteps; i += 2) {
       step(costs, costs + kOverlaps, targets[(first + i) % kSteps], decisions + i * kThreads + threadIdx.x);
       __syncthreads();
       step(costs + kOverlaps, costs, targets[(first + i + 1) % kSteps], decisions + (i + 1) * kThreads + threadIdx.x);
@@ -85,18 +85,18 @@ struct Trellis {
     return choice * kOverlaps + u;
   }
 
-  // The overlap that closes the circle, from a free search over the steps around the seam.
+  // The overlap that closes the circle, from a search that starts and ends opposite the seam.
   __device__ int find_overlap() {
     __shared__ long long best;
     __shared__ int overlap;
     start(-1);
     if (threadIdx.x == 0) best = LLONG_MAX;
-    search(kSteps - kSeam, 2 * kSeam);
+    search(kSteps / 2);
     for (uint32_t n = 0; n < kOwn; n++) atomicMin(&best, (long long)(costs[first_overlap() + n]) * tqn::kStates + int(first_overlap() + n));
     __syncthreads();
     if (threadIdx.x == 0) {
       uint32_t u = uint32_t(best & (tqn::kStates - 1));
-      for (uint32_t i = 2 * kSeam - 1; i >= kSeam; i--) u = state(i, u) >> K;
+      for (uint32_t i = kSteps - 1; i >= kSteps / 2; i--) u = state(i, u) >> K;
       overlap = int(u);
     }
     __syncthreads();
@@ -106,7 +106,7 @@ struct Trellis {
   __device__ void encode(uint8_t* tile) {
     const int overlap = find_overlap();
     start(overlap);
-    search(0, kSteps);
+    search(0);
     if (threadIdx.x == 0)
       for (uint32_t t = 0, u = uint32_t(overlap); t < kSteps; t++) {
         const uint32_t s = state(kSteps - 1 - t, u);

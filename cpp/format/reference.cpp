@@ -10,7 +10,7 @@
 
 namespace tq::reference {
 
-using tqn::kCodebookSize, tqn::kSeamSteps, tqn::kStates, tqn::kTileCols, tqn::kTileRows, tqn::kTileSteps;
+using tqn::kCodebookSize, tqn::kStates, tqn::kTileCols, tqn::kTileRows, tqn::kTileSteps;
 
 std::span<const int8_t> default_codebook(int k) {
   switch (k) {
@@ -98,11 +98,10 @@ void put_bits(uint8_t* tile, int k, int start, uint32_t value) {
 
 void encode_trellis(const float* x, int k, const int8_t* codebook, uint8_t* tile, const float* row_weight) {
   Viterbi viterbi(k, codebook);
-  std::vector<tqn::StepCost> order;
+  std::vector<tqn::StepCost> order, turned(kTileSteps);
   for (int t = kTileSteps - 1; t >= 0; t--) order.push_back(tqn::step_cost(k, x[t], weight_of(row_weight, t)));
-  std::vector<tqn::StepCost> seam(order.end() - kSeamSteps, order.end());
-  seam.insert(seam.end(), order.begin(), order.begin() + kSeamSteps);
-  const int overlap = viterbi.search(seam, -1, -1)[kSeamSteps] >> k;
+  std::rotate_copy(order.begin(), order.begin() + kTileSteps / 2, order.end(), turned.begin());
+  const int overlap = viterbi.search(turned, -1, -1)[kTileSteps / 2] >> k;
   const std::vector<int> path = viterbi.search(order, overlap, overlap);
   for (int t = 0; t < kTileSteps; t++) put_bits(tile, k, k * t, uint32_t(path[kTileSteps - 1 - t]) & ((1u << k) - 1));
 }

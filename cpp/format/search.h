@@ -18,9 +18,6 @@ struct StepCost {
   TQN_FN int32_t of(int value) const { return value * slope + value * value * weight; }
 };
 
-// Steps on either side of the seam that the free search sees: survivors merge long before, after some times the 12 / k steps of a window.
-inline constexpr int kSeamSteps = 64;
-
 inline constexpr int32_t kUnreachable = 1 << 29;  // above what the steps of a window cost
 
 // Targets beyond about twice the largest value count as that: sums over a tile, times 2^k, stay within 32 bits.

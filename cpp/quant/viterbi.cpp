@@ -6,7 +6,7 @@ namespace tq::quant {
 
 namespace {
 
-constexpr int kSteps = tqn::kTileSteps, kSeam = tqn::kSeamSteps;
+constexpr int kSteps = tqn::kTileSteps, kSeam = kSteps / 2;
 
 }  // namespace
 
@@ -38,7 +38,7 @@ uint32_t Viterbi::step_back(int first, int row, uint32_t u) const {
   return best;
 }
 
-// A free search over the steps around the seam decides which state the circle closes with.
+// A free search over the circle cut open opposite its seam decides which state it closes with.
 uint32_t Viterbi::find_overlap() {
   std::fill_n(costs_.begin(), cost_count(k_), 0);
   forward(kSteps - kSeam, 2 * kSeam);
