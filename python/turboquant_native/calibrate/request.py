@@ -39,7 +39,7 @@ class Effort:
 
 
 EFFORTS = {
-    "fast": Effort(24, 8, seq_len=256, probes=4, sensitivity_probes=2, adjacent=3, outliers=False, samples_at_8_bits=True),
+    "fast": Effort(24, 8, probes=4, sensitivity_probes=2, adjacent=3, outliers=False, samples_at_8_bits=True),
     "normal": Effort(64, 24, verify=True),
     "max": Effort(256, 64, verify=True),
 }
