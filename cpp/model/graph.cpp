@@ -56,7 +56,9 @@ AttentionOp attention_op(const Graph& g, const AttentionConfig& a, const RopeFre
   op.shape = {a.n_heads, a.n_kv_heads, a.head_dim, a.scale, a.soft_cap};
   op.window = a.window;
   op.k_cache = state.k_cache().get(), op.v_cache = state.v_cache().get();
-  op.cache_f32 = std::get<AttentionState>(state.shape()).k.type == CacheElement::f32;
+  const auto& shape = std::get<AttentionState>(state.shape());
+  op.cache_f32 = shape.k.type == CacheElement::f32;
+  op.k_bits = bits_of(shape.k.type), op.v_bits = bits_of(shape.v.type);
   op.capacity = g.n_ctx;
   return op;
 }
@@ -139,12 +141,18 @@ Planes allocate_planes(Backend& backend, const Config& c, const PlaneNeeds& need
   return p;
 }
 
-CacheElement cache_element(const Model& model, CacheType type) {
-  bool can = true;
-  for (const Part& part : model.parts()) can = can && part.backend->has_f32_cache();
+CacheElements cache_elements(const Model& model, CacheType type) {
+  bool can = true, can_code = true;
+  for (const Part& part : model.parts()) can = can && part.backend->has_f32_cache(), can_code = can_code && part.backend->has_coded_cache();
+  if (type >= CacheType::k8v8) {
+    if (!can_code) throw Error(Cause::unsupported, "a quantized cache on " + model.backend_names());
+    const bool k8 = type == CacheType::k8v8 || type == CacheType::k8v4, v8 = type == CacheType::k8v8 || type == CacheType::k4v8;
+    return {k8 ? CacheElement::q8 : CacheElement::q4, v8 ? CacheElement::q8 : CacheElement::q4};
+  }
   if (type == CacheType::f32 && !can) throw Error(Cause::unsupported, "a float32 cache on " + model.backend_names());
   const bool f32 = type == CacheType::f32 || (type == CacheType::automatic && can && model.precision() == Precision::f32);
-  return f32 ? CacheElement::f32 : CacheElement::f16;
+  const CacheElement element = f32 ? CacheElement::f32 : CacheElement::f16;
+  return {element, element};
 }
 
 void add_embedding(std::vector<Op>& ops, const Graph& g) {
