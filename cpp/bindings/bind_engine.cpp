@@ -12,13 +12,6 @@
 #include "model/sampler.h"
 
 namespace tq::bindings {
-namespace {
-
-Precision parse_precision(const std::string& name) {
-  if (name == "int8") return Precision::int8;
-  if (name == "f32") return Precision::f32;
-  throw Error(Cause::invalid_argument, "precision: \"" + name + "\" is not \"int8\" or \"f32\"");
-}
 
 CacheType parse_cache(const std::string& name) {
   constexpr std::pair<const char*, CacheType> types[] = {
@@ -27,6 +20,14 @@ CacheType parse_cache(const std::string& name) {
   for (const auto& [known, type] : types)
     if (name == known) return type;
   throw Error(Cause::invalid_argument, "cache: \"" + name + "\" is not one of auto, f16, f32, k8v8, k8v4, k4v8, k4v4");
+}
+
+namespace {
+
+Precision parse_precision(const std::string& name) {
+  if (name == "int8") return Precision::int8;
+  if (name == "f32") return Precision::f32;
+  throw Error(Cause::invalid_argument, "precision: \"" + name + "\" is not \"int8\" or \"f32\"");
 }
 
 std::unique_ptr<ModelHandle> open_model(const std::string& path, const std::string& device, int threads, const std::string& precision,

@@ -141,18 +141,36 @@ Planes allocate_planes(Backend& backend, const Config& c, const PlaneNeeds& need
   return p;
 }
 
-CacheElements cache_elements(const Model& model, CacheType type) {
-  bool can = true, can_code = true;
-  for (const Part& part : model.parts()) can = can && part.backend->has_f32_cache(), can_code = can_code && part.backend->has_coded_cache();
-  if (type >= CacheType::k8v8) {
-    if (!can_code) throw Error(Cause::unsupported, "a quantized cache on " + model.backend_names());
-    const bool k8 = type == CacheType::k8v8 || type == CacheType::k8v4, v8 = type == CacheType::k8v8 || type == CacheType::k4v8;
-    return {k8 ? CacheElement::q8 : CacheElement::q4, v8 ? CacheElement::q8 : CacheElement::q4};
+CacheElements elements_of(CacheType type) {
+  switch (type) {
+    case CacheType::automatic:
+    case CacheType::f16:
+      return {CacheElement::f16, CacheElement::f16};
+    case CacheType::f32:
+      return {CacheElement::f32, CacheElement::f32};
+    case CacheType::k8v8:
+      return {CacheElement::q8, CacheElement::q8};
+    case CacheType::k8v4:
+      return {CacheElement::q8, CacheElement::q4};
+    case CacheType::k4v8:
+      return {CacheElement::q4, CacheElement::q8};
+    case CacheType::k4v4:
+      return {CacheElement::q4, CacheElement::q4};
   }
-  if (type == CacheType::f32 && !can) throw Error(Cause::unsupported, "a float32 cache on " + model.backend_names());
-  const bool f32 = type == CacheType::f32 || (type == CacheType::automatic && can && model.precision() == Precision::f32);
-  const CacheElement element = f32 ? CacheElement::f32 : CacheElement::f16;
-  return {element, element};
+  throw Error(Cause::invalid_argument, "cache type " + std::to_string(int(type)));
+}
+
+CacheElements cache_elements(const Model& model, CacheType type) {
+  bool can_float = true, can_code = true;
+  for (const Part& part : model.parts()) {
+    can_float = can_float && part.backend->has_f32_cache();
+    can_code = can_code && part.backend->has_coded_cache();
+  }
+  if (type == CacheType::automatic && can_float && model.precision() == Precision::f32) type = CacheType::f32;
+  const CacheElements elements = elements_of(type);
+  if (elements.k == CacheElement::f32 && !can_float) throw Error(Cause::unsupported, "a float32 cache on " + model.backend_names());
+  if (bits_of(elements.k) && !can_code) throw Error(Cause::unsupported, "a quantized cache on " + model.backend_names());
+  return elements;
 }
 
 void add_embedding(std::vector<Op>& ops, const Graph& g) {
