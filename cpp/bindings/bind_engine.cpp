@@ -179,9 +179,8 @@ py::array_t<Candidate> eval_best(ContextHandle& handle, const IntArray& tokens, 
   py::array_t<Candidate> best(kMaxCandidates);
   Candidate* const out = best.mutable_data();
   handle.use([&](Context& context) {
-    eval_batches(context, span, position, slot, Wanted::last, [&](const Batch& batch) {
-      context.forward_best(batch, {out, batch.output_rows.size() * size_t(kMaxCandidates)});
-    });
+    eval_batches(context, span, position, slot, Wanted::last,
+                 [&](const Batch& batch) { context.forward_best(batch, {out, batch.output_rows.size() * size_t(kMaxCandidates)}); });
   });
   return best;
 }
@@ -359,8 +358,7 @@ void bind_sampler(py::module_& m) {
       .def("sample", &sample, py::arg("logits").noconvert(), py::arg("history"))
       .def("needed_candidates", &needed_candidates, py::arg("n_vocab"))
       .def("sample_best", &sample_best, py::arg("best").noconvert())
-      .def(
-          "reseed", [](SamplerHandle& h, uint64_t seed) { h.use([&](Sampler& sampler) { sampler.reseed(seed); }); }, py::arg("seed"));
+      .def("reseed", [](SamplerHandle& h, uint64_t seed) { h.use([&](Sampler& sampler) { sampler.reseed(seed); }); }, py::arg("seed"));
 }
 
 }  // namespace

@@ -123,8 +123,8 @@ struct Kernels {
                     int64_t last, float* max, float* sum, float* out);
   void (*attention_f32)(const AttentionShape& shape, const float* q, const float* k, const float* v, int64_t stride, int64_t first,
                         int64_t last, float* max, float* sum, float* out);  // the same for k and v in float32
-  // n queries, in ascending order of `last`, go on over the tiles [first_tile, last_tile) of a cache in codes. Products of keys are exact int32 sums;
-  // weights of a tile's values are rounded to 15 bits of the largest, and their products are exact again.
+  // n queries, in ascending order of `last`, go on over the tiles [first_tile, last_tile) of a cache in codes. Products of keys are exact
+  // int32 sums; weights of a tile's values are rounded to 15 bits of the largest, and their products are exact again.
   void (*attention_coded)(const AttentionShape& shape, const CodedCache& cache, int64_t first_tile, int64_t last_tile, CodedQuery* queries,
                           int64_t n);
 };

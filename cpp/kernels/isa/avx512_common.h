@@ -154,8 +154,7 @@ inline void store_channels(int32_t* out, PairSums sum) { store_i32(out, sum); }
 
 class Levels {
  public:
-  Levels()
-      : values_(repeat16(tqn::cache::kLevel)), rows_(kOffset ? _mm512_xor_si512(values_, _mm512_set1_epi8(char(kOffset))) : values_) {}
+  Levels() : values_(repeat16(tqn::cache::kLevel)), rows_(kOffset ? _mm512_xor_si512(values_, _mm512_set1_epi8(char(kOffset))) : values_) {}
   Row lower_row(Row codes) const { return _mm512_shuffle_epi8(rows_, _mm512_and_si512(codes, _mm512_set1_epi8(15))); }
   Row upper_row(Row codes) const { return lower_row(_mm512_srli_epi16(codes, 4)); }
   Wide wide_4(const uint8_t* p, bool) const {
