@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kMinRange = 128;  // positions; shorter ranges cost more to merge than they save
 constexpr int64_t kBlock = 64;      // positions converted at once: 64 KiB of keys and values where heads have 128 channels
-constexpr int64_t kMinShared = 8;   // queries; fewer read the float16 cache as it is, block by block in turns
+constexpr int64_t kMinShared = 8;   // queries; fewer read the float16 cache as it is
 
 class AttentionStep final : public Step {
  public:
@@ -154,28 +154,17 @@ class AttentionStep final : public Step {
     const int64_t dim = op_.shape.head_dim, first = own.queries[0].span.first, last = own.queries[n - 1].span.last;
     if (op_.cache_f32) return read_block(w, own, n, data(op_.k_cache) + offset, data(op_.v_cache) + offset, {0, last});
     const uint16_t *k = data<uint16_t>(op_.k_cache) + offset, *v = data<uint16_t>(op_.v_cache) + offset;
-    if (n < kMinShared) return read_in_turns(w, own, n, k, v);
+    if (n < kMinShared) {
+      for (Query* q = own.queries; q < own.queries + n; q++)
+        w.k.attention(op_.shape, q->q, k, v, dim, q->span.first, q->span.last, &q->max, &q->sum, q->out);
+      return;
+    }
     for (int64_t at = first; at < last; at += kBlock) {
       const Range block{at, std::min(at + kBlock, last)};
       w.k.to_f32(k + at * dim, (block.last - at) * dim, own.k);
       w.k.to_f32(v + at * dim, (block.last - at) * dim, own.v);
       read_block(w, own, n, own.k, own.v, block);
     }
-  }
-
-  // All queries read a block while it is in the fastest cache. Each counts blocks from its own first position, as if it were alone.
-  void read_in_turns(const Worker& w, const Own& own, int64_t n, const uint16_t* k, const uint16_t* v) const {
-    const int64_t longest = longest_span(own, n);
-    for (int64_t at = 0; at < longest; at += kBlock)
-      for (Query* q = own.queries; q < own.queries + n; q++) {
-        const int64_t first = q->span.first + at, last = std::min(first + kBlock, q->span.last);
-        if (first < last) w.k.attention(op_.shape, q->q, k, v, op_.shape.head_dim, first, last, &q->max, &q->sum, q->out);
-      }
-  }
-  static int64_t longest_span(const Own& own, int64_t n) {
-    int64_t longest = 0;
-    for (const Query* q = own.queries; q < own.queries + n; q++) longest = std::max(longest, q->span.last - q->span.first);
-    return longest;
   }
 
   // k and v start at position block.first.
