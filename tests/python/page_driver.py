@@ -16,6 +16,9 @@ if not CHROMIUM.exists():
 
 expect.set_options(timeout=30_000)  # a busy machine is slow, not wrong
 
+# A browser that does not answer within the time limit above is tried once more; a wrong answer fails at once.
+AGAIN_AFTER_TIMEOUTS = pytest.mark.flaky(reruns=1, only_rerun=["TimeoutError"])
+
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 ARGUMENTS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 EXPECTED = re.compile(r"Failed to load resource|net::ERR_")  # what the browser says of answers that are errors
