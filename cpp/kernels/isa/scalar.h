@@ -48,7 +48,8 @@ inline F32 minimum(F32 a, F32 b) { return a < b ? a : b; }
 inline F32 absolute(F32 a) { return __builtin_fabsf(a); }
 inline F32 round_even(F32 x) { return __builtin_nearbyintf(x); }
 inline F32 select_less(F32 a, F32 b, F32 yes, F32 no) { return a < b ? yes : no; }
-inline F32 pow2(F32 n) {  // n: an integer in [-126, 127]
+inline F32 pow2(F32 n) {  // n: an integer in [-126, 127], or NaN
+  if (n != n) return n;
   const uint32_t bits = uint32_t(int32_t(n) + 127) << 23;
   float result;
   std::memcpy(&result, &bits, 4);
