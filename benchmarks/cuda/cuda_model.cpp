@@ -54,7 +54,8 @@ class Synthetic {
     make_weights(bits);
     weight_bytes_ = backend_->memory_bytes();
     p_ = allocate_planes(*backend_, c_, {.first_layer = 0, .last_layer = c_.n_layers(), .rows = 4096, .logit_rows = kSlots});
-    for (const LayerConfig& layer : c_.layers) states_.emplace_back(*backend_, state_shape(layer, CacheElement::f16), kSlots, kCapacity);
+    const CacheElements cache{CacheElement::f16, CacheElement::f16};
+    for (const LayerConfig& layer : c_.layers) states_.emplace_back(*backend_, state_shape(layer, cache), kSlots, kCapacity);
     const Graph graph{c_, w_, p_, kCapacity};
     std::vector<Op> ops;
     add_embedding(ops, graph);

@@ -114,7 +114,10 @@ struct AttentionOp {
   int64_t window = 0;                             // 0: all positions up to p
   Buffer *k_cache = nullptr, *v_cache = nullptr;  // (slots, n_kv_heads, capacity, head_dim)
   bool cache_f32 = false;                         // their type: float32, for which has_f32_cache() must say yes, or float16
-  int64_t capacity = 0;                           // positions of a slot
+  // Or both hold codes of so many bits, 8 or 4 (format/cache.h; has_coded_cache() must say yes): (slots, n_kv_heads, tiles of the
+  // capacity).
+  int k_bits = 0, v_bits = 0;
+  int64_t capacity = 0;  // positions of a slot
 };
 // x = cap * tanh(x / cap) for logits: one row for each of the batch's output rows.
 struct SoftCapOp {
@@ -202,8 +205,9 @@ class Backend {
   // Seconds since the last call by kind of work ("linear", "attention", "norms", ..., "barrier": waiting for other threads), and whether to
   // measure from now on. Empty where nothing is measured.
   virtual std::vector<std::pair<std::string, double>> profile(bool on) { return (void)on, std::vector<std::pair<std::string, double>>{}; }
-  virtual bool has_f32_cache() const { return false; }  // AttentionOp::cache_f32 may be set
-  virtual int64_t memory_bytes() const = 0;             // of this backend's buffers, matrices and scratch; without the mapped file
+  virtual bool has_f32_cache() const { return false; }    // AttentionOp::cache_f32 may be set
+  virtual bool has_coded_cache() const { return false; }  // AttentionOp::k_bits and v_bits may be set
+  virtual int64_t memory_bytes() const = 0;               // of this backend's buffers, matrices and scratch; without the mapped file
 };
 
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);

@@ -12,19 +12,22 @@
 #include "model/sampler.h"
 
 namespace tq::bindings {
+
+CacheType parse_cache(const std::string& name) {
+  constexpr std::pair<const char*, CacheType> types[] = {
+      {"auto", CacheType::automatic}, {"f16", CacheType::f16},   {"f32", CacheType::f32},  {"k8v8", CacheType::k8v8},
+      {"k8v4", CacheType::k8v4},      {"k4v8", CacheType::k4v8}, {"k4v4", CacheType::k4v4}};
+  for (const auto& [known, type] : types)
+    if (name == known) return type;
+  throw Error(Cause::invalid_argument, "cache: \"" + name + "\" is not one of auto, f16, f32, k8v8, k8v4, k4v8, k4v4");
+}
+
 namespace {
 
 Precision parse_precision(const std::string& name) {
   if (name == "int8") return Precision::int8;
   if (name == "f32") return Precision::f32;
   throw Error(Cause::invalid_argument, "precision: \"" + name + "\" is not \"int8\" or \"f32\"");
-}
-
-CacheType parse_cache(const std::string& name) {
-  if (name == "auto") return CacheType::automatic;
-  if (name == "f16") return CacheType::f16;
-  if (name == "f32") return CacheType::f32;
-  throw Error(Cause::invalid_argument, "cache: \"" + name + "\" is not \"auto\", \"f16\" or \"f32\"");
 }
 
 std::unique_ptr<ModelHandle> open_model(const std::string& path, const std::string& device, int threads, const std::string& precision,

@@ -1,6 +1,7 @@
 // Layout constants and the scalar oracle.
 #include "bindings/bindings.h"
 #include "common/error.h"
+#include "format/cache.h"
 #include "format/reference.h"
 
 namespace tq::bindings {
@@ -50,6 +51,17 @@ py::array_t<int8_t> reference_decode(const Array<uint8_t>& codes, int bits, int6
   return out;
 }
 
+// Of one position's key and value together.
+int64_t cached_bytes(const std::string& cache, int64_t head_dim) {
+  if (head_dim < 1 || head_dim > (int64_t(1) << 30)) throw Error(Cause::invalid_argument, "head_dim: " + std::to_string(head_dim));
+  const CacheElements types = elements_of(parse_cache(cache));
+  const auto bytes = [&](CacheElement type) {
+    if (const int bits = bits_of(type)) return tqn::cache::tile_bytes(bits, head_dim) / tqn::cache::kTile;
+    return head_dim * int64_t(type == CacheElement::f32 ? sizeof(float) : sizeof(uint16_t));
+  };
+  return bytes(types.k) + bytes(types.v);
+}
+
 }  // namespace
 
 void bind_format(py::module_& m) {
@@ -62,6 +74,7 @@ void bind_format(py::module_& m) {
   m.def("default_codebook", &default_codebook, py::arg("bits"));
   m.def("reference_decode", &reference_decode, py::arg("codes").noconvert(), py::arg("bits"), py::arg("n_out"), py::arg("n_in"),
         py::arg("codebook").noconvert());
+  m.def("cached_bytes", &cached_bytes, py::arg("cache"), py::arg("head_dim"));
 }
 
 }  // namespace tq::bindings

@@ -6,6 +6,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "model/model.h"
+
 namespace py = pybind11;
 
 namespace tq::bindings {
@@ -15,6 +17,8 @@ void bind_quant(py::module_& m);   // encode, decode, rotate
 void bind_gguf(py::module_& m);    // GgufFile
 void bind_engine(py::module_& m);  // Model, Context, Sampler, backends
 void bind_layer_runner(py::module_& m);
+
+CacheType parse_cache(const std::string& name);  // bind_engine.cpp
 
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;  // conversion only where the caller asked for it: wrong dtypes are errors, see `require`

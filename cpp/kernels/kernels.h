@@ -57,6 +57,22 @@ struct AttentionShape {
   float soft_cap = 0;  // 0: scores stay as they are; else they become soft_cap * tanh(score / soft_cap)
 };
 
+// Keys and values of one key/value head in codes (format/cache.h), from position 0 on.
+struct CodedCache {
+  int k_bits = 0, v_bits = 0;  // 8 or 4
+  const uint8_t *k = nullptr, *v = nullptr;
+};
+// One query head of one row, which reads the positions below `last` of a CodedCache. (max, sum, out): the state of its softmax, as in
+// Kernels::attention.
+struct CodedQuery {
+  const int8_t* q = nullptr;  // (padded(head_dim)), zeros behind head_dim
+  float scale = 0;            // what one step of q stands for
+  int32_t total = 0;          // sum of q
+  int64_t last = 0;
+  float max = 0, sum = 0;
+  float* out = nullptr;  // (padded(head_dim))
+};
+
 struct Kernels {
   std::string_view isa;  // the instruction set's name, as TQ_ISA takes it
   // Bytes that `scratch` must have below, 64-byte aligned and used by one thread at a time, for any matrix with n_in columns.
@@ -107,6 +123,10 @@ struct Kernels {
                     int64_t last, float* max, float* sum, float* out);
   void (*attention_f32)(const AttentionShape& shape, const float* q, const float* k, const float* v, int64_t stride, int64_t first,
                         int64_t last, float* max, float* sum, float* out);  // the same for k and v in float32
+  // n queries, in ascending order of `last`, go on over the tiles [first_tile, last_tile) of a cache in codes. Products of keys are exact
+  // int32 sums; weights of a tile's values are rounded to 15 bits of the largest, and their products are exact again.
+  void (*attention_coded)(const AttentionShape& shape, const CodedCache& cache, int64_t first_tile, int64_t last_tile, CodedQuery* queries,
+                          int64_t n);
 };
 
 const Kernels& kernels();  // the table in use: TQ_ISA's, else the best; throws Error(invalid_argument) when TQ_ISA cannot be used here

@@ -153,7 +153,7 @@ static ContextOptions checked(const Model& model, ContextOptions o) {
   o.n_batch = std::min(o.n_batch, o.n_ctx * o.n_slots);
   double largest = 0;  // bytes of one layer
   for (const LayerConfig& layer : c.layers)
-    largest = std::max(largest, double(o.n_slots) * max_state_bytes(state_shape(layer, CacheElement::f32), o.n_ctx));
+    largest = std::max(largest, double(o.n_slots) * max_state_bytes(state_shape(layer, {CacheElement::f32, CacheElement::f32}), o.n_ctx));
   if (largest > double(kMaxStateBytes))
     throw Error(Cause::out_of_memory,
                 "n_ctx " + std::to_string(o.n_ctx) + " times n_slots " + std::to_string(o.n_slots) + " is too large a cache");

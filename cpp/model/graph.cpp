@@ -56,7 +56,9 @@ AttentionOp attention_op(const Graph& g, const AttentionConfig& a, const RopeFre
   op.shape = {a.n_heads, a.n_kv_heads, a.head_dim, a.scale, a.soft_cap};
   op.window = a.window;
   op.k_cache = state.k_cache().get(), op.v_cache = state.v_cache().get();
-  op.cache_f32 = std::get<AttentionState>(state.shape()).k.type == CacheElement::f32;
+  const auto& shape = std::get<AttentionState>(state.shape());
+  op.cache_f32 = shape.k.type == CacheElement::f32;
+  op.k_bits = bits_of(shape.k.type), op.v_bits = bits_of(shape.v.type);
   op.capacity = g.n_ctx;
   return op;
 }
@@ -139,12 +141,36 @@ Planes allocate_planes(Backend& backend, const Config& c, const PlaneNeeds& need
   return p;
 }
 
-CacheElement cache_element(const Model& model, CacheType type) {
-  bool can = true;
-  for (const Part& part : model.parts()) can = can && part.backend->has_f32_cache();
-  if (type == CacheType::f32 && !can) throw Error(Cause::unsupported, "a float32 cache on " + model.backend_names());
-  const bool f32 = type == CacheType::f32 || (type == CacheType::automatic && can && model.precision() == Precision::f32);
-  return f32 ? CacheElement::f32 : CacheElement::f16;
+CacheElements elements_of(CacheType type) {
+  switch (type) {
+    case CacheType::automatic:
+    case CacheType::f16:
+      return {CacheElement::f16, CacheElement::f16};
+    case CacheType::f32:
+      return {CacheElement::f32, CacheElement::f32};
+    case CacheType::k8v8:
+      return {CacheElement::q8, CacheElement::q8};
+    case CacheType::k8v4:
+      return {CacheElement::q8, CacheElement::q4};
+    case CacheType::k4v8:
+      return {CacheElement::q4, CacheElement::q8};
+    case CacheType::k4v4:
+      return {CacheElement::q4, CacheElement::q4};
+  }
+  throw Error(Cause::invalid_argument, "cache type " + std::to_string(int(type)));
+}
+
+CacheElements cache_elements(const Model& model, CacheType type) {
+  bool can_float = true, can_code = true;
+  for (const Part& part : model.parts()) {
+    can_float = can_float && part.backend->has_f32_cache();
+    can_code = can_code && part.backend->has_coded_cache();
+  }
+  if (type == CacheType::automatic && can_float && model.precision() == Precision::f32) type = CacheType::f32;
+  const CacheElements elements = elements_of(type);
+  if (elements.k == CacheElement::f32 && !can_float) throw Error(Cause::unsupported, "a float32 cache on " + model.backend_names());
+  if (bits_of(elements.k) && !can_code) throw Error(Cause::unsupported, "a quantized cache on " + model.backend_names());
+  return elements;
 }
 
 void add_embedding(std::vector<Op>& ops, const Graph& g) {

@@ -30,8 +30,8 @@ struct PlaneNeeds {
 Planes allocate_planes(Backend& backend, const Config& c, const PlaneNeeds& needs);
 BufferPtr allocate_plane(Backend& backend, int64_t rows, int64_t width);
 
-// The type of the caches that `type` asks for; throws unsupported where a backend of the model does not have it.
-CacheElement cache_element(const Model& model, CacheType type);
+// The types of the caches that `type` asks for; throws unsupported where a backend of the model does not have it.
+CacheElements cache_elements(const Model& model, CacheType type);
 
 struct Graph {
   const Config& config;

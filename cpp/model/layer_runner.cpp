@@ -199,7 +199,7 @@ struct LayerRunner::Impl {
   std::vector<Op> layer_ops(int64_t layer) {
     if (state_layer != layer) {
       state.reset();
-      state.emplace(backend(), state_shape(c.layers[size_t(layer)], cache_element(*model, CacheType::automatic)), pass_rows / seq_len,
+      state.emplace(backend(), state_shape(c.layers[size_t(layer)], cache_elements(*model, CacheType::automatic)), pass_rows / seq_len,
                     seq_len);
       state_layer = layer;
     }

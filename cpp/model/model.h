@@ -102,8 +102,11 @@ class Model {
   friend struct Loader;
 };
 
-// The type of cached keys and values. automatic: float32 where activations are (Precision::f32) and every device can, else float16.
-enum class CacheType : uint8_t { automatic, f16, f32 };
+// The type of cached keys and values. automatic: float32 where activations are (Precision::f32) and every device can, else float16. k8v4:
+// codes, 8 bits for keys and 4 for values (format/cache.h); and so on.
+enum class CacheType : uint8_t { automatic, f16, f32, k8v8, k8v4, k4v8, k4v4 };
+
+CacheElements elements_of(CacheType type);  // automatic: float16
 
 struct ContextOptions {
   int64_t n_ctx = 0;      // positions that a slot can hold; 0: as many as the model was trained for

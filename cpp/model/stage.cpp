@@ -12,7 +12,7 @@ Stage::Stage(const Model& model, const Part& part, const ContextOptions& options
                              .last_layer = part_.last,
                              .rows = options_.n_batch,
                              .logit_rows = last() ? std::min(options_.n_batch, kLogitRows) : 0});
-  const CacheElement cache = cache_element(model, options_.cache);
+  const CacheElements cache = cache_elements(model, options_.cache);
   for (int64_t layer = part_.first; layer < part_.last; layer++)
     states_.emplace_back(backend, state_shape(config_.layers[size_t(layer)], cache), options_.n_slots, options_.n_ctx);
   program(logits);

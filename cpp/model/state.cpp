@@ -6,6 +6,7 @@
 #include <string>
 
 #include "common/error.h"
+#include "format/cache.h"
 
 namespace tq {
 namespace {
@@ -13,11 +14,14 @@ namespace {
 [[noreturn]] void invalid(const std::string& what) { throw Error(Cause::invalid_argument, what); }
 [[noreturn]] void bad_state(const std::string& what) { throw Error(Cause::bad_file, "state: " + what); }
 
-int64_t bytes_of(CacheElement type) { return type == CacheElement::f32 ? int64_t(sizeof(float)) : int64_t(sizeof(uint16_t)); }
+CachedRow cached_row(CacheElement type, int64_t head_dim) {
+  if (const int bits = bits_of(type)) return {type, tqn::cache::tile_bytes(bits, head_dim)};
+  return {type, head_dim * int64_t(type == CacheElement::f32 ? sizeof(float) : sizeof(uint16_t))};
+}
 
-StateShape shape_of(const AttentionConfig& a, CacheElement cache) {
-  const CachedRow row{cache, a.head_dim * bytes_of(cache)};
-  return AttentionState{a.n_kv_heads, row, row};
+StateShape shape_of(const AttentionConfig& a, CacheElements cache) {
+  if (a.window > 0 && bits_of(cache.k) > 0) cache = {CacheElement::f16, CacheElement::f16};
+  return AttentionState{a.n_kv_heads, cached_row(cache.k, a.head_dim), cached_row(cache.v, a.head_dim)};
 }
 
 // What save() writes: this, a ShapeRecord for each layer, and each layer's pieces.
@@ -52,7 +56,11 @@ std::atomic<uint64_t> next_id{1};
 
 }  // namespace
 
-StateShape state_shape(const LayerConfig& layer, CacheElement cache) {
+int bits_of(CacheElement type) { return type == CacheElement::q8 ? 8 : type == CacheElement::q4 ? 4 : 0; }
+
+int64_t CachedRow::bytes_of(int64_t positions) const { return (bits_of(type) ? tqn::cache::tiles(positions) : positions) * bytes; }
+
+StateShape state_shape(const LayerConfig& layer, CacheElements cache) {
   return std::visit([&](const auto& mixer) { return shape_of(mixer, cache); }, layer.mixer);
 }
 
@@ -65,7 +73,7 @@ double max_state_bytes(const StateShape& shape, int64_t capacity) {
 LayerState::LayerState(Backend& backend, const StateShape& shape, int64_t n_slots, int64_t capacity)
     : backend_(&backend), shape_(shape), capacity_(capacity) {
   if (const auto* a = std::get_if<AttentionState>(&shape_)) {
-    for (const CachedRow& row : {a->k, a->v}) buffers_.push_back(backend.allocate(n_slots * a->n_kv_heads * capacity * row.bytes));
+    for (const CachedRow& row : {a->k, a->v}) buffers_.push_back(backend.allocate(n_slots * a->n_kv_heads * row.bytes_of(capacity)));
   } else {
     buffers_.push_back(backend.allocate(n_slots * std::get<RecurrentState>(shape_).bytes));
   }
@@ -86,9 +94,9 @@ std::vector<Piece> LayerState::pieces(int64_t slot, int64_t n) const {
   }
   std::vector<Piece> all;
   for (size_t i = 0; i < 2; i++) {
-    const int64_t row = (i == 0 ? a->k : a->v).bytes;
+    const CachedRow& row = i == 0 ? a->k : a->v;
     for (int64_t head = 0; head < a->n_kv_heads; head++)
-      all.push_back({buffers_[i].get(), (slot * a->n_kv_heads + head) * capacity_ * row, n * row});
+      all.push_back({buffers_[i].get(), (slot * a->n_kv_heads + head) * row.bytes_of(capacity_), row.bytes_of(n)});
   }
   return all;
 }

@@ -12,12 +12,17 @@
 
 namespace tq {
 
-enum class CacheElement : uint8_t { f16, f32 };
+enum class CacheElement : uint8_t { f16, f32, q8, q4 };  // numbers, or codes of 8 or 4 bits (format/cache.h)
+struct CacheElements {
+  CacheElement k = CacheElement::f16, v = CacheElement::f16;
+};
+int bits_of(CacheElement type);  // of codes; 0: numbers
 
-// What one position of one key/value head takes in a cache.
+// What one key/value head takes in a cache.
 struct CachedRow {
   CacheElement type = CacheElement::f16;
-  int64_t bytes = 0;
+  int64_t bytes = 0;  // of a position, of codes: of a tile of positions
+  int64_t bytes_of(int64_t positions) const;
   bool operator==(const CachedRow&) const = default;
 };
 
@@ -37,7 +42,8 @@ struct RecurrentState {
 
 using StateShape = std::variant<AttentionState, RecurrentState>;
 
-StateShape state_shape(const LayerConfig& layer, CacheElement cache);
+// Layers with a window keep numbers, float16, where others keep codes: their caches stay small.
+StateShape state_shape(const LayerConfig& layer, CacheElements cache);
 double max_state_bytes(const StateShape& shape, int64_t capacity);  // of its largest buffer, a slot; int64_t may not hold it
 
 // A contiguous part of a buffer.
@@ -54,7 +60,7 @@ class LayerState {
   const StateShape& shape() const { return shape_; }
   bool keeps_positions() const { return std::holds_alternative<AttentionState>(shape_); }  // a slot can go back to any of them
   int64_t bytes() const;
-  // Of attention: (slots, n_kv_heads, capacity) rows each.
+  // Of attention: (slots, n_kv_heads, capacity) rows each, or so many tiles.
   const BufferPtr& k_cache() const { return buffers_[0]; }
   const BufferPtr& v_cache() const { return buffers_[1]; }
   // What a slot that holds n positions knows. Order and sizes depend on the shape and n alone.

@@ -24,6 +24,9 @@ FORMATS: tuple[int, ...]
 def plane_bytes(n_out: int, n_in: int, bits: int) -> dict[str, int]:
     """Bytes of the planes "codes", "row_scale" and "codebook"; ValueError where the shape or width is unusable."""
 
+def cached_bytes(cache: str, head_dim: int) -> int:
+    """Bytes of one position's key and value of a head of `head_dim` elements; cache: as `Context` has it ("auto" counts as f16)."""
+
 def default_codebook(bits: int) -> tuple[NDArray[np.int8], float]:
     """int8 and the unit that scales its values to N(0, 1): T and U, (32,), for 1 to 4 bits; (64,) for 6; empty and 0.0 for 8."""
 
@@ -163,7 +166,11 @@ class Snapshot:
 
 class Context:
     def __init__(self, model: Model, *, n_ctx: int = 0, n_slots: int = 1, n_batch: int = 512, cache: str = "auto") -> None:
-        """n_ctx: positions a slot, 0: the model's. cache: "f16", "f32" or "auto" (f32 where precision is "f32" and the device can)."""
+        """n_ctx: positions a slot, 0: the model's.
+
+        cache: "f16", "f32", codes of 8 or 4 bits for keys and values ("k8v8", "k8v4", "k4v8", "k4v4"; CPU), or "auto" (f32 where precision
+        is "f32" and the device can).
+        """
     @property
     def n_ctx(self) -> int: ...
     @property

@@ -33,7 +33,7 @@ def test_the_estimate_is_what_the_engine_takes(tmp_path, shape, n_ctx, n_batch):
     context = _core.Context(model, n_ctx=n_ctx, n_batch=n_batch)
     taken = context.memory_bytes
     context.close()
-    assert n_ctx * found.shape.position_bytes + found.shape.workspace(min(n_batch, n_ctx)) == taken
+    assert n_ctx * found.shape.position_bytes("f16") + found.shape.workspace(min(n_batch, n_ctx)) == taken
     assert 0.9 * found.token_bytes <= model.weight_bytes <= found.token_bytes  # the engine counts matrices alone
     assert found.shape.n_ctx_train == model.config["n_ctx_train"]
     model.close()

@@ -364,7 +364,7 @@ def test_unknown_options(llm, tiny_tqn):
     with pytest.raises(ValueError, match="lora_path"):
         Llama(str(tiny_tqn), lora_path="x")
     with pytest.raises(ValueError, match="type_k"):
-        Llama(str(tiny_tqn), type_k=8)
+        Llama(str(tiny_tqn), type_k=8)  # alone
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Llama(str(tiny_tqn), n_ctx=16, n_parts=-1, f16_kv=True, low_vram=False, rope_freq_base=10000.0, strict=True).close()

@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from page_driver import Page, ask, close_dialog, expect, send, settings
+from page_driver import AGAIN_AFTER_TIMEOUTS, Page, ask, close_dialog, expect, send, settings
 from page_server import BROKEN, PageServer, answer, finish, progress, words
+
+pytestmark = AGAIN_AFTER_TIMEOUTS
 
 SLOW = [part for word in words("one two three four five six seven eight") for part in (word, 0.15)]
 

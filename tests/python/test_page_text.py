@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from page_driver import BrowserContext, Page, ask, close_dialog, expect, fits, send, settings
+from page_driver import AGAIN_AFTER_TIMEOUTS, BrowserContext, Page, ask, close_dialog, expect, fits, send, settings
 from page_server import PageServer, answer, delta, finish, words
+
+pytestmark = AGAIN_AFTER_TIMEOUTS
 
 # ---- text of the model
 

@@ -10,8 +10,8 @@ from turboquant_native import _core
 from turboquant_native.commands import convert as convert_hf_to_tq
 from turboquant_native.convert import quantize
 from turboquant_native.convert.conversion import Options, make_plan, write_model
-from turboquant_native.convert.feedback import block_feedback
-from turboquant_native.convert.quantize import MatrixSpec, input_site, quantize_matrix, rotation_seed, take_outliers
+from turboquant_native.convert.feedback import block_feedback, times_definite_inverse, times_inverse, upper_factor
+from turboquant_native.convert.quantize import ErrorFeedback, MatrixSpec, input_site, quantize_matrix, rotation_seed, take_outliers
 from turboquant_native.convert.sources import open_source
 
 # Mean squared error of the formats on N(0, 1) (docs/format.md); a few per cent more on small matrices, whose tails vary.
@@ -173,3 +173,35 @@ def test_hessians_without_a_factor_are_refused() -> None:
         with pytest.raises(ValueError, match=message):
             block_feedback(bad.astype(np.float32), 0.03)
     assert not block_feedback(np.zeros((8, 8), np.float32), 0.03).any()
+
+
+@pytest.mark.parametrize(("rows", "n"), [(1, 1), (3, 4), (7, 127), (5, 128), (2, 129), (40, 516)])
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
+def test_solutions_for_factors_and_definite_matrices(rows: int, n: int, scale: float) -> None:
+    """Against the product: what is left over is a few rounding errors of float32 for each of n terms."""
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((rows, n), dtype=np.float32)
+    root = rng.standard_normal((n, n + 8)) * np.exp(rng.standard_normal((n, 1)))
+    h = np.asarray(scale * (root @ root.T / n + 0.2 * np.trace(root @ root.T) / n**2 * np.eye(n)), np.float32)
+    factor = upper_factor(h, 0.03).astype(np.float32)
+    for solution, matrix in ((times_inverse(x, factor), factor), (times_definite_inverse(x, h), h)):
+        assert solution.dtype == np.float32 and solution.shape == x.shape
+        size = np.abs(solution).astype(np.float64) @ np.abs(matrix) + np.abs(x)
+        assert (np.abs(solution.astype(np.float64) @ matrix - x) <= 20 * np.sqrt(n) * 2.0**-24 * size).all()
+
+
+def test_what_rounding_made_indefinite_is_solved_in_general() -> None:
+    h = np.diag(np.array([2, -1, 4], np.float32))
+    np.testing.assert_allclose(times_definite_inverse(np.ones((1, 3), np.float32), h), [[0.5, -1, 0.25]])
+
+
+def test_feedback_that_matrices_of_a_site_share_gives_each_the_same_codes() -> None:
+    rng = np.random.default_rng(4)
+    x = (rng.standard_normal((300, 64)) * np.geomspace(1, 20, 64)).astype(np.float32)
+    hessian, spec = x.T @ x / 300, MatrixSpec(3, 9, damping=0.03)
+    shared = ErrorFeedback.of(hessian, spec)
+    for n_out in (1, 65):
+        w = rng.standard_normal((n_out, 64)).astype(np.float32)
+        own, other = quantize_matrix(w, spec, hessian), quantize_matrix(w, spec, hessian, feedback=shared)
+        assert np.array_equal(own.packed.codes, other.packed.codes)
+        assert not np.array_equal(own.packed.codes, quantize_matrix(w, spec).packed.codes)

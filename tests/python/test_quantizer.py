@@ -566,6 +566,25 @@ def test_sampling_goes_on_at_the_batch_it_was_in(folder: Path, tmp_path: Path, m
         monkeypatch.setattr(calibration_text, "_sample_batch", draw_batch)
 
 
+def test_fast_text_is_drawn_from_the_model_at_8_bits(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a run with text of the user's own nothing but probes is drawn, so that no file at 8 bits is made; no run leaves one."""
+    assert _FULL_EFFORTS["fast"].samples_at_8_bits and not _FULL_EFFORTS["normal"].samples_at_8_bits
+    monkeypatch.setitem(requests.EFFORTS, "fast", Effort(6, 3, samples_at_8_bits=True))
+    drawn_from: list[set[int]] = []
+
+    def sample(model, *rest):
+        drawn_from.append({entry["bits"] for entry in model.file.quantized().values()})
+        return calibration_text.sample(model, *rest)
+
+    monkeypatch.setattr(quantizer, "sample", sample)
+    texts = tmp_path / "text.txt"
+    texts.write_text("words and more words " * 500)
+    for calib in (None, texts):
+        convert(folder, tmp_path / "m.gguf", Request(effort="fast", seq_len=32, calib=calib))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "m.gguf.quant.json", "text.txt"]
+    assert drawn_from == [{8}, set()]
+
+
 def test_windows_are_spread_over_the_text() -> None:
     class Words:
         add_bos, bos = False, -1

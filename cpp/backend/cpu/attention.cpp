@@ -1,18 +1,16 @@
 // Attention: ropes q and k, stores k and v in the cache, then attends. A unit of work is one key/value head, some rows and one range of
 // cached positions: all query heads and rows of a unit share what they read, converted to float32 once. Short batches over long contexts
 // cut the positions into ranges and merge.
-#include <cmath>
+#include "backend/cpu/attention.h"
 
-#include "backend/cpu/step.h"
+#include <cmath>
 
 namespace tq::cpu {
 namespace {
 
-constexpr int64_t kMinRange = 128;      // positions; shorter ranges cost more to merge than they save
-constexpr int64_t kUnitsPerThread = 4;  // wanted, so that threads end together
-constexpr int64_t kMaxUnitRows = 32;
-constexpr int64_t kBlock = 64;     // positions converted at once: 64 KiB of keys and values where heads have 128 channels
-constexpr int64_t kMinShared = 8;  // queries; fewer read the float16 cache as it is
+constexpr int64_t kMinRange = 128;  // positions; shorter ranges cost more to merge than they save
+constexpr int64_t kBlock = 64;      // positions converted at once: 64 KiB of keys and values where heads have 128 channels
+constexpr int64_t kMinShared = 8;   // queries; fewer read the float16 cache as it is
 
 class AttentionStep final : public Step {
  public:
@@ -35,12 +33,12 @@ class AttentionStep final : public Step {
     const int64_t ranges = n_ranges(w);
     Arena shared(w.shared);
     const Partials partials = take_partials(shared, ranges > 1 ? w.rows() * op_.shape.n_heads * ranges : 0);
-    const int64_t unit_rows = std::clamp<int64_t>(w.rows() * op_.shape.n_kv_heads / (kUnitsPerThread * w.parts), 1, kMaxUnitRows);
-    const int64_t blocks = (w.rows() + unit_rows - 1) / unit_rows, total = blocks * op_.shape.n_kv_heads * ranges;
+    const int64_t per_unit = unit_rows(w, op_.shape), blocks = (w.rows() + per_unit - 1) / per_unit,
+                  total = blocks * op_.shape.n_kv_heads * ranges;
     for (Range todo = queue_.take(total, 1); todo.first < todo.last; todo = queue_.take(total, 1)) {
       const int64_t unit = todo.first, block = unit / ranges % blocks;
-      const Range rows{block * unit_rows, std::min((block + 1) * unit_rows, w.rows())};
-      attend(w, unit / ranges / blocks, rows, unit % ranges, ranges, partials);
+      const Range rows{block * per_unit, std::min((block + 1) * per_unit, w.rows())};
+      for_slots(w, rows, [&](Range part) { attend(w, unit / ranges / blocks, part, unit % ranges, ranges, partials); });
     }
     if (ranges == 1) return;
     w.barrier();
@@ -64,13 +62,6 @@ class AttentionStep final : public Step {
     return (int64_t(w.batch.slots[r]) * op_.shape.n_kv_heads + kv_head) * op_.capacity * op_.shape.head_dim;
   }
 
-  void rope(const Worker& w, int64_t r, float* x) const {
-    if (!angles_) return;
-    const int64_t half = op_.rope.dims / 2;
-    (op_.rope.pairs ? w.k.rope_pairs : w.k.rope_neox)(x, data(angles_->cos.get()) + r * half, data(angles_->sin.get()) + r * half,
-                                                      op_.rope.dims);
-  }
-
   void put(const Worker& w, const float* x, Buffer* cache, int64_t at) const {
     if (op_.cache_f32)
       std::copy_n(x, op_.shape.head_dim, data(cache) + at);
@@ -85,12 +76,12 @@ class AttentionStep final : public Step {
     for (int64_t i = mine.first; i < mine.last; i++) {
       const int64_t r = i / (n_heads + n_kv), head = i % (n_heads + n_kv);
       if (head < n_heads) {
-        rope(w, r, row(op_.q, r) + head * dim);
+        turn(w, op_.rope, angles_, r, row(op_.q, r) + head * dim);
         continue;
       }
       const int64_t kv_head = head - n_heads, at = cache_offset(w, r, kv_head) + w.batch.positions[r] * dim;
       float* k = row(op_.k, r) + kv_head * dim;
-      rope(w, r, k);
+      turn(w, op_.rope, angles_, r, k);
       put(w, k, op_.k_cache, at);
       put(w, row(op_.v, r) + kv_head * dim, op_.v_cache, at);
     }
@@ -127,15 +118,8 @@ class AttentionStep final : public Step {
     return {k, v, arena.take<Query>(kMaxUnitRows * group())};
   }
 
-  // Rows of one slot are taken together.
+  // Rows of one slot.
   void attend(const Worker& w, int64_t kv_head, Range rows, int64_t range, int64_t ranges, const Partials& partials) const {
-    for (int64_t first = rows.first, last; first < rows.last; first = last) {
-      for (last = first + 1; last < rows.last && w.batch.slots[last] == w.batch.slots[first];) last++;
-      attend_slot(w, kv_head, {first, last}, range, ranges, partials);
-    }
-  }
-
-  void attend_slot(const Worker& w, int64_t kv_head, Range rows, int64_t range, int64_t ranges, const Partials& partials) const {
     const int64_t dim = op_.shape.head_dim;
     Arena arena(w.scratch);
     const Own own = take_own(arena);

@@ -10,6 +10,7 @@
 #include "common/cpu_count.h"
 #include "common/error.h"
 #include "common/fork_mutex.h"
+#include "format/cache.h"
 
 namespace tq::cpu {
 
@@ -111,6 +112,7 @@ class CpuBackend final : public Backend {
   }
 
   bool has_f32_cache() const override { return true; }
+  bool has_coded_cache() const override { return true; }
 
   std::vector<std::pair<std::string, double>> profile(bool on) override {
     std::lock_guard lock(mutex_);
@@ -172,7 +174,12 @@ class CpuBackend final : public Backend {
     return "other";
   }
 
-  StepPtr make_step(const CpuProgram& program, const Op& op) const {
+  StepPtr make_attention_step(const AttentionOp& op, const Angles* angles) {
+    if (op.k_bits == 0) return make_attention(op, angles);
+    return make_coded_attention(op, angles, plan(op.shape.head_dim, tqn::cache::kRotationSeed));
+  }
+
+  StepPtr make_step(const CpuProgram& program, const Op& op) {
     switch (op.kind) {
       case Op::embed:
         return make_embed(op.embed_op);
@@ -183,7 +190,7 @@ class CpuBackend final : public Backend {
       case Op::add_norm:
         return make_add_norm(op.add_norm_op);
       case Op::attention:
-        return make_attention(op.attention_op, find_angles(program, op.attention_op.rope));
+        return make_attention_step(op.attention_op, find_angles(program, op.attention_op.rope));
       case Op::soft_cap:
         return make_soft_cap(op.soft_cap_op);
       case Op::top:

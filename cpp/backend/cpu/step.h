@@ -132,6 +132,7 @@ StepPtr make_top(const TopOp& op);
 StepPtr make_angles(const Angles& angles);
 StepPtr make_linear(const LinearOp& op, Precision precision);
 StepPtr make_attention(const AttentionOp& op, const Angles* angles);
+StepPtr make_coded_attention(const AttentionOp& op, const Angles* angles, std::shared_ptr<const RotationPlan> plan);
 StepPtr make_moe(const MoeOp& op, Precision precision);
 
 }  // namespace tq::cpu

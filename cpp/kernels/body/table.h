@@ -1,6 +1,7 @@
 // The table of one instruction set: included last by each kernels_ISA.cpp.
 #pragma once
 #include "kernels/body/attention.h"
+#include "kernels/body/attention_coded.h"
 #include "kernels/body/dense.h"
 #include "kernels/body/float.h"
 #include "kernels/body/int8.h"
@@ -34,6 +35,7 @@ const Kernels table = {
     .to_f32 = to_f32,
     .attention = attention<ElementF16>,
     .attention_f32 = attention<ElementF32>,
+    .attention_coded = attention_coded,
 };
 
 }  // namespace tq::kernels::TQ_ISA_NAMESPACE

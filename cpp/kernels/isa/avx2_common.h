@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "format/cache.h"
 #include "format/matrix.h"
 
 namespace tq::kernels::TQ_ISA_NAMESPACE {
@@ -157,5 +158,36 @@ class Codebook {
 inline Row part(Bytes w, int) { return w.v; }
 inline void store_values(int8_t* p, Bytes w) { store32(p, w.v); }
 inline void store_sums(int32_t* acc, const I32* sums, int32_t start) { store_i32(acc, _mm256_add_epi32(*sums, set1_i32(start))); }
+
+// Caches in codes: a row of four key channels, with the offset that dot() wants; pairs of positions of kValueChannels value channels.
+inline constexpr int kValueChannels = 8;
+inline Row with_key_offset(Row w) { return kOffset ? _mm256_xor_si256(w, _mm256_set1_epi8(char(kOffset))) : w; }
+using Wide = __m256i;
+using PairSums = __m256i;
+inline Wide wide_8(const uint8_t* p, int64_t) { return _mm256_cvtepi8_epi16(load16(p)); }
+inline Wide pair_weights(const int16_t* w) {
+  int32_t both;
+  std::memcpy(&both, w, 4);
+  return _mm256_set1_epi32(both);
+}
+inline PairSums no_sums() { return _mm256_setzero_si256(); }
+inline PairSums add_products(PairSums sum, Wide v, Wide w) { return _mm256_add_epi32(sum, _mm256_madd_epi16(v, w)); }
+inline void store_channels(int32_t* out, PairSums sum) { store_i32(out, sum); }
+
+class Levels {
+ public:
+  Levels()
+      : values_(_mm256_broadcastsi128_si256(load16(tqn::cache::kLevel))),
+        rows_(kOffset ? _mm256_xor_si256(values_, _mm256_set1_epi8(char(kOffset))) : values_) {}
+  Row lower_row(Row codes) const { return _mm256_shuffle_epi8(rows_, _mm256_and_si256(codes, _mm256_set1_epi8(15))); }
+  Row upper_row(Row codes) const { return lower_row(_mm256_srli_epi16(codes, 4)); }
+  Wide wide_4(const uint8_t* p, bool upper) const {
+    const __m128i codes = upper ? _mm_srli_epi16(load16(p), 4) : load16(p);
+    return _mm256_cvtepi8_epi16(_mm_shuffle_epi8(_mm256_castsi256_si128(values_), _mm_and_si128(codes, _mm_set1_epi8(15))));
+  }
+
+ private:
+  __m256i values_, rows_;
+};
 
 }  // namespace tq::kernels::TQ_ISA_NAMESPACE

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "format/cache.h"
 #include "format/matrix.h"
 
 namespace tq::kernels::TQ_ISA_NAMESPACE {
@@ -143,6 +144,46 @@ inline void store_values(int8_t* p, Bytes w) { vst1q_s8(p, part(w, 0)), vst1q_s8
 inline void store_sums(int32_t* acc, const I32* sums, int32_t start) {
   for (int i = 0; i < kParts; i++) store_i32(acc + kLanes * i, vaddq_s32(sums[i], vdupq_n_s32(start)));
 }
+
+// Caches in codes: a row of four key channels; pairs of positions of kValueChannels value channels, whose sums are formed at the end.
+inline constexpr int kValueChannels = 8;
+inline Row with_key_offset(Row w) { return w; }
+struct Wide {
+  int16x8_t low, high;
+};
+struct PairSums {
+  int32x4_t v[4];
+};
+inline Wide widened(int8x16_t v) { return {vmovl_s8(vget_low_s8(v)), vmovl_high_s8(v)}; }
+inline Wide wide_8(const uint8_t* p, int64_t) { return widened(vreinterpretq_s8_u8(vld1q_u8(p))); }
+inline Wide pair_weights(const int16_t* w) {
+  int32_t both;
+  std::memcpy(&both, w, 4);
+  const int16x8_t pairs = vreinterpretq_s16_s32(vdupq_n_s32(both));
+  return {pairs, pairs};
+}
+inline PairSums no_sums() { return {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)}; }
+inline PairSums add_products(PairSums sum, Wide v, Wide w) {
+  return {vmlal_s16(sum.v[0], vget_low_s16(v.low), vget_low_s16(w.low)), vmlal_high_s16(sum.v[1], v.low, w.low),
+          vmlal_s16(sum.v[2], vget_low_s16(v.high), vget_low_s16(w.low)), vmlal_high_s16(sum.v[3], v.high, w.low)};
+}
+inline void store_channels(int32_t* out, PairSums sum) {
+  store_i32(out, vpaddq_s32(sum.v[0], sum.v[1])), store_i32(out + 4, vpaddq_s32(sum.v[2], sum.v[3]));
+}
+
+class Levels {
+ public:
+  Levels() : values_(vld1q_s8(tqn::cache::kLevel)) {}
+  Row lower_row(Row codes) const { return vqtbl1q_s8(values_, vandq_u8(vreinterpretq_u8_s8(codes), vdupq_n_u8(15))); }
+  Row upper_row(Row codes) const { return vqtbl1q_s8(values_, vshrq_n_u8(vreinterpretq_u8_s8(codes), 4)); }
+  Wide wide_4(const uint8_t* p, bool upper) const {
+    const Row codes = vreinterpretq_s8_u8(vld1q_u8(p));
+    return widened(upper ? upper_row(codes) : lower_row(codes));
+  }
+
+ private:
+  int8x16_t values_;
+};
 
 }  // namespace tq::kernels::TQ_ISA_NAMESPACE
 

@@ -11,10 +11,14 @@
 //   kDirectTokens: so many tokens are multiplied straight from the decoder's registers.  kPanelRegisters x kPanelTokens: accumulators of
 //   the panel kernels, what the register file holds.  kPanelSide: the tokens, and the tiles, that one operand of the panel kernels takes
 //   (dot_panel.h: 1; neoni8mm.h: 2).
+//   Caches in codes (format/cache.h): with_key_offset makes of keys what dot takes; Levels looks up 4-bit codes. Wide: pairs of positions
+//   of kValueChannels channels as int16, PairSums their int32 sums per channel; wide_8 and wide_4 read them (8 bits: the next 8 channels
+//   stand so many bytes further; 4 bits: the upper or lower halves, where a register does not take both).
 #pragma once
 #include <cstdint>
 #include <cstring>
 
+#include "format/cache.h"
 #include "format/matrix.h"
 
 namespace tq::kernels::scalar {
@@ -44,7 +48,8 @@ inline F32 minimum(F32 a, F32 b) { return a < b ? a : b; }
 inline F32 absolute(F32 a) { return __builtin_fabsf(a); }
 inline F32 round_even(F32 x) { return __builtin_nearbyintf(x); }
 inline F32 select_less(F32 a, F32 b, F32 yes, F32 no) { return a < b ? yes : no; }
-inline F32 pow2(F32 n) {  // n: an integer in [-126, 127]
+inline F32 pow2(F32 n) {  // n: an integer in [-126, 127], or NaN
+  if (n != n) return n;
   const uint32_t bits = uint32_t(int32_t(n) + 127) << 23;
   float result;
   std::memcpy(&result, &bits, 4);
@@ -137,6 +142,45 @@ inline void store_values(int8_t* p, Bytes w) { std::memcpy(p, &w, sizeof w); }
 inline void store_sums(int32_t* acc, const I32* sums, int32_t start) {
   for (int i = 0; i < kParts; i++) acc[i] = sums[i] + start;
 }
+
+inline constexpr int kValueChannels = 8;
+inline Row with_key_offset(Row w) { return w; }
+struct Wide {
+  int16_t v[16];
+};
+struct PairSums {
+  int32_t v[8];
+};
+inline Wide wide_8(const uint8_t* p, int64_t) {
+  Wide w;
+  for (int i = 0; i < 16; i++) w.v[i] = int8_t(p[i]);
+  return w;
+}
+inline Wide pair_weights(const int16_t* w) {
+  Wide pairs;
+  for (int i = 0; i < 16; i++) pairs.v[i] = w[i % 2];
+  return pairs;
+}
+inline PairSums no_sums() { return {}; }
+inline PairSums add_products(PairSums sum, Wide v, Wide w) {
+  for (int i = 0; i < 16; i++) sum.v[i / 2] += v.v[i] * w.v[i];
+  return sum;
+}
+inline void store_channels(int32_t* out, PairSums sum) { std::memcpy(out, sum.v, sizeof sum.v); }
+struct Levels {
+  static Row row_of(Row codes, int shift) {
+    Row row;
+    for (int i = 0; i < 4; i++) row.v[i] = tqn::cache::kLevel[uint8_t(codes.v[i]) >> shift & 15];
+    return row;
+  }
+  Row lower_row(Row codes) const { return row_of(codes, 0); }
+  Row upper_row(Row codes) const { return row_of(codes, 4); }
+  Wide wide_4(const uint8_t* p, bool upper) const {
+    Wide w;
+    for (int i = 0; i < 16; i++) w.v[i] = tqn::cache::kLevel[p[i] >> (upper ? 4 : 0) & 15];
+    return w;
+  }
+};
 
 }  // namespace tq::kernels::scalar
 

@@ -76,13 +76,6 @@ def check_penalty_window(last_n_tokens_size: int) -> int:
     return last_n_tokens_size
 
 
-def check_cache_type(type_k: int | None, type_v: int | None) -> None:
-    """The cache is float16 (ggml type 1)."""
-    for name, value in (("type_k", type_k), ("type_v", type_v)):
-        if value not in (None, 1):
-            raise ValueError(f"{name}={value} is not supported; the cache is float16 (1)")
-
-
 def check_pooling(pooling_type: int) -> int:
     """The pooling asked for; unspecified means the one that the model was trained with, or the mean."""
     if not LLAMA_POOLING_TYPE_UNSPECIFIED <= pooling_type <= LLAMA_POOLING_TYPE_LAST:

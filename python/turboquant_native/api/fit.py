@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .._core import FormatError, GgufFile
+from .._core import FormatError, GgufFile, cached_bytes
 from ..common.memory import available_memory
 from ..convert.inspection import EMBEDDINGS, FileSummary, describe
 from . import machine
 
 _PROGRAM = 160 << 20  # bytes: interpreter, libraries, tokenizer
 _LOGIT_ROWS, _BEST_BYTES = 64, 64 * 8  # rows of logits that the engine holds, bytes of each one's best tokens
-_FLOAT, _HALF = 4, 2
+_FLOAT = 4
 _STEP = 256  # positions: contexts are offered in multiples of it
 _UNASKED = 0.9  # of the free memory, for a context that nobody asked for
 _RUNS = ("F32", "F16", "BF16")
@@ -32,14 +32,14 @@ class Shape:
 
     n_layers: int
     n_ctx_train: int
-    kv_width: int
+    n_kv_heads: int
+    head_dim: int
     row_width: int  # of all activations of one token together
     n_vocab: int
 
-    @property
-    def position_bytes(self) -> int:
-        """Keys and values of one position, float16, in all layers."""
-        return 2 * _HALF * self.n_layers * self.kv_width
+    def position_bytes(self, cache: str) -> int:
+        """Keys and values of one position in all layers."""
+        return self.n_layers * self.n_kv_heads * cached_bytes(cache, self.head_dim)
 
     def workspace(self, n_batch: int) -> int:
         """Bytes of activations and logits of a batch."""
@@ -103,16 +103,19 @@ class ModelFile:
         sizes = ((share if "_exps." in t.name else 1.0) * t.bytes for t in self._summary.tensors if t.name != skipped)
         return int(sum(sizes))
 
-    def fit(self, n_ctx: int | None, n_batch: int = 512, threads: int = 0, gpu: bool = False, probe: bool = True) -> Fit:
+    def fit(
+        self, n_ctx: int | None, n_batch: int = 512, threads: int = 0, gpu: bool = False, probe: bool = True, cache: str = "f16"
+    ) -> Fit:
         """The estimate at a context (None: the model's own, as far as it fits; 0: the model's own). probe: measure the memory's bandwidth
-        where nothing better is known."""
+        where nothing better is known. cache: type of keys and values (layers with a window keep float16 nevertheless)."""
         shape, free = self.shape, available_memory()
+        position = shape.position_bytes(cache)
 
         def workspace(positions: int) -> int:
             return shape.workspace(min(n_batch, positions)) + _PROGRAM  # the engine's batch is no longer than its context
 
         def needed(positions: int) -> int:
-            return self.weight_bytes + positions * shape.position_bytes + workspace(positions)
+            return self.weight_bytes + positions * position + workspace(positions)
 
         def largest(memory: float) -> int:
             fitting = bisect_right(range(1, shape.n_ctx_train + 1), memory, key=needed)
@@ -126,7 +129,7 @@ class ModelFile:
             n_ctx_train=shape.n_ctx_train,
             largest_ctx=largest(free),
             weights=self.weight_bytes,
-            cache=chosen * shape.position_bytes,
+            cache=chosen * position,
             workspace=workspace(chosen),
             free=free,
             tokens_per_second=rate / max(self.token_bytes, 1),
@@ -167,12 +170,12 @@ def _shape(metadata: dict[str, Any], summary: FileSummary) -> Shape:
 
     n_embd, heads = number("embedding_length"), max(number("attention.head_count"), 1)
     head_dim = number("attention.key_length", n_embd // heads)
-    kv_width = number("attention.head_count_kv", heads) * head_dim
+    kv_heads = number("attention.head_count_kv", heads)
     experts = number("expert_count", 0)
     n_ff = 0 if experts else number("feed_forward_length")
     embedding = next((tensor for tensor in summary.tensors if tensor.name == EMBEDDINGS[0]), None)
     if embedding is None:
         raise FormatError(f'"{summary.path}": has no tensor {EMBEDDINGS[0]}')
     branch = n_embd if any(tensor.name.endswith("post_ffw_norm.weight") for tensor in summary.tensors) else 0
-    row_width = n_embd + branch + 2 * heads * head_dim + 2 * kv_width + 2 * n_ff
-    return Shape(number("block_count"), number("context_length"), kv_width, row_width, embedding.shape[0])
+    row_width = n_embd + branch + 2 * heads * head_dim + 2 * kv_heads * head_dim + 2 * n_ff
+    return Shape(number("block_count"), number("context_length"), kv_heads, head_dim, row_width, embedding.shape[0])

@@ -9,6 +9,7 @@ from types import SimpleNamespace, TracebackType
 from typing import Any
 
 from ..engine import devices
+from ..engine.cache_types import cache_type
 from ..engine.engine import RANDOM_SEED, Engine
 from ..engine.work import DraftModel
 from . import arguments, hub
@@ -40,7 +41,9 @@ class Llama(TextMethods, TokenMethods):
         embedding: accepted; every model here can embed. pooling_type: LLAMA_POOLING_TYPE_MEAN (1), CLS (2) or LAST (3);
             default: the one that the file names, else the mean.
         use_mlock: keep the weights in memory. use_mmap: accepted; files are always mapped.
-        type_k, type_v: None or 1 (float16), the cache's only type.
+        type_k, type_v: types of cached keys and values, as ggml's numbers or names: None or 1 float16; 8 ("q8_0") and 2 ("q4_0") codes of
+            8 or 4 bits, which take a half or a quarter of the memory (CPU; docs/running.md says what they cost). Types between are rounded
+            up.
         flash_attn: accepted; attention never stores its score matrix.
         chat_format: a template instead of the file's default: chatml, llama-3, gemma, one of the file's by name, or jinja2 text.
         chat_handler: a function in place of `create_chat_completion`'s own formatting.
@@ -72,8 +75,8 @@ class Llama(TextMethods, TokenMethods):
         pooling_type: int = -1,
         use_mmap: bool = True,
         use_mlock: bool = False,
-        type_k: int | None = None,
-        type_v: int | None = None,
+        type_k: int | str | None = None,
+        type_v: int | str | None = None,
         flash_attn: bool = False,
         chat_format: str | None = None,
         chat_handler: Callable[..., Any] | None = None,
@@ -85,7 +88,7 @@ class Llama(TextMethods, TokenMethods):
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")} | kwargs
         arguments.check(kwargs, strict)
-        arguments.check_cache_type(type_k, type_v)
+        cache = cache_type(type_k, type_v)
         arguments.check_numbers(
             n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads or 0, n_threads_batch=n_threads_batch or 0, n_slots=n_slots, seed=seed
         )
@@ -105,6 +108,7 @@ class Llama(TextMethods, TokenMethods):
             device=devices.device(n_gpu_layers, self.model_path, main_gpu, tensor_split),
             precision=precision,
             lock_memory=use_mlock,
+            cache=cache,
         )
         self._session = Session(
             self.engine,

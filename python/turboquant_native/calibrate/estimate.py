@@ -24,18 +24,19 @@ from ..common.progress import duration
 from ..convert import synthetic
 from ..convert.container import ContainerWriter
 from ..convert.conversion import TensorPlan
-from ..convert.feedback import block_feedback
+from ..convert.feedback import block_feedback, times_definite_inverse
 from ..convert.quantize import input_site
 from ..convert.sources import Source
 from .report import ALLOCATED, SIMPLE_RULE
 from .request import Effort
-from .rounding import layer_of
+from .rounding import ERROR_ROWS, layer_of
 from .text import SAMPLED_SHARE
 
 PROBE_LEN = 128  # tokens of a window of held-out text, at most
 _F32_PARAMETERS = 1_000_000_000  # larger models keep their reference in BF16
 _SAMPLING = 0.75  # of the engine's rate, with some twenty sequences side by side; a few alone are slower still:
 _SAMPLING_FEW = 0.35
+_AT_8_BITS = 2.2  # times as fast as unquantized
 _BATCH_ROWS = 4096  # of the statistics
 _BASE_MEMORY = 200e6  # of Python and its libraries
 
@@ -47,7 +48,8 @@ class Speed:
     Attributes:
         engine: floating-point operations of the engine's passes over many rows.
         products: of NumPy's matrix products.
-        solving: of NumPy's factorizations and solutions.
+        solving: of the solution for a definite matrix.
+        noise: random numbers, on one core.
         feedback: of error feedback's factorization, counted as n^3 for an n x n Hessian.
         encoding: width -> weights rounded.
         writing: bytes of tensors put into a file.
@@ -57,6 +59,7 @@ class Speed:
     engine: float
     products: float
     solving: float
+    noise: float
     feedback: float
     encoding: Mapping[int, float]
     writing: float
@@ -65,32 +68,41 @@ class Speed:
     @staticmethod
     @lru_cache
     def measure(threads: int = 0) -> Speed:
-        """By the probe; once in a process."""
+        """By the probe; once in a process. What runs on all the threads or on one for certain is measured in processor time, so that other
+        programs do not disturb it; the rest by the fastest of several runs."""
+        threads = threads or _core.cpu_count()
         rng = np.random.default_rng(0)
         square = rng.standard_normal((768, 768), dtype=np.float32)
         hessian = square @ square.T / len(square)
-        rows = rng.standard_normal((128 * (threads or _core.cpu_count()), 256), dtype=np.float32)
+        rows = rng.standard_normal((128 * threads, 256), dtype=np.float32)
         logits = rng.standard_normal((16, 32768), dtype=np.float32)
-        trellis, scalar = (rows.size / _seconds(partial(_core.encode, rows, bits, threads=threads)) for bits in (4, 6))
+
+        def normalize() -> None:
+            np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1, dtype=np.float64)
+
+        trellis, scalar = (rows.size / _seconds(partial(_core.encode, rows, bits, threads=threads), threads) for bits in (4, 6))
         engine, writing = _engine_and_file(threads)
         return Speed(
             engine=engine,
             products=2 * square.size * len(square) / _seconds(lambda: square @ square),
-            solving=8 / 3 * len(square) ** 3 / _seconds(lambda: np.linalg.solve(hessian, square)),
+            solving=7 / 3 * len(square) ** 3 / _seconds(lambda: times_definite_inverse(square, hessian)),
+            noise=square.size / _seconds(lambda: rng.standard_normal(square.shape, dtype=np.float32), 1),
             feedback=len(square) ** 3 / _seconds(lambda: block_feedback(hessian, 0.03)),
             encoding={**dict.fromkeys((1, 2, 3, 4), trellis), 6: scalar, 8: 4 * scalar},
             writing=writing,
-            logarithms=logits.size / _seconds(lambda: np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1, dtype=np.float64)) / 3,
+            logarithms=logits.size / _seconds(normalize, 1) / 3,
         )
 
 
-def _seconds(work: Callable[[], object], repeats: int = 2) -> float:
-    """The shortest of some runs."""
+def _seconds(work: Callable[[], object], threads: int | None = None, repeats: int = 4) -> float:
+    """The shortest of some runs, in processor time a thread where it is known how many there are."""
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         work()
         times.append(time.perf_counter() - start)
+        if threads is not None:
+            times.append((time.process_time() - processor) / threads)
     return max(min(times), 1e-6)
 
 
@@ -114,7 +126,7 @@ def _engine_and_file(threads: int) -> tuple[float, float]:
         try:
             runner = _core.LayerRunner(model, 512)
             hidden = runner.embed(np.zeros((1, 512), np.int32))
-            return 2 * layer * 512 / _seconds(lambda: runner.layer(0, hidden)), writing
+            return 2 * layer * 512 / _seconds(lambda: runner.layer(0, hidden), threads), writing
         finally:
             model.close()
 
@@ -190,6 +202,10 @@ class Work:
     def tokens(self) -> int:
         return self.windows * self.seq_len
 
+    @property
+    def samples_at_8_bits(self) -> bool:
+        return self.samples_text and self.effort.samples_at_8_bits
+
 
 def reference_type(parameters: int) -> str:
     """How the unquantized copy is stored that calibration runs."""
@@ -250,7 +266,11 @@ def estimate(source: Source, plan: Sequence[TensorPlan], work: Work, speed: Spee
     logits = 4.0 * PROBE_LEN * counts.vocabulary
     stages = [
         Stage("reference", (reference + 4 * counts.parameters) / 2 / speed.writing, _BASE_MEMORY + 3 * largest, 2 * reference),
-        Stage("text", _text_seconds(counts, work, speed), _BASE_MEMORY + reference + 3 * logits),  # generating reads it all
+        Stage(
+            "text",
+            _text_seconds(counts, work, speed),
+            _BASE_MEMORY + (1.1 * counts.parameters + 3 * largest if work.samples_at_8_bits else reference) + 3 * logits,
+        ),
     ]
     if work.gradients:
         stages.append(Stage("gradients", 4 * counts.passes(work.tokens, work.seq_len) / speed.engine, running + 8.0 * counts.parameters))
@@ -276,9 +296,12 @@ def estimate(source: Source, plan: Sequence[TensorPlan], work: Work, speed: Spee
 def _text_seconds(counts: _Counts, work: Work, speed: Speed) -> float:
     sampled = round(work.windows * SAMPLED_SHARE) * work.seq_len if work.samples_text else 0
     probes = work.effort.probes * PROBE_LEN
-    per_token = counts.passes(1, work.seq_len) + counts.head(1)
-    draws = (sampled + probes) * counts.vocabulary / speed.logarithms
-    return sampled * per_token / speed.engine / _SAMPLING + probes * per_token / speed.engine / _SAMPLING_FEW + draws
+    per_token = (counts.passes(1, work.seq_len) + counts.head(1)) / speed.engine
+    seconds = (sampled + probes) * counts.vocabulary / speed.logarithms
+    if work.samples_at_8_bits:
+        per_token /= _AT_8_BITS
+        seconds += 5.0 * counts.parameters / speed.writing + counts.parameters / speed.encoding[8]
+    return seconds + sampled * per_token / _SAMPLING + probes * per_token / _SAMPLING_FEW
 
 
 def _sensitivity_seconds(counts: _Counts, work: Work, speed: Speed) -> float:
@@ -286,7 +309,8 @@ def _sensitivity_seconds(counts: _Counts, work: Work, speed: Speed) -> float:
     whole = counts.passes(probes, PROBE_LEN)
     hessians = sum(tokens * share * n_in**2 for n_in, share, _, _ in counts.sites())
     seconds = counts.passes(tokens, work.seq_len) / speed.engine + hessians / speed.products
-    noise = sum(4 / 3 * n_in**3 + 2 * n_in**2 * n_out for n_out, n_in in counts.matrices()) / speed.solving
+    noise = sum(n_in**3 / speed.feedback + 2 * n_in**2 * n_out / speed.solving for n_in, _, n_out, _ in counts.sites())
+    noise += sum(tensor.weights for tensor in counts.packed.values()) / speed.noise
     ends = 1
     if work.chooses:
         ends = -(-counts.layers // work.effort.adjacent) + 1
@@ -310,12 +334,14 @@ def _rounding_seconds(counts: _Counts, work: Work, speed: Speed) -> float:
     products = 0.0
     for n_in, share, n_out, writes in counts.sites():
         products += tokens * share * (n_in**2 + (4 * n_in * n_out if writes else 2 * n_in**2))
-    solved = sum(2 / 3 * n_in**3 + 2 * n_in**2 * n_out for n_out, n_in in counts.matrices()) / speed.solving
-    errors = sum(4 * n_in**2 * n_out for n_out, n_in in counts.matrices()) / speed.products
-    feedback = sum(n_in**3 for _, n_in in counts.matrices()) / speed.feedback
+    solved = sum(n_in**3 / 3 + 2 * n_in**2 * (n_out if writes else n_in) for n_in, _, n_out, writes in counts.sites()) / speed.solving
+    applied = sum(2 * n_in**2 * n_out for n_in, _, n_out, writes in counts.sites() if not writes)
+    reported = sum(4 * n_in**2 * min(n_out, ERROR_ROWS) for n_out, n_in in counts.matrices())
+    feedback = sum(n_in**3 for n_in, _, _, _ in counts.sites()) / speed.feedback
     moved = 3 * 4 * sum(tensor.weights for tensor in counts.packed.values()) / speed.writing / 4
     passes = 2 * counts.passes(tokens, work.seq_len) / speed.engine
-    return passes + products / speed.products + solved + errors + feedback + moved + _encoding_seconds(counts, speed)
+    products += applied + reported
+    return passes + products / speed.products + solved + feedback + moved + _encoding_seconds(counts, speed)
 
 
 def _statistics_memory(counts: _Counts, tokens: int) -> float:

@@ -267,7 +267,8 @@ class Quantizer:
 
     def _texts(self, model: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The calibration text and the held-out probes, both (windows, seq_len)."""
-        sampler = self._on_device(model)
+        names = ("tokens", "probes")
+        sampler = model if all((self._shared / f"{name}.npy").exists() for name in names) else self._sampler(model)
         try:
             tokens = self._cached("tokens", lambda: self._tokens(sampler))
             length = min(PROBE_LEN, self._settings.seq_len)
@@ -275,16 +276,27 @@ class Quantizer:
         finally:
             if sampler is not model:
                 sampler.close()
+            self._eight_bits_path.unlink(missing_ok=True)
 
-    def _on_device(self, model: Any) -> Any:
-        """The unquantized model where it generates fastest: on the GPU asked for, if it has the memory."""
+    def _sampler(self, model: Any) -> Any:
+        """The model where and as it generates fastest: on the GPU asked for, if it has the memory, else as the effort says."""
         if self._device == "cpu":
-            return model
+            return self._at_eight_bits() if self._effort.samples_at_8_bits and self._request.calib is None else model
         try:
             return _core.Model(str(self._reference_path), device=self._device, precision="f32", threads=self._threads)
         except (_core.UnsupportedError, MemoryError, RuntimeError) as error:
             logger.warning("%s cannot hold the unquantized model, text is sampled on the CPU: %s", self._device, error)
             return model
+
+    @property
+    def _eight_bits_path(self) -> Path:
+        return self._work / "8-bit.gguf"
+
+    def _at_eight_bits(self) -> Any:
+        """The model rounded to 8 bits and run with int8 activations: it generates more than twice as fast, and its text is as good."""
+        plan = make_plan(self._source, Options(bits=8))
+        write_model(self._source, plan, self._eight_bits_path, rounder=plain_rounding(self._threads), overwrite=True)
+        return _core.Model(str(self._eight_bits_path), precision="int8", threads=self._threads)
 
     def _tokens(self, model: Any) -> NDArray[np.int32]:
         windows, seq_len = self._settings.windows, self._settings.seq_len

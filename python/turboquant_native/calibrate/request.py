@@ -24,6 +24,7 @@ class Effort:
         sensitivity_probes: how many of them the sensitivities are measured on.
         adjacent: layers whose sensitivity is measured together.
         outliers: whether a budget may keep outliers; what they gain is little, and finding them takes passes.
+        samples_at_8_bits: draw the text from the model rounded to 8 bits.
     """
 
     windows: int
@@ -34,10 +35,11 @@ class Effort:
     sensitivity_probes: int = 8
     adjacent: int = 1
     outliers: bool = True
+    samples_at_8_bits: bool = False
 
 
 EFFORTS = {
-    "fast": Effort(24, 8, seq_len=256, probes=4, sensitivity_probes=2, adjacent=3, outliers=False),
+    "fast": Effort(24, 8, probes=4, sensitivity_probes=2, adjacent=3, outliers=False, samples_at_8_bits=True),
     "normal": Effort(64, 24, verify=True),
     "max": Effort(256, 64, verify=True),
 }

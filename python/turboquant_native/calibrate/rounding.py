@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ from numpy.typing import NDArray
 from .. import _core
 from ..common.errors import ConvertError
 from ..common.progress import Stopwatch
-from ..convert.quantize import MatrixSpec, QuantizedMatrix, quantize_matrix
+from ..convert.feedback import times_definite_inverse
+from ..convert.quantize import ErrorFeedback, MatrixSpec, QuantizedMatrix, quantize_matrix
 from ..convert.sources import Source
 
 Floats = NDArray[np.float32]
 _HEAD_ROWS = 64  # of one pass of LayerRunner.head
 _BATCH_ROWS = 4096  # rows whose products are summed by one matrix multiplication
 STREAM = "/residual"  # behind a site's name: the residual stream that the site reads through a norm
+ERROR_ROWS = 128  # of a matrix, from which its relative error is reported
 _BLOCK = 1024  # rows and columns of a part of a Hessian
 
 
@@ -68,6 +71,8 @@ class SiteStatistics:
         self._rows: dict[str, Floats] = {}
         self._sums: dict[str, Floats] = {}
         self._means: dict[str, Floats] = {}  # in the sums' place: a wide layer's take a gigabyte
+        self._feedback: tuple[tuple[int | None, float], ErrorFeedback] | None = None  # of the last seed and damping
+        self._change: Floats | None = None  # (C - H) (H + damping)^-1
 
     def add(self, x: Floats, reference: Floats | None = None, lacking: Floats | None = None, weight: Floats | None = None) -> None:
         """Rows x (n, width), the original's rows, what the matrix is asked to add to its outputs (n, n_out), and how much each row counts
@@ -120,19 +125,38 @@ class SiteStatistics:
         h = self._mean("w")
         return h if h is not None and h.any() else self.hessian
 
+    def error_feedback(self, spec: MatrixSpec, threads: int) -> ErrorFeedback | None:
+        """For matrices of this spec; factored once for those that follow each other with one seed and damping."""
+        h, key = self.weighted_hessian, (spec.seed, spec.damping)
+        if h is None:
+            return None
+        if self._feedback is None or self._feedback[0] != key:
+            self._feedback = (key, ErrorFeedback.of(h, spec, threads))
+        return self._feedback[1]
+
     def target(self, w: Floats, settings: Settings) -> Floats:
-        """What to round in place of w (n_out, width)."""
-        h, c, b = self.hessian, self._mean("c"), self._mean("b")
-        if h is None or (c is None and b is None):
+        """What to round in place of w (n_out, width); the settings must be those of the first call."""
+        h, b = self.hessian, self._mean("b")
+        if h is None:
             return w
-        right = np.zeros_like(w) if b is None else b
-        if c is not None:
-            right = right + np.float32(settings.cross) * (w @ (c - h))
-        diagonal = np.diag(h).copy()
-        h.flat[:: len(h) + 1] += np.float32(settings.correction_damping * np.trace(h) / len(h))
-        correction = np.linalg.solve(h, right.T).T
+        target = w
+        if b is not None:
+            target = target + _damped_solution(b, h, settings.correction_damping)
+        if settings.cross and (c := self._mean("c")) is not None:
+            if self._change is None:  # one solution for all matrices of the site
+                self._change = _damped_solution(c - h, h, settings.correction_damping)
+            target = target + np.float32(settings.cross) * (w @ self._change)
+        return np.ascontiguousarray(target, dtype=np.float32)
+
+
+def _damped_solution(x: Floats, h: Floats, damping: float) -> Floats:
+    """x (H + damping * mean(diag H))^-1; h is changed meanwhile."""
+    diagonal = np.diag(h).copy()
+    h.flat[:: len(h) + 1] += np.float32(damping * np.trace(h) / len(h))
+    try:
+        return times_definite_inverse(x, h)
+    finally:
         h.flat[:: len(h) + 1] = diagonal
-        return np.ascontiguousarray(w + correction, dtype=np.float32)
 
 
 def _make_symmetric(h: Floats) -> None:
@@ -322,8 +346,10 @@ class SequentialRounder:
             if not mine:
                 continue
             statistics = self._statistics(sites, group, mine, windows, reference)
-            for name in mine:
-                results[name] = self._round(name, self._source.read(name), statistics.get(sites.site(name), SiteStatistics()), progress)
+            for site, readers in groupby(sorted(mine, key=sites.site), sites.site):
+                found = statistics.pop(site, SiteStatistics())  # with its factors it goes before the next expert's come
+                for name in readers:
+                    results[name] = self._round(name, self._source.read(name), found, progress)
         for name in names:  # matrices that no token reached
             if name not in results:
                 results[name] = self._round(name, self._source.read(name), SiteStatistics(), progress)
@@ -384,8 +410,9 @@ class SequentialRounder:
         with self.watch("encoding"):
             spec = replace(self._specs[name], damping=self._settings.damping)
             weight = self._frequency if name == "output.weight" else None
+            feedback = statistics.error_feedback(spec, self._threads)
             options: dict[str, Any] = {"row_weight": weight, "threads": self._threads, "progress": lambda done: progress(0)}
-            result = quantize_matrix(target, spec, hessian, **options)
+            result = quantize_matrix(target, spec, hessian, feedback=feedback, **options)
         rounded = result.dequantize(self._threads)
         if hessian is not None:
             self.errors[name] = relative_error(target, rounded, hessian)
@@ -445,7 +472,9 @@ def output_input(runner: Any, hidden: Floats) -> Floats:
 
 
 def relative_error(w: Floats, rounded: Floats, hessian: Floats) -> float:
-    """E|| (W - W') x ||^2 / E|| W x ||^2."""
+    """E|| (W - W') x ||^2 / E|| W x ||^2, of some rows evenly spaced: enough to report it."""
+    few = slice(None, None, -(-len(w) // ERROR_ROWS))
+    w, rounded = w[few], rounded[few]
     difference = w - rounded
     energy = float(np.vdot(w @ hessian, w))
     return float(np.vdot(difference @ hessian, difference)) / energy if energy > 0 else 0.0

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..convert.feedback import upper_factor
+from ..convert.feedback import times_inverse, upper_factor
 from ..convert.quantize import rotate_hessian, rotation_seed
 from ..convert.sources import Source
 from ..evaluate.evaluation import divergence, normalize
@@ -73,6 +73,7 @@ class SensitivityMeter:
         self._runner = _core.LayerRunner(model, tokens.shape[1])
         self._probe = _core.LayerRunner(model, probes.shape[1])
         self._n_layers = int(model.config["n_layers"])
+        self._factor: tuple[Floats, int, Floats] | None = None  # Hessian, seed, its factor
 
     def measure(self, names: list[str], checkpoint: Path, progress: Callable[[int], None] = lambda layers: None) -> Sensitivity:
         """Of the matrices named. After each layer (or group of adjacent ones) everything found so far is kept in the file `checkpoint`: a
@@ -104,7 +105,8 @@ class SensitivityMeter:
         for layer in range(self._n_layers):
             hidden, hessians = self._hessians(layer, hidden)
             sites = LayerSites(self._runner, layer)
-            noisy = {name: self._noisy_at(name, sites, hessians, bits) for name, bits in widths.items() if layer_of(name) == layer}
+            mine = sorted((name for name in widths if layer_of(name) == layer), key=sites.site)
+            noisy = {name: self._noisy_at(name, sites, hessians, widths[name]) for name in mine}
             noisy_probe = self._changed(layer, noisy, noisy_probe)
             probe = self._probe.layer(layer, probe)
             progress(layer + 1)
@@ -131,7 +133,8 @@ class SensitivityMeter:
         shares: dict[str, float] = {}
         changed = probe
         for layer in group:
-            mine = [name for name in names if layer_of(name) == layer]
+            sites = LayerSites(self._runner, layer)
+            mine = sorted((name for name in names if layer_of(name) == layer), key=sites.site)
             if not mine:
                 hidden, probe, changed = (
                     self._runner.layer(layer, hidden),
@@ -140,7 +143,6 @@ class SensitivityMeter:
                 )
                 continue
             hidden, hessians = self._hessians(layer, hidden)
-            sites = LayerSites(self._runner, layer)
             noisy = {name: self._noisy_at(name, sites, hessians, NOISE_BITS) for name in mine}
             after = self._probe.layer(layer, probe)
             shares |= {name: _relative_change(after, self._changed(layer, {name: w}, probe)) for name, w in noisy.items()}
@@ -190,7 +192,15 @@ class SensitivityMeter:
         if hessian is None:
             return w + noise
         seed = rotation_seed(name, self._seed)
-        return w + _core.rotate_rows(_fed_back(noise, rotate_hessian(hessian, seed)), seed, inverse=True)
+        factor = self._factor_of(hessian, seed)
+        return w + _core.rotate_rows(times_inverse(noise * np.diag(factor), factor), seed, inverse=True)
+
+    def _factor_of(self, hessian: Floats, seed: int) -> Floats:
+        """(I + U) D^1/2, H + damping = (I + U) D (I + U)^T being the rotated Hessian: of white noise e, what feeding errors back leaves is
+        e (I + U)^-1. The last one is kept: matrices that read one site follow each other."""
+        if self._factor is None or self._factor[0] is not hessian or self._factor[1] != seed:
+            self._factor = (hessian, seed, upper_factor(rotate_hessian(hessian, seed), _DAMPING).astype(np.float32))
+        return self._factor[2]
 
     def _scored(self, hidden: Floats, layer: int) -> Floats:
         """(rows, n_embd) behind the layers from `layer` on, of the last three quarters of each window."""
@@ -213,9 +223,3 @@ def _relative_change(states: Floats, changed: Floats) -> float:
     """Mean over tokens of the squared change over the squared state."""
     error, energy = np.square(changed - states).mean(axis=-1), np.square(states).mean(axis=-1)
     return float((error / np.maximum(energy, np.finfo(np.float32).tiny)).mean())
-
-
-def _fed_back(noise: Floats, hessian: Floats) -> Floats:
-    """What is left of white noise in rounding when its errors are fed back: noise (I + U)^-1, where H + damping = (I + U) D (I + U)^T."""
-    factor = upper_factor(hessian, _DAMPING).astype(np.float32)  # (I + U) D^1/2
-    return np.ascontiguousarray(np.linalg.solve(factor.T, (noise * np.diag(factor)).T).T, dtype=np.float32)

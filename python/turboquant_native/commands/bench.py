@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..engine.cache_types import CHOICES
+
 if TYPE_CHECKING:
     from ..evaluate.bench import Speed
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
   tqn bench model.tqn.gguf
   tqn bench model.tqn.gguf -t 1,2,4 --batch 4,16
+  tqn bench model.tqn.gguf --depth 0,8192 --cache f16,k8v4
   tqn bench --synthetic llama-3.2-1b --bits 3
 """
 
@@ -36,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--generate", type=int, default=128, help="tokens to generate (%(default)s)")
     parser.add_argument("-r", "--repeats", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--batch", metavar="N,...", help="also generate so many sequences at once, one row each")
+    parser.add_argument("--depth", metavar="N,...", help="also generate behind so many cached tokens, one row each")
+    parser.add_argument("--cache", metavar="TYPE,...", default="f16", help=f"of --depth: {', '.join(CHOICES)}; one row each (%(default)s)")
     parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="activations of packed matrices (%(default)s)")
     parser.add_argument("--gpu", action="store_true", help="run on a GPU")
     parser.add_argument("--profile", action="store_true", help="also show where the time of generation goes")
@@ -68,7 +73,10 @@ def _bench(path: str, name: str, args: argparse.Namespace) -> int:
     from ..evaluate.bench import Bench, Settings
 
     batch = tuple(_numbers(args.batch)) if args.batch else ()
-    settings = Settings(args.prompt, args.generate, args.repeats, batch, args.precision, args.gpu, args.profile)
+    depths, caches = tuple(_numbers(args.depth)) if args.depth else (), tuple(args.cache.split(","))
+    if unknown := sorted(set(caches) - set(CHOICES)):
+        raise ValueError(f"--cache {unknown[0]}: not one of {', '.join(CHOICES)}")
+    settings = Settings(args.prompt, args.generate, args.repeats, batch, args.precision, args.gpu, args.profile, depths, caches)
     rows = []
     for threads in _numbers(args.threads):
         bench = Bench(path, threads, settings)
@@ -116,6 +124,10 @@ def _line(row: "Speed") -> str:
 
 
 def _print_extras(extra: dict[str, Any]) -> None:
+    for row in extra.get("depth", []):
+        prompt = f"prompt {row['prompt']:.1f} t/s, " if row["depth"] else ""
+        size = row["context_bytes"] / 1e6
+        print(f"  {row['depth']} cached, {row['cache']}: {prompt}generation {row['generation']:.1f} t/s, context {size:.0f} MB")
     for count, rate in extra.get("batch", {}).items():
         print(f"  {count} sequences at once: {rate:.1f} tokens/s together")
     profile = extra.get("profile", {})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.progress import Progress
+from ..engine.cache_types import CHOICES, cache_type, types_of
 from ..engine.devices import device
 from ..evaluate import evaluation as evaluate
 from ..evaluate import kld_base, multiple_choice
@@ -37,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=("int8", "f32"), default="int8", help="activations of packed matrices (default: %(default)s)"
     )
+    parser.add_argument(
+        "--cache", choices=CHOICES, default="f16", help="keys and values, as k8v4; without --reference measured from f16 (%(default)s)"
+    )
     parser.add_argument("--gpu", action="store_true", help="run on a GPU")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -48,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     for option in ("windows", "limit"):
         if (value := getattr(args, option)) is not None and value < 1:
             raise ValueError(f"--{option} {value}: give 1 or more")
+    if args.cache != "f16" and (args.multiple_choice or args.write_kl_divergence_base):
+        raise ValueError(f"--cache {args.cache} goes with --text or --kl-divergence-base")
     model = _open(args.file, args)
     try:
         if args.multiple_choice:
@@ -79,16 +85,17 @@ def _windows(model: Any, args: argparse.Namespace) -> Any:
 
 def _run_text(model: Any, args: argparse.Namespace) -> evaluate.Evaluation:
     windows = _windows(model, args)
-    if not args.reference:
+    cache = cache_type(*types_of(args.cache))
+    if not args.reference and cache == "auto":
         with _progress(len(windows), args) as progress:
             return evaluate.evaluate(model, windows, progress=_show(progress))
-    reference_model = _open(args.reference, args)
+    reference_model = _open(args.reference or args.file, args)
     scorer = evaluate.Scorer(reference_model, args.ctx)
     try:
         if (_windows(reference_model, args) != windows).any():
             raise ValueError(f"{args.file} and {args.reference} have different tokenizers")
         with _progress(len(windows), args) as progress:
-            return evaluate.evaluate(model, windows, evaluate.LiveReference(scorer, windows), _show(progress))
+            return evaluate.evaluate(model, windows, evaluate.LiveReference(scorer, windows), _show(progress), cache)
     finally:
         scorer.close()
         reference_model.close()
@@ -98,7 +105,7 @@ def _run_base(model: Any, args: argparse.Namespace) -> evaluate.Evaluation:
     base = kld_base.KldBaseFile(args.kl_divergence_base)
     base.limit(args.windows)
     with _progress(len(base.windows), args) as progress:
-        return evaluate.evaluate(model, base.windows, base, _show(progress))
+        return evaluate.evaluate(model, base.windows, base, _show(progress), cache_type(*types_of(args.cache)))
 
 
 def _write_base(model: Any, args: argparse.Namespace) -> int:

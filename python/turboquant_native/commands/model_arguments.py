@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import ConvertError
+from ..engine.cache_types import CHOICES, types_of
 from .terminal.console import Console, size
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="(default: this process's cores)")
     parser.add_argument("--gpu", action="store_true", help="run on a GPU (default: the CPU)")
     parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="activations of packed matrices (%(default)s)")
+    parser.add_argument(
+        "--cache", choices=CHOICES, default="f16", help="keys and values of the context: k8v4 means 8 and 4 bits (%(default)s)"
+    )
     parser.add_argument("--chat-format", help="chatml, llama-3, gemma or a jinja2 template (default: the file's)")
     parser.add_argument("--fit-only", action="store_true", help="only say what the model would need and how fast it would be")
     group = parser.add_argument_group("sampling")
@@ -112,6 +116,7 @@ def open_model(args: argparse.Namespace, console: Console) -> Iterator[Opened]:
     _check(args, console)
     file = ModelFile(find_model(args.model))
     n_ctx = _context(file, args, console)
+    type_k, type_v = types_of(args.cache)
     with console.waiting(f"loading {Path(file.path).name}"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_ctx=")  # said above, with the option's name
         llm = Llama(
@@ -120,6 +125,8 @@ def open_model(args: argparse.Namespace, console: Console) -> Iterator[Opened]:
             n_threads=args.threads,
             n_gpu_layers=-1 if args.gpu else 0,
             precision=args.precision,
+            type_k=type_k,
+            type_v=type_v,
             chat_format=args.chat_format,
             verbose=False,
         )
@@ -133,7 +140,7 @@ def print_fit(args: argparse.Namespace, as_json: bool) -> int:
 
     _check(args, Console())
     file = ModelFile(find_model(args.model))
-    fit = file.fit(args.ctx, threads=args.threads or 0, gpu=args.gpu)
+    fit = file.fit(args.ctx, threads=args.threads or 0, gpu=args.gpu, cache=args.cache)
     print(json.dumps(fit.to_dict()) if as_json else _fit_text(fit))
     return 0 if fit.fits else 1
 
@@ -151,7 +158,7 @@ def _check(args: argparse.Namespace, console: Console) -> None:
 
 def _context(file: ModelFile, args: argparse.Namespace, console: Console) -> int:
     """Positions of the context: those asked for, else the model's own as far as memory goes."""
-    fit = file.fit(args.ctx, probe=False)
+    fit = file.fit(args.ctx, probe=False, cache=args.cache)
     if args.ctx is not None and fit.n_ctx > fit.n_ctx_train:
         console.note(f"warning: --ctx {args.ctx} is beyond the {fit.n_ctx_train} tokens that the model was trained for")
     if not fit.fits and not args.gpu:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .. import _core
 
 _MOST_DAMPING = 1e3  # of the mean diagonal: more than any semidefinite matrix needs, whatever rounding did to it
+_SOLVED = 128  # columns of a triangular system at a time
 _ROWS = 512  # of the factor at a time, a multiple of TILE_COLS
 
 
@@ -34,6 +35,27 @@ def upper_factor(hessian: NDArray[np.float32], damping: float) -> NDArray[np.flo
         except np.linalg.LinAlgError:
             damping = max(10 * damping, 1e-8)
     raise ValueError("hessian: is not positive semidefinite")
+
+
+def times_inverse(x: NDArray[np.float32], upper: NDArray[np.float32]) -> NDArray[np.float32]:
+    """x R^-1 (rows, n) for an upper triangular R (n, n): by substitution in blocks of columns."""
+    out = np.empty_like(x)
+    for first in range(0, x.shape[1], _SOLVED):
+        columns = slice(first, first + _SOLVED)
+        left = x[:, columns] - out[:, :first] @ upper[:first, columns]
+        out[:, columns] = left @ np.linalg.inv(upper[columns, columns])
+    return out
+
+
+def times_definite_inverse(x: NDArray[np.float32], h: NDArray[np.float32]) -> NDArray[np.float32]:
+    """x H^-1 (rows, n) for a symmetric positive definite H (n, n); where rounding has made it indefinite by a general solution, which may
+    raise LinAlgError."""
+    try:
+        lower = np.linalg.cholesky(h)
+    except np.linalg.LinAlgError:
+        return np.asarray(np.linalg.solve(h, x.T).T, np.float32)
+    half = np.ascontiguousarray(times_inverse(x, lower.T)[:, ::-1])  # BLAS knows no negative strides
+    return times_inverse(half, np.ascontiguousarray(lower[::-1, ::-1]))[:, ::-1]
 
 
 def block_feedback(hessian: NDArray[np.float32], damping: float) -> NDArray[np.float32]:

@@ -132,13 +132,25 @@ def _rounding_order(hessian: NDArray[np.float32]) -> tuple[NDArray[np.int32], ND
     return blocks.astype(np.int32), columns
 
 
-def _error_feedback(hessian: NDArray[np.float32], spec: MatrixSpec, threads: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The order of the blocks of columns, and the feedback of their errors in that order."""
-    if spec.seed is not None:
-        hessian = rotate_hessian(hessian, spec.seed, threads)
-    order, columns = _rounding_order(hessian)
-    hessian = np.ascontiguousarray(hessian[np.ix_(columns, columns)])
-    return order, block_feedback(hessian, spec.damping)
+@dataclass(frozen=True)
+class ErrorFeedback:
+    """How errors of rounding are fed back: the same for all matrices that read a site and have one seed and damping.
+
+    Attributes:
+        order: (n_in / 4,) blocks of columns in the order in which they are rounded.
+        factor: (n_in, n_in) of `block_feedback`, in that order.
+    """
+
+    order: NDArray[np.int32]
+    factor: NDArray[np.float32]
+
+    @staticmethod
+    def of(hessian: NDArray[np.float32], spec: MatrixSpec, threads: int = 0) -> ErrorFeedback:
+        """For matrices of this spec under a Hessian of the original basis."""
+        if spec.seed is not None:
+            hessian = rotate_hessian(hessian, spec.seed, threads)
+        order, columns = _rounding_order(hessian)
+        return ErrorFeedback(order, block_feedback(np.ascontiguousarray(hessian[np.ix_(columns, columns)]), spec.damping))
 
 
 def quantize_matrix(
@@ -146,6 +158,7 @@ def quantize_matrix(
     spec: MatrixSpec,
     hessian: NDArray[np.float32] | None = None,
     *,
+    feedback: ErrorFeedback | None = None,
     row_weight: NDArray[np.float32] | None = None,
     threads: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -157,6 +170,7 @@ def quantize_matrix(
         w: (n_out, n_in), finite, original basis; not changed.
         spec: how.
         hessian: (n_in, n_in) E[x x^T] of the input site, original basis: chooses the outliers and feeds errors back. None: plain rounding.
+        feedback: `ErrorFeedback.of(hessian, spec)`, where a caller has it already.
         row_weight: (n_out,) how much the outputs count when outliers are chosen: then by the energy of their rows, which sets the error
             that error feedback leaves, and not by the Hessian; None: all the same.
         threads: 0: all cores.
@@ -169,7 +183,8 @@ def quantize_matrix(
     rotated = rest if spec.seed is None else _core.rotate_rows(rest, spec.seed, threads=threads)
     options: dict[str, Any] = {"codebook": spec.codebook, "threads": threads, "progress": progress, "device": device}
     if hessian is not None:
-        options["order"], options["feedback"] = _error_feedback(hessian, spec, threads)
+        feedback = feedback or ErrorFeedback.of(hessian, spec, threads)
+        options["order"], options["feedback"] = feedback.order, feedback.factor
     packed = _core.encode(rotated, spec.bits, **options)
     error = packed.squared_error + _outlier_error(w, outliers)
     return QuantizedMatrix(packed, spec.seed, outliers, error)

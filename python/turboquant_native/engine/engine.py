@@ -34,6 +34,7 @@ class Engine:
         precision: "int8" activations for packed matrices, or "f32".
         lock_memory: keep the weights in memory.
         queue_limit: requests that may wait; None: any number.
+        cache: type of cached keys and values, as `_core.Context` names it.
 
     Raises FileNotFoundError, FormatError, UnsupportedError, ValueError, MemoryError.
     """
@@ -52,6 +53,7 @@ class Engine:
         precision: str = "int8",
         lock_memory: bool = False,
         queue_limit: int | None = None,
+        cache: str = "auto",
     ) -> None:
         from .. import _core
 
@@ -62,7 +64,7 @@ class Engine:
         self.core = model
 
         def open_context(slots: int) -> _core.Context:
-            context = _core.Context(self.core, n_ctx=n_ctx, n_slots=slots, n_batch=max(n_batch, slots))
+            context = _core.Context(self.core, n_ctx=n_ctx, n_slots=slots, n_batch=max(n_batch, slots), cache=cache)
             if n_threads:
                 context.set_threads(n_threads, n_threads_batch or n_threads)
             return context

@@ -7,7 +7,7 @@ bytes of weights that one token must read times tg, to be compared with the mach
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
 from typing import Any
@@ -47,6 +47,20 @@ class Settings:
     precision: str = "int8"
     gpu: bool = False
     profile: bool = False
+    depths: tuple[int, ...] = ()
+    caches: tuple[str, ...] = ("f16",)
+
+
+@dataclass(frozen=True)
+class AtDepth:
+    """Speed with so many positions cached: tokens/s of the prompt that filled them (0: none did), of generation behind them, and bytes of
+    the context (cache and workspace)."""
+
+    depth: int
+    cache: str
+    prompt: float
+    generation: float
+    context_bytes: int
 
 
 class Bench:
@@ -98,8 +112,10 @@ class Bench:
         )
 
     def extras(self) -> dict[str, Any]:
-        """What was asked for besides: tokens/s of several sequences together, profile."""
+        """What was asked for besides: speed behind long prompts, tokens/s of several sequences together, profile."""
         found: dict[str, Any] = {}
+        if self._settings.depths:
+            found["depth"] = [asdict(self._at_depth(depth, cache)) for depth in self._settings.depths for cache in self._settings.caches]
         if self._settings.batch:
             found["batch"] = {count: self._throughput(count) for count in self._settings.batch}
         if self._settings.profile:
@@ -127,6 +143,22 @@ class Bench:
         seconds["sampler"] = seconds.get("sampler", 0.0) + drawing
         seconds["rest"] = total - sum(seconds.values())
         return seconds
+
+    def _at_depth(self, depth: int, cache: str) -> AtDepth:
+        context = self._core.Context(self.model, n_ctx=depth + self._settings.generate, n_batch=512, cache=cache)
+        try:
+            tokens = np.resize(self._tokens, max(depth, 1))
+            start = time.perf_counter()
+            if depth:
+                context.eval(tokens, 0, logits="none")
+            seconds, times = time.perf_counter() - start, []
+            for position in range(depth, depth + self._settings.generate):
+                start = time.perf_counter()
+                context.eval(self._tokens[:1], position)
+                times.append(time.perf_counter() - start)
+            return AtDepth(depth, cache, depth / seconds if depth else 0.0, 1 / median(times), int(context.memory_bytes))
+        finally:
+            context.close()
 
     def _throughput(self, count: int) -> float:
         """Tokens/s of `count` sequences that generate together."""

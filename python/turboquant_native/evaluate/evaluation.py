@@ -32,15 +32,16 @@ class Scorer:
     Args:
         model: a `_core.Model`.
         ctx: tokens of a window, at least 4.
+        cache: type of cached keys and values, as `_core.Context` names it.
     """
 
-    def __init__(self, model: Any, ctx: int) -> None:
+    def __init__(self, model: Any, ctx: int, cache: str = "auto") -> None:
         from .. import _core
 
         if ctx < 4:
             raise ValueError(f"ctx must be at least 4, got {ctx}")
         self.ctx = ctx
-        self._context = _core.Context(model, n_ctx=ctx, n_batch=min(ctx, 512))
+        self._context = _core.Context(model, n_ctx=ctx, n_batch=min(ctx, 512), cache=cache)
         self.n_vocab = int(self._context.n_vocab)
         self.vocabulary = Vocabulary(model.file.metadata, self.n_vocab)
 
@@ -240,6 +241,7 @@ def evaluate(
     windows: NDArray[np.int32],
     reference: Reference | None = None,
     progress: Callable[[int, TokenScores], None] | None = None,
+    cache: str = "auto",
 ) -> Evaluation:
     """Measures a model on windows of tokens.
 
@@ -248,10 +250,11 @@ def evaluate(
         windows: (n, ctx) tokens from `text_windows`.
         reference: its `windows` must be these; without one only perplexity is measured.
         progress: called after each window with its index and scores.
+        cache: type of cached keys and values, as `_core.Context` names it.
 
     Raises ValueError when the vocabularies or the windows differ.
     """
-    scorer = Scorer(model, windows.shape[1])
+    scorer = Scorer(model, windows.shape[1], cache)
     try:
         if reference is not None and reference.n_vocab != scorer.n_vocab:
             raise ValueError(f"the reference has {reference.n_vocab} words, the model {scorer.n_vocab}")

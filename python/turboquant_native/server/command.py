@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from ..api.running import registered
+from ..engine.cache_types import CHOICES, types_of
 from .settings import Settings
 
 
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--threads", type=int, help="default: this process's cores")
     engine.add_argument("--gpu", action="store_true", help="run on a GPU")
     engine.add_argument("--precision", choices=("int8", "f32"), default="int8", help="activations of packed matrices (%(default)s)")
+    engine.add_argument("--cache", choices=CHOICES, default="f16", help="keys and values: k8v4 means 8 and 4 bits (%(default)s)")
     engine.add_argument("--chat-format", help="chatml, llama-3, gemma or a jinja2 template (default: the file's)")
     engine.add_argument("--max-loaded", type=int, default=1, help="models in memory at a time (%(default)s)")
     engine.add_argument("--idle", type=float, metavar="SECONDS", help="unload a model that nobody used for so long (default: never)")
@@ -51,11 +53,14 @@ def settings_of(args: argparse.Namespace) -> Settings:
     if args.threads is not None and args.threads < 0:
         raise ValueError(f"--threads {args.threads}: give 0 (this process's cores) or more")
     environment = os.environ.get("TQN_API_KEY")
+    type_k, type_v = types_of(args.cache)
     llama = {
         "n_batch": args.batch,
         "n_threads": args.threads,
         "n_gpu_layers": -1 if args.gpu else 0,
         "precision": args.precision,
+        "type_k": type_k,
+        "type_v": type_v,
         "chat_format": args.chat_format,
     }
     return Settings(

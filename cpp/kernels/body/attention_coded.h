@@ -1,0 +1,154 @@
+// Query heads over a cache in codes (format/cache.h), tile by tile with an online softmax. Up to kQueries of them share each register of
+// keys and values.
+#pragma once
+#include "format/cache.h"
+#include "kernels/body/attention.h"
+#include "kernels/body/dispatch.h"
+
+namespace tq::kernels::TQ_ISA_NAMESPACE {
+
+inline constexpr int kQueries = 4;
+inline constexpr float kWeightMax = 32767;  // of a value's weight in a tile
+
+// acc[g * kTile + l] = q_g . k_l for R registers of positions l and N queries.
+template <int Bits, int R, int N>
+inline void key_products(const CodedQuery* queries, const uint8_t* k, int64_t dim, const Levels& levels, int32_t* acc) {
+  const auto at = [&](int64_t group, int r) { return reinterpret_cast<const int8_t*>(k) + group * tqn::cache::kTile * 4 + r * kRowBytes; };
+  I32 sums[N][R];
+  for (int g = 0; g < N; g++)
+    for (int r = 0; r < R; r++) sums[g][r] = set1_i32(-kOffset * queries[g].total);
+  const auto add = [&](const Row* rows, int64_t c) {
+    for (int g = 0; g < N; g++) {
+      const Acts a = broadcast_acts(queries[g].q + c);
+      for (int r = 0; r < R; r++) sums[g][r] = dot(sums[g][r], rows[r], a);
+    }
+  };
+  Row rows[R];
+  if constexpr (Bits == 8) {
+    for (int64_t c = 0; c < dim; c += 4) {
+      for (int r = 0; r < R; r++) rows[r] = with_key_offset(load_row(at(c / 4, r)));
+      add(rows, c);
+    }
+  } else {
+    for (int64_t c = 0; c < dim; c += 8) {
+      for (int r = 0; r < R; r++) rows[r] = levels.lower_row(load_row(at(c / 8, r)));
+      add(rows, c);
+      for (int r = 0; r < R; r++) rows[r] = levels.upper_row(load_row(at(c / 8, r)));
+      add(rows, c + 4);
+    }
+  }
+  for (int g = 0; g < N; g++)
+    for (int r = 0; r < R; r++) store_i32(acc + g * tqn::cache::kTile + r * kLanes, sums[g][r]);
+}
+
+template <int N>
+inline void tile_products(int bits, const CodedQuery* queries, const uint8_t* k, int64_t dim, const Levels& levels, int32_t* acc) {
+  constexpr int kRegisters = kPanelRegisters, kStep = kRegisters * kLanes;
+  for (int l = 0; l < tqn::cache::kTile; l += kStep)
+    (bits == 8 ? key_products<8, kRegisters, N> : key_products<4, kRegisters, N>)(queries, k + 4 * l, dim, levels, acc + l);
+}
+
+inline void scales_of(const uint8_t* tile, int bits, int64_t dim, float* scales) {
+  const auto* halves = reinterpret_cast<const uint16_t*>(tile + tqn::cache::code_bytes(bits, dim));
+  for (int l = 0; l < tqn::cache::kTile; l += kLanes) store(scales + l, load_f16(halves + l));
+}
+
+// What a tile's values count for one query, as integers times `step`.
+struct TileWeights {
+  alignas(64) int16_t weight[tqn::cache::kTile];
+  float step = 0;
+};
+
+// Where a weight is not finite, `step` is NaN.
+inline void round_weights(const float* weights, TileWeights& out) {
+  constexpr int kTile = tqn::cache::kTile;
+  const float largest_weight = largest_of(weights, kTile, 0);
+  const bool any = largest_weight > 1e-30f;
+  const F32 inverse = set1(any ? kWeightMax / largest_weight : 0);
+  F32 not_finite = set1(0);
+  alignas(64) float rounded[kTile];
+  for (int l = 0; l < kTile; l += kLanes) {
+    not_finite = fma(load(weights + l), set1(0), not_finite);
+    store(rounded + l, round_even(minimum(load(weights + l) * inverse, set1(kWeightMax))));
+  }
+  out.step = (any ? largest_weight / kWeightMax : 0) + sum(not_finite);
+  for (int l = 0; l < kTile; l++) out.weight[l] = int16_t(int32_t(rounded[l]));
+}
+
+// From the products of a query with a tile's keys: its softmax moves on over the tile's first `count` positions, and the weights of their
+// values are left in `out`. Returns what the sums so far are to be multiplied by.
+inline float weigh(const AttentionShape& shape, CodedQuery& query, int count, const int32_t* acc, const float* k_scale,
+                   const float* v_scale, TileWeights& out) {
+  constexpr int kTile = tqn::cache::kTile;
+  alignas(64) float scores[kTile];
+  const F32 factor = set1(shape.scale * query.scale);
+  for (int l = 0; l < kTile; l += kLanes) store(scores + l, factor * load(k_scale + l) * to_f32(load_i32(acc + l)));
+  if (shape.soft_cap > 0) soft_cap(scores, shape.soft_cap, count);
+  const float most = largest_of(scores, count, query.max);
+  for (int l = count; l < kTile; l++) scores[l] = most;  // they may be anything
+  for (int l = 0; l < kTile; l += kLanes) store(scores + l, exp(load(scores + l) - set1(most)));
+  for (int l = count; l < kTile; l++) scores[l] = 0;
+  const float before = query.sum > 0 ? __builtin_expf(query.max - most) : 0;
+  query.sum = query.sum * before + sum_of(scores, kTile);
+  query.max = most;
+  for (int l = 0; l < kTile; l += kLanes) store(scores + l, load(scores + l) * load(v_scale + l));
+  for (int l = count; l < kTile; l++) scores[l] = 0;
+  round_weights(scores, out);
+  return before;
+}
+
+template <int Bits, int N>
+inline void add_coded_values(CodedQuery* queries, const uint8_t* v, int64_t dim, const Levels& levels, const TileWeights* weights,
+                             const float* before) {
+  constexpr int64_t kBlock = tqn::cache::kTile / 2 * 16;  // bytes of 8 channels, or of 16 in 4 bits
+  alignas(64) int32_t sums[kValueChannels];
+  for (int64_t c = 0; c < dim; c += kValueChannels) {
+    const uint8_t* block = v + c / (Bits == 8 ? 8 : 16) * kBlock;
+    PairSums products[N];
+    for (int g = 0; g < N; g++) products[g] = no_sums();
+    for (int pair = 0; pair < tqn::cache::kTile / 2; pair++) {
+      const Wide values =
+          Bits == 8 ? wide_8(block + 16 * pair, kBlock) : levels.wide_4(block + 16 * pair, tqn::cache::value_in_upper_half(c));
+      for (int g = 0; g < N; g++) products[g] = add_products(products[g], values, pair_weights(weights[g].weight + 2 * pair));
+    }
+    for (int g = 0; g < N; g++) {
+      store_channels(sums, products[g]);
+      float* out = queries[g].out + c;
+      for (int i = 0; i < kValueChannels; i += kLanes)
+        store(out + i, fma(to_f32(load_i32(sums + i)), set1(weights[g].step), load(out + i) * set1(before[g])));
+    }
+  }
+}
+
+inline int count_of(const CodedQuery& query, int64_t first) {
+  return query.last - first < tqn::cache::kTile ? int(query.last - first) : tqn::cache::kTile;
+}
+
+template <int N>
+inline void attend_tile(const AttentionShape& shape, const CodedCache& cache, int64_t tile, const Levels& levels, CodedQuery* queries) {
+  const int64_t dim = tqn::cache::padded(shape.head_dim), first = tile * tqn::cache::kTile;
+  const uint8_t* k = cache.k + tile * tqn::cache::tile_bytes(cache.k_bits, dim);
+  const uint8_t* v = cache.v + tile * tqn::cache::tile_bytes(cache.v_bits, dim);
+  alignas(64) int32_t acc[N * tqn::cache::kTile];
+  alignas(64) float k_scale[tqn::cache::kTile], v_scale[tqn::cache::kTile];
+  TileWeights weights[N];
+  float before[N];
+  tile_products<N>(cache.k_bits, queries, k, dim, levels, acc);
+  scales_of(k, cache.k_bits, dim, k_scale), scales_of(v, cache.v_bits, dim, v_scale);
+  for (int g = 0; g < N; g++)
+    before[g] = weigh(shape, queries[g], count_of(queries[g], first), acc + g * tqn::cache::kTile, k_scale, v_scale, weights[g]);
+  (cache.v_bits == 8 ? add_coded_values<8, N> : add_coded_values<4, N>)(queries, v, dim, levels, weights, before);
+}
+
+inline void attention_coded(const AttentionShape& shape, const CodedCache& cache, int64_t first_tile, int64_t last_tile,
+                            CodedQuery* queries, int64_t n) {
+  const Levels levels;
+  for (int64_t tile = first_tile; tile < last_tile; tile++) {
+    int64_t begin = 0;  // of those that read something of this tile
+    while (begin < n && queries[begin].last <= tile * tqn::cache::kTile) begin++;
+    for_token_groups<kQueries>(
+        n - begin, [&](auto group, int64_t g) { attend_tile<decltype(group)::size>(shape, cache, tile, levels, queries + begin + g); });
+  }
+}
+
+}  // namespace tq::kernels::TQ_ISA_NAMESPACE

@@ -1,0 +1,103 @@
+"""Quantized key/value caches: names, loss, saved states, prefixes, and the command line."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from turboquant_native import Llama, _core
+from turboquant_native._core import FormatError
+from turboquant_native.commands import cli
+from turboquant_native.engine.cache_types import CHOICES, cache_type, types_of
+
+CODED = [choice for choice in CHOICES if choice != "f16"]
+
+
+def test_names():
+    assert cache_type(None, None) == "auto" and cache_type(1, None) == "f16" and cache_type("f16", 0) == "f32"
+    assert cache_type(8, 2) == "k8v4" == cache_type("q8_0", "q4_0") == cache_type(6, 20), "types between are rounded up"
+    assert [cache_type(*types_of(choice)) for choice in CHOICES] == ["auto", *CODED]
+    for k, v in ((8, None), ("f16", "q4_0"), (99, 8), ("q2_k", "q2_k")):
+        with pytest.raises(ValueError, match="type_k"):
+            cache_type(k, v)
+
+
+def logits(model: Any, cache: str, tokens: np.ndarray, step: int) -> np.ndarray:
+    context = _core.Context(model, n_ctx=len(tokens), n_batch=64, cache=cache)
+    return np.concatenate([context.eval(tokens[i : i + step], i, logits="all") for i in range(0, len(tokens), step)])
+
+
+@pytest.fixture(scope="module")
+def core(tiny_tqn):
+    return _core.Model(str(tiny_tqn), precision="f32", threads=1)
+
+
+def test_loss_is_small_for_prompts_and_token_by_token(core):
+    tokens = np.random.default_rng(0).integers(0, 200, 150).astype(np.int32)
+    exact = logits(core, "f32", tokens, 150)
+    spread = exact.std()
+    for cache, most in (("k8v8", 0.01), ("k8v4", 0.06), ("k4v8", 0.12), ("k4v4", 0.12)):
+        errors = [np.sqrt(np.mean((logits(core, cache, tokens, step) - exact) ** 2)) / spread for step in (64, 1)]
+        assert 0 < max(errors) < most, (cache, errors)
+
+
+@pytest.mark.parametrize("cache", CODED)
+def test_state_comes_back_to_the_bit(core, cache):
+    tokens = np.arange(100, dtype=np.int32)
+    context = _core.Context(core, n_ctx=128, n_slots=2, cache=cache)
+    context.eval(tokens, 0, 0, "none")
+    after = context.eval(tokens[:1], 100, 0)
+    state = context.save(0, 100)
+    other = _core.Context(core, n_ctx=128, n_slots=2, cache=cache)
+    other.eval(tokens[::-1].copy(), 0, 1, "none")  # what the slot held before does not matter
+    other.load(1, state)
+    assert np.array_equal(other.eval(tokens[:1], 100, 1), after)
+    context.copy_slot(0, 1, 100)
+    assert np.array_equal(context.eval(tokens[:1], 100, 1), after)
+    context.rewind(0, 70)  # within a tile
+    context.eval(tokens[70:], 70, 0, "none")
+    assert np.allclose(context.eval(tokens[:1], 100, 0), after, atol=1e-4 * np.abs(after).max())
+    for wrong in ("f16", *(name for name in CODED if name != cache)):
+        with pytest.raises(FormatError, match="type"):
+            _core.Context(core, n_ctx=128, cache=wrong).load(0, state)
+
+
+def test_memory_is_what_the_layout_says(core):
+    sizes = {cache: _core.Context(core, n_ctx=192, cache=cache).memory_bytes for cache in CHOICES}
+    heads = [(layer["head_dim"], layer["n_kv_heads"]) for layer in core.config["layers"]]
+    per_token = {cache: sum(_core.cached_bytes(cache, dim) * count for dim, count in heads) for cache in CHOICES}
+    for cache in CODED:
+        assert sizes["f16"] - sizes[cache] == 192 * (per_token["f16"] - per_token[cache])
+    assert _core.cached_bytes("k8v4", 128) == 128 + 64 + 4 and _core.cached_bytes("f16", 128) == 512
+    with pytest.raises(ValueError, match="k9v9"):
+        _core.cached_bytes("k9v9", 64)
+
+
+def test_llama_shares_prefixes_and_speculates(tiny_tqn):
+    from turboquant_native.speculative import LlamaPromptLookupDecoding
+
+    options: dict[str, Any] = {"n_ctx": 256, "type_k": 8, "type_v": 2, "verbose": False, "precision": "f32"}
+    prompt = "The quick brown fox jumps over the lazy dog. The quick brown"
+    with Llama(str(tiny_tqn), **options) as llm:
+        first = llm(prompt, max_tokens=24, temperature=0)["choices"][0]["text"]
+        assert llm(prompt + first[:4], max_tokens=1, temperature=0)["choices"][0]["text"]
+        assert llm(prompt, max_tokens=24, temperature=0)["choices"][0]["text"] == first
+        state = llm.save_state()
+        llm.reset()
+        llm.load_state(state)
+    with Llama(str(tiny_tqn), draft_model=LlamaPromptLookupDecoding(), **options) as llm:
+        assert llm(prompt, max_tokens=24, temperature=0)["choices"][0]["text"] == first
+
+
+def test_command_line(tiny_tqn, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    assert cli.main(["eval", str(tiny_tqn), "--text", str(text), "--ctx", "64", "--windows", "2", "--cache", "k8v8", "--json"]) == 0
+    assert 0 < json.loads(capsys.readouterr().out)["kld_mean"] < 0.05
+    assert cli.main(["bench", str(tiny_tqn), "-p", "8", "-n", "4", "-r", "1", "--depth", "0,32", "--cache", "f16,k4v4", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["depth"]
+    assert [(row["depth"], row["cache"]) for row in rows] == [(0, "f16"), (0, "k4v4"), (32, "f16"), (32, "k4v4")]
+    assert rows[3]["context_bytes"] < rows[2]["context_bytes"]
+    assert cli.main(["bench", str(tiny_tqn), "--cache", "k3"]) == 1
+    assert cli.main(["run", str(tiny_tqn), "Hello", "-n", "4", "--raw", "--cache", "k4v4", "--ctx", "64"]) == 0
