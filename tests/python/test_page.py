@@ -102,6 +102,57 @@ def test_chats_are_renamed_deleted_and_brought_back(page: Page):
     expect(page.locator(".bubble")).to_have_text("A question")
 
 
+SLOW_READS = """() => {
+  const get = IDBObjectStore.prototype.get;
+  IDBObjectStore.prototype.get = function (key) {
+    const request = get.call(this, key);
+    document.body.dataset.begun = 1 + Number(document.body.dataset.begun ?? 0);
+    const ended = () => (document.body.dataset.reads = 1 + Number(document.body.dataset.reads ?? 0));
+    const later = (then) => () => setTimeout(() => { then(); ended(); }, 400);
+    return { set onsuccess(then) { request.onsuccess = later(then); }, set onerror(then) {}, get result() { return request.result; } };
+  };
+}"""
+
+
+def test_a_chat_that_loads_slowly_replaces_nothing(page: Page):
+    ask(page, "A question")
+    page.get_by_role("button", name="New chat").first.click()
+    page.evaluate(SLOW_READS)
+    page.locator(".chat-link").click()
+    page.get_by_role("button", name="New chat").first.click()
+    expect(page.locator("body")).to_have_attribute("data-reads", "2")  # a chat's head and body
+    expect(page.locator(".welcome")).to_be_visible()
+
+
+def test_the_shown_chat_is_not_loaded_again(page: Page):
+    """A double click to rename opens it, too: what was stored before the new name must not come back later."""
+    ask(page, "A question")
+    page.evaluate(SLOW_READS)
+    page.locator(".chat-link").dblclick()
+    page.locator(".rename").fill("A name")
+    page.locator(".rename").press("Enter")
+    expect(page.locator(".chat-link")).to_have_text("A name")
+    assert page.locator("body").get_attribute("data-begun") is None
+
+
+SLOW_WRITES = """() => {
+  globalThis.writes = 0;
+  const { set } = Object.getOwnPropertyDescriptor(IDBTransaction.prototype, "oncomplete");
+  Object.defineProperty(IDBTransaction.prototype, "oncomplete", {
+    set(then) { set.call(this, () => setTimeout(() => { globalThis.writes += 1; then(); }, 300)); },
+  });
+  new MutationObserver(() => {
+    if (document.querySelector("[data-status=done]")) globalThis.writesWhenDone ??= globalThis.writes;
+  }).observe(document.querySelector("main"), { subtree: true, childList: true, attributes: true });
+}"""
+
+
+def test_an_answer_is_done_when_it_is_stored(page: Page):
+    page.evaluate(SLOW_WRITES)
+    ask(page, "A question")
+    assert page.evaluate("globalThis.writesWhenDone") == 2  # the question, then the whole
+
+
 # ---- settings
 
 

@@ -1,4 +1,4 @@
-// Runs one answer: reads the stream into `message` (plain data) and asks for a repaint at most once a frame.
+// Runs one answer: reads the stream into `message` (plain data) and asks for a repaint at most once a frame; not of its end.
 import { numbers } from "./chat.js";
 import { ServerError, streamChat } from "./client.js";
 import { requestOptions } from "./settings.js";
@@ -6,7 +6,8 @@ import { finite, seconds } from "./text.js";
 
 export async function generate(message, context, settings, signal, repaint) {
   const started = performance.now();
-  const frame = oncePerFrame(repaint);
+  let ended = false;
+  const frame = oncePerFrame(() => ended || repaint());
   try {
     for await (const chunk of streamChat(settings.key, { ...requestOptions(settings), messages: context }, signal)) {
       apply(chunk, message, performance.now() - started);
@@ -17,11 +18,11 @@ export async function generate(message, context, settings, signal, repaint) {
     message.status = signal.aborted ? "stopped" : "failed";
     if (!signal.aborted) message.error = explain(error);
   }
+  ended = true;
   message.elapsed = performance.now() - started;
   message.rate = rateOf(message);
   delete message.progress;
   delete message.live;
-  repaint();
 }
 
 // Tokens per second: the server's own measure, else what arrived here.

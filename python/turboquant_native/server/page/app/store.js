@@ -20,6 +20,7 @@ class Store {
   notice = null; // { text, undo }
   dialog = null; // "settings" | "model" | "shortcuts"
   #again = 0; // timer of the next try to connect
+  #shown = 0; // how often another chat was shown: a chat that took long to load must not replace one that was chosen later
   #listeners = new Set();
   #watchers = new Map(); // message id -> function
   #open = new Map(); // chat id -> chat whose answer is running: the object that grows must be the one that is shown
@@ -122,13 +123,16 @@ class Store {
   }
 
   async open(id) {
-    const chat = this.#open.get(id) ?? (await db.load(id));
-    if (!chat) return;
+    const turn = ++this.#shown;
+    // The shown chat is not loaded again: it may have changed since it was stored.
+    const chat = id === this.chat.id ? this.chat : (this.#open.get(id) ?? (await db.load(id)));
+    if (!chat || turn !== this.#shown) return;
     if (!this.running.has(id)) chat.messages.forEach(tree.settled);
     this.#show(chat);
   }
 
   #show(chat) {
+    this.#shown += 1;
     this.chat = chat;
     history.replaceState(null, "", chat.messages.length ? `#${chat.id}` : location.pathname + location.search);
     this.changed();
@@ -261,10 +265,11 @@ class Store {
     const saving = setInterval(() => this.keep(chat), SAVE_EVERY);
     await generate(message, context, this.settings, controller.signal, () => this.touched(message.id));
     clearInterval(saving);
-    this.running.delete(chat.id);
-    this.#open.delete(chat.id);
     chat.updated = Date.now();
     if (this.heads.some((head) => head.id === chat.id)) await this.keep(chat); // it may have been deleted meanwhile
+    this.running.delete(chat.id);
+    this.#open.delete(chat.id); // until here a page that closes keeps it
+    this.touched(message.id); // done is what is stored
     this.changed();
     if (["unreachable", "401", "503"].includes(message.error?.kind)) this.connect();
   }
