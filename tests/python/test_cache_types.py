@@ -99,5 +99,7 @@ def test_command_line(tiny_tqn, tmp_path, capsys):
     rows = json.loads(capsys.readouterr().out)["depth"]
     assert [(row["depth"], row["cache"]) for row in rows] == [(0, "f16"), (0, "k4v4"), (32, "f16"), (32, "k4v4")]
     assert rows[3]["context_bytes"] < rows[2]["context_bytes"]
-    assert cli.main(["bench", str(tiny_tqn), "--cache", "k3"]) == 1
+    for wrong in (["--cache", "k4v4"], ["--depth", "8", "--cache", "k3"], ["--depth", "-1"]):
+        assert cli.main(["bench", str(tiny_tqn), *wrong]) == 1
+        assert wrong[-1] in capsys.readouterr().err
     assert cli.main(["run", str(tiny_tqn), "Hello", "-n", "4", "--raw", "--cache", "k4v4", "--ctx", "64"]) == 0

@@ -74,6 +74,10 @@ def _bench(path: str, name: str, args: argparse.Namespace) -> int:
 
     batch = tuple(_numbers(args.batch)) if args.batch else ()
     depths, caches = tuple(_numbers(args.depth)) if args.depth else (), tuple(args.cache.split(","))
+    if caches != ("f16",) and not depths:
+        raise ValueError(f"--cache {args.cache} goes with --depth")
+    if min(depths, default=0) < 0:
+        raise ValueError(f"--depth {args.depth}: give 0 or more")
     if unknown := sorted(set(caches) - set(CHOICES)):
         raise ValueError(f"--cache {unknown[0]}: not one of {', '.join(CHOICES)}")
     settings = Settings(args.prompt, args.generate, args.repeats, batch, args.precision, args.gpu, args.profile, depths, caches)
