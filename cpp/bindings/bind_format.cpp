@@ -55,11 +55,8 @@ py::array_t<int8_t> reference_decode(const Array<uint8_t>& codes, int bits, int6
 int64_t cached_bytes(const std::string& cache, int64_t head_dim) {
   if (head_dim < 1 || head_dim > (int64_t(1) << 30)) throw Error(Cause::invalid_argument, "head_dim: " + std::to_string(head_dim));
   const CacheElements types = elements_of(parse_cache(cache));
-  const auto bytes = [&](CacheElement type) {
-    if (const int bits = bits_of(type)) return tqn::cache::tile_bytes(bits, head_dim) / tqn::cache::kTile;
-    return head_dim * int64_t(type == CacheElement::f32 ? sizeof(float) : sizeof(uint16_t));
-  };
-  return bytes(types.k) + bytes(types.v);
+  const auto tile_of = [&](CacheElement type) { return cached_row(type, head_dim).bytes_of(tqn::cache::kTile); };
+  return (tile_of(types.k) + tile_of(types.v)) / tqn::cache::kTile;
 }
 
 }  // namespace

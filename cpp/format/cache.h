@@ -7,12 +7,6 @@
 #pragma once
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define TQ_CACHE_FN __host__ __device__ constexpr
-#else
-#define TQ_CACHE_FN constexpr
-#endif
-
 namespace tqn::cache {
 
 inline constexpr int kTile = 64;                   // positions
@@ -22,18 +16,18 @@ inline constexpr int kMax = 127;                   // of an 8-bit code
 inline constexpr int kLevels = 16;
 inline constexpr int8_t kLevel[kLevels] = {-127, -96, -75, -58, -44, -31, -18, -6, 6, 18, 31, 44, 58, 75, 96, 127};  // of a 4-bit code
 
-TQ_CACHE_FN int64_t padded(int64_t head_dim) { return (head_dim + kChannels - 1) / kChannels * kChannels; }
-TQ_CACHE_FN int64_t code_bytes(int bits, int64_t head_dim) { return padded(head_dim) * kTile * bits / 8; }
-TQ_CACHE_FN int64_t tile_bytes(int bits, int64_t head_dim) { return code_bytes(bits, head_dim) + kTile * int64_t(sizeof(uint16_t)); }
-TQ_CACHE_FN int64_t tiles(int64_t positions) { return (positions + kTile - 1) / kTile; }
+constexpr int64_t padded(int64_t head_dim) { return (head_dim + kChannels - 1) / kChannels * kChannels; }
+constexpr int64_t code_bytes(int bits, int64_t head_dim) { return padded(head_dim) * kTile * bits / 8; }
+constexpr int64_t tile_bytes(int bits, int64_t head_dim) { return code_bytes(bits, head_dim) + kTile * int64_t(sizeof(uint16_t)); }
+constexpr int64_t tiles(int64_t positions) { return (positions + kTile - 1) / kTile; }
 
 // The byte of channel c of the tile's position `lane`. 4 bits: its lower half, or the upper one where in_upper_half().
-TQ_CACHE_FN int64_t key_byte(int bits, int64_t c, int lane) { return (c / (bits == 8 ? 4 : 8) * kTile + lane) * 4 + c % 4; }
-TQ_CACHE_FN bool key_in_upper_half(int64_t c) { return c / 4 % 2 == 1; }
-TQ_CACHE_FN int64_t value_byte(int bits, int64_t c, int lane) {
+constexpr int64_t key_byte(int bits, int64_t c, int lane) { return (c / (bits == 8 ? 4 : 8) * kTile + lane) * 4 + c % 4; }
+constexpr bool key_in_upper_half(int64_t c) { return c / 4 % 2 == 1; }
+constexpr int64_t value_byte(int bits, int64_t c, int lane) {
   return (c / (bits == 8 ? 8 : 16) * (kTile / 2) + lane / 2) * 16 + c % 8 * 2 + lane % 2;
 }
-TQ_CACHE_FN bool value_in_upper_half(int64_t c) { return c / 8 % 2 == 1; }
+constexpr bool value_in_upper_half(int64_t c) { return c / 8 % 2 == 1; }
 
 }  // namespace tqn::cache
 
@@ -46,7 +40,7 @@ enum class CacheSide : uint8_t { key, value };
 void encode_cached(CacheSide side, int bits, const float* x, int head_dim, int lane, uint8_t* tile);
 // The vector that these codes stand for.
 void decode_cached(CacheSide side, int bits, const uint8_t* tile, int lane, int head_dim, float* x);
-// The integers alone: (padded(head_dim)), the padding 0 for 8 bits and level 6 or so of a zero for 4 bits.
+// The integers alone: (padded(head_dim)), the padding is 0 for 8 bits and the smallest level for 4.
 void cached_codes(CacheSide side, int bits, const uint8_t* tile, int lane, int head_dim, int8_t* codes);
 uint16_t cached_scale(int bits, const uint8_t* tile, int lane, int head_dim);  // float16
 

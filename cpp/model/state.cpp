@@ -14,11 +14,6 @@ namespace {
 [[noreturn]] void invalid(const std::string& what) { throw Error(Cause::invalid_argument, what); }
 [[noreturn]] void bad_state(const std::string& what) { throw Error(Cause::bad_file, "state: " + what); }
 
-CachedRow cached_row(CacheElement type, int64_t head_dim) {
-  if (const int bits = bits_of(type)) return {type, tqn::cache::tile_bytes(bits, head_dim)};
-  return {type, head_dim * int64_t(type == CacheElement::f32 ? sizeof(float) : sizeof(uint16_t))};
-}
-
 StateShape shape_of(const AttentionConfig& a, CacheElements cache) {
   if (a.window > 0 && bits_of(cache.k) > 0) cache = {CacheElement::f16, CacheElement::f16};
   return AttentionState{a.n_kv_heads, cached_row(cache.k, a.head_dim), cached_row(cache.v, a.head_dim)};
@@ -57,6 +52,11 @@ std::atomic<uint64_t> next_id{1};
 }  // namespace
 
 int bits_of(CacheElement type) { return type == CacheElement::q8 ? 8 : type == CacheElement::q4 ? 4 : 0; }
+
+CachedRow cached_row(CacheElement type, int64_t head_dim) {
+  if (const int bits = bits_of(type)) return {type, tqn::cache::tile_bytes(bits, head_dim)};
+  return {type, head_dim * int64_t(type == CacheElement::f32 ? sizeof(float) : sizeof(uint16_t))};
+}
 
 int64_t CachedRow::bytes_of(int64_t positions) const { return (bits_of(type) ? tqn::cache::tiles(positions) : positions) * bytes; }
 

@@ -25,6 +25,7 @@ struct CachedRow {
   int64_t bytes_of(int64_t positions) const;
   bool operator==(const CachedRow&) const = default;
 };
+CachedRow cached_row(CacheElement type, int64_t head_dim);
 
 // Keys and values of every position. Further positions leave those of earlier ones as they are.
 struct AttentionState {

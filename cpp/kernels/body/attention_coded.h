@@ -69,7 +69,8 @@ inline void round_weights(const float* weights, TileWeights& out) {
   alignas(64) float rounded[kTile];
   for (int l = 0; l < kTile; l += kLanes) {
     not_finite = fma(load(weights + l), set1(0), not_finite);
-    store(rounded + l, round_even(minimum(load(weights + l) * inverse, set1(kWeightMax))));
+    const F32 scaled = load(weights + l) * inverse, limit = set1(kWeightMax);
+    store(rounded + l, round_even(select_less(scaled, limit, scaled, limit)));  // NaN becomes the limit, so that it can be an integer
   }
   out.step = (any ? largest_weight / kWeightMax : 0) + sum(not_finite);
   for (int l = 0; l < kTile; l++) out.weight[l] = int16_t(int32_t(rounded[l]));
