@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turboquant_native import Llama, _core
+from turboquant_native import Llama, LlamaRAMCache, _core
 from turboquant_native._core import FormatError
 from turboquant_native.commands import cli
 from turboquant_native.engine.cache_types import CHOICES, cache_type, types_of
@@ -88,6 +88,16 @@ def test_llama_shares_prefixes_and_speculates(tiny_tqn):
         llm.load_state(state)
     with Llama(str(tiny_tqn), draft_model=LlamaPromptLookupDecoding(), **options) as llm:
         assert llm(prompt, max_tokens=24, temperature=0)["choices"][0]["text"] == first
+
+
+def test_kept_states_of_another_type_are_passed_over(tiny_tqn):
+    kept = LlamaRAMCache()
+    texts = []
+    for types in ((None, None), (8, 8), (None, None)):
+        with Llama(str(tiny_tqn), n_ctx=64, type_k=types[0], type_v=types[1], verbose=False) as llm:
+            llm.set_cache(kept)
+            texts.append(llm("The quick brown fox", max_tokens=4, temperature=0)["choices"][0]["text"])
+    assert texts[2] == texts[0]
 
 
 def test_command_line(tiny_tqn, tmp_path, capsys):

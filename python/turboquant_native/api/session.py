@@ -1,6 +1,7 @@
 """One program's use of an engine: the sequence it stands at, its seed, its draft model, the states it keeps."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +119,8 @@ class Session:
         scheduler = self.engine.scheduler
         held = scheduler.run(lambda: max(slot.shared(prompt) for slot in scheduler.slots))
         if common_prefix(state.input_ids, prompt) > held:
-            self.load_state(state)
+            with suppress(ValueError):  # of another model, type of cache or longer context: it is of no use here
+                self.load_state(state)
 
     # --- one sequence, token by token ----------------------------------------------------------------------------------------------------
 
