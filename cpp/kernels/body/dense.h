@@ -35,7 +35,7 @@ void dot_block(const typename Element::Type* w, int64_t ldw, const float* x, int
 template <class Element, int R>
 void dot_rows(const typename Element::Type* w, int64_t ldw, const float* x, int64_t ldx, int64_t n_tokens, int64_t n, float alpha, float* y,
               int64_t ldy) {
-  for_token_groups<kPanelTokens>(
+  for_token_groups<kFloatTokens>(
       n_tokens, [&](auto group, int64_t t) { dot_block<Element, R, group.size>(w, ldw, x + t * ldx, ldx, n, alpha, y + t * ldy, ldy); });
 }
 
@@ -83,12 +83,12 @@ void dense_panels(const typename Element::Type* w, int64_t rows, int64_t n_in, c
                   int64_t ldy) {
   constexpr int64_t kCols = kFloatTiles * tqn::kTileCols;
   alignas(64) float panel[kCols * tqn::kTileRows] = {};
-  alignas(64) float sums[kPanelTokens * tqn::kTileRows];
+  alignas(64) float sums[kFloatTokens * tqn::kTileRows];
   for (int64_t r = 0; r < rows; r += tqn::kTileRows)
     for (int64_t c = 0; c < n_in; c += kCols) {
       const int64_t count = rows - r < tqn::kTileRows ? rows - r : tqn::kTileRows, cols = n_in - c < kCols ? n_in - c : kCols;
       pack_panel<Element>(w + r * n_in + c, count, n_in, cols, panel);
-      for_token_groups<kPanelTokens>(n_tokens, [&](auto group, int64_t t) {
+      for_token_groups<kFloatTokens>(n_tokens, [&](auto group, int64_t t) {
         float_panel<group.size>(panel, cols, x + t * n_in + c, n_in, sums);
         for (int j = 0; j < group.size; j++)
           for (int64_t i = 0; i < count; i++) y[(t + j) * ldy + r + i] += alpha * sums[j * tqn::kTileRows + i];

@@ -48,7 +48,7 @@ void float_panel(const float* panel, int64_t n_cols, const float* x, int64_t n_i
 inline void linear_float(const TqnMatrix& w, int64_t first, int64_t last, const Activations& x, float alpha, bool add, float* y,
                          int64_t ldy, void*) {
   alignas(64) float panel[kFloatTiles * tqn::kTileSteps];
-  alignas(64) float sums[kPanelTokens * tqn::kTileRows];
+  alignas(64) float sums[kFloatTokens * tqn::kTileRows];
   const int64_t n_tiles = tqn::tiles_per_strip(w.n_in);
   for (int64_t strip = first; strip < last; strip++) {
     const StripOutput out(w, strip, x, alpha, add, y, ldy);
@@ -56,7 +56,7 @@ inline void linear_float(const TqnMatrix& w, int64_t first, int64_t last, const 
       const int64_t count = n_tiles - tile < kFloatTiles ? n_tiles - tile : kFloatTiles;
       const uint8_t* codes = w.codes + tqn::tile_offset(strip, tile, w.n_in, w.k);
       with_format(w.k, [&](auto format) { decode_float_panel<format.k>(codes, w.codebook, count, panel); });
-      for_token_groups<kPanelTokens>(x.n_tokens, [&](auto group, int64_t t) {
+      for_token_groups<kFloatTokens>(x.n_tokens, [&](auto group, int64_t t) {
         float_panel<group.size>(panel, 4 * count, x.rotated + t * w.n_in + 4 * tile, w.n_in, sums);
         for (int j = 0; j < group.size; j++) out.write_float(t + j, sums + j * tqn::kTileRows, tile == 0);
       });

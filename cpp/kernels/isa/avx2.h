@@ -6,7 +6,7 @@
 namespace tq::kernels::avx2 {
 
 inline constexpr char kName[] = "avx2";
-inline constexpr int kOffset = 0, kPanelTokens = 3;
+inline constexpr int kOffset = 0, kPanelTokens = 3, kFloatTokens = 6;
 inline constexpr bool kPairSums = true;
 
 }  // namespace tq::kernels::avx2

@@ -4,7 +4,7 @@
 namespace tq::kernels::avx2vnni {
 
 inline constexpr char kName[] = "avx2vnni";
-inline constexpr int kOffset = 128, kPanelTokens = 4;
+inline constexpr int kOffset = 128, kPanelTokens = 4, kFloatTokens = 6;
 inline constexpr bool kPairSums = false;
 
 }  // namespace tq::kernels::avx2vnni

@@ -14,7 +14,7 @@ inline constexpr int kLanes = 4;
 inline constexpr int kDirectTokens = 1;
 inline constexpr int kSide = 1, kParts = 2;
 inline constexpr bool kPairSums = false;
-inline constexpr int kPanelRegisters = 4, kPanelTokens = 6;
+inline constexpr int kPanelRegisters = 4, kPanelTokens = 6, kFloatTokens = 6;
 inline constexpr int kOffset = 0;
 inline constexpr int kRowBytes = 16;
 
