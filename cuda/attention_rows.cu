@@ -25,6 +25,13 @@ __device__ inline void rope(const AttentionView& a, int row, float* x) {
   }
 }
 
+// Behind rope(): an element is scaled by another thread than the one that turned it.
+__device__ inline void grow_query(const AttentionView& a, int row, float* q) {
+  const float scale = 1 + a.growth.beta * log1pf(float(int64_t(a.batch.positions[row]) / a.growth.length));
+  __syncthreads();
+  for (int i = threadIdx.x; i < a.shape.head_dim; i += blockDim.x) q[i] *= scale;
+}
+
 __device__ inline void store(uint16_t* cache, int64_t i, float x) { cache[i] = __half_as_ushort(__float2half_rn(x)); }
 __device__ inline void store(float* cache, int64_t i, float x) { cache[i] = x; }
 
@@ -35,7 +42,9 @@ __global__ void __launch_bounds__(kThreads) store_kernel(const __grid_constant__
   release_dependents();
   await_inputs();
   if (head < a.shape.n_heads) {
-    if (a.cos) rope(a, row, a.q + (int64_t(row) * a.shape.n_heads + head) * dim);
+    float* q = a.q + (int64_t(row) * a.shape.n_heads + head) * dim;
+    if (a.cos) rope(a, row, q);
+    if (a.growth.beta != 0) grow_query(a, row, q);
     return;
   }
   const int kv_head = head - a.shape.n_heads;

@@ -134,6 +134,7 @@ struct AttentionView {
   const float *cos = nullptr, *sin = nullptr;  // null: no rope
   int rope_dims = 0;
   bool rope_pairs = false;
+  QueryGrowth growth;
   float* partials = nullptr;  // (rows, heads, splits, head_dim + 2)
 };
 // Rows that follow each other in one slot, at most kQueryTile, for the prompt kernel.

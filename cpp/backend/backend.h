@@ -105,6 +105,11 @@ struct RopeTable {
   float magnitude = 1;  // cos and sin are multiplied by it
   bool pairs = false;   // pair i is elements (2 i, 2 i + 1); else (i, i + dims / 2)
 };
+// Queries behind their rotary embedding, at position p, are multiplied by 1 + beta * log(1 + floor(p / length)).
+struct QueryGrowth {
+  float beta = 0;  // 0: they stay as they are
+  int64_t length = 0;
+};
 // Turns q and k (in place), writes k and v into the caches at the row's slot and position, then attends: each head of a row becomes the sum
 // of the cached values at positions max(0, p + 1 - window) to p of its slot, weighted by softmax(scale * q . k). p: the row's position.
 struct AttentionOp {
@@ -118,6 +123,7 @@ struct AttentionOp {
   // capacity).
   int k_bits = 0, v_bits = 0;
   int64_t capacity = 0;  // positions of a slot
+  QueryGrowth growth{};
 };
 // x = cap * tanh(x / cap) for logits: one row for each of the batch's output rows.
 struct SoftCapOp {

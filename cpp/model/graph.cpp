@@ -54,6 +54,7 @@ AttentionOp attention_op(const Graph& g, const AttentionConfig& a, const RopeFre
                  .out = {p.attended.get(), a.q_width()}};
   op.rope = {(long_context ? rope.long_context : rope.common).get(), a.rope.dims, a.rope.magnitude, a.rope.pairs};
   op.shape = {a.n_heads, a.n_kv_heads, a.head_dim, a.scale, a.soft_cap};
+  op.growth = a.growth;
   op.window = a.window;
   op.k_cache = state.k_cache().get(), op.v_cache = state.v_cache().get();
   const auto& shape = std::get<AttentionState>(state.shape());

@@ -1,5 +1,7 @@
 // Opening a model: metadata -> Config, tensors -> Weights. Shapes are checked one by one; missing tensors are reported all at once.
+#include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "common/error.h"
 #include "model/architectures.h"
@@ -163,14 +165,31 @@ struct Loader {
     if (tied && !shared && w.output) model->parameters_ -= w.output->n_out * w.output->n_in;  // counted once
   }
 
+  // How much of pair i's frequency yarn divides: 0 to 1, for each pair.
+  static std::vector<double> yarn_shares(const RopeConfig& rope) {
+    const YarnConfig& yarn = rope.yarn;
+    const auto pair_of = [&](double turns) {  // the pair that turns so often
+      return rope.dims * std::log(double(yarn.original_ctx) / (turns * 2 * std::numbers::pi)) / (2 * std::log(double(rope.base)));
+    };
+    double low = pair_of(yarn.beta_fast), high = pair_of(yarn.beta_slow);
+    if (yarn.whole_pairs) low = std::floor(low), high = std::ceil(high);
+    low = std::max(low, 0.), high = std::min(high, double(rope.dims - 1));
+    if (low == high) high += .001;
+    std::vector<double> shares(size_t(rope.dims / 2));
+    for (size_t i = 0; i < shares.size(); i++) shares[i] = std::clamp((double(i) - low) / (high - low), 0., 1.);
+    return shares;
+  }
+
   std::vector<float> inv_freq(const RopeConfig& rope, const char* factors_name) {
     const std::vector<float> factors = factors_name ? floats(factors_name, rope.dims / 2) : std::vector<float>{};
+    const std::vector<double> shares = rope.yarn.factor == 1 ? std::vector<double>(size_t(rope.dims / 2)) : yarn_shares(rope);
     std::vector<float> values(size_t(rope.dims / 2));
     for (size_t i = 0; i < values.size(); i++) {
       const double factor = factors.empty() ? 1 : factors[i];
       if (!(factor > 0))
         throw Error(Cause::bad_file, file().path() + ": rope factor " + std::to_string(i) + " is " + std::to_string(factor));
-      values[i] = float(std::pow(rope.base, -2.0 * double(i) / rope.dims) / (rope.linear_scale * factor));
+      const double yarn = 1 - shares[i] + shares[i] / rope.yarn.factor;
+      values[i] = float(std::pow(rope.base, -2.0 * double(i) / rope.dims) / (rope.linear_scale * factor) * yarn);
     }
     return values;
   }
@@ -209,7 +228,7 @@ struct Loader {
     w.k_bias = optional_vector(blk + "attn_k.bias", a.kv_width());
     w.v_bias = optional_vector(blk + "attn_v.bias", a.kv_width());
     w.o_bias = optional_vector(blk + "attn_output.bias", c.n_embd);
-    w.rope = load_rope(a.rope);
+    if (a.rope.dims > 0) w.rope = load_rope(a.rope);
     if (a.qk_norm == QkNorm::none) return w;
     const bool per_head = a.qk_norm == QkNorm::per_head;
     w.q_norm = vector(blk + "attn_q_norm.weight", per_head ? a.head_dim : a.q_width());

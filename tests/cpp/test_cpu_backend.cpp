@@ -202,7 +202,8 @@ struct AttentionCase {
   int heads, kv_heads, dim;
   int64_t window;
   float soft_cap;
-  bool pairs, f32;
+  bool pairs, f32, turns = true;
+  QueryGrowth growth{};
 };
 
 void rope(double* x, const Floats& inv_freq, int64_t position, bool pairs) {
@@ -219,11 +220,16 @@ std::vector<double> attention(const AttentionCase& t, const Floats& inv_freq, co
                               int64_t n) {
   const auto turned = [&](const Floats& x, int heads) {
     std::vector<double> y(x.begin(), x.end());
+    if (!t.turns) return y;
     for (int64_t r = 0; r < n; r++)
       for (int h = 0; h < heads; h++) rope(&y[size_t((r * heads + h) * t.dim)], inv_freq, r, t.pairs);
     return y;
   };
-  const auto tq = turned(q, t.heads), tk = turned(k, t.kv_heads);
+  auto tq = turned(q, t.heads);
+  const auto tk = turned(k, t.kv_heads);
+  if (t.growth.length > 0)
+    for (size_t i = 0; i < tq.size(); i++)
+      tq[i] *= 1 + t.growth.beta * std::log(1 + std::floor(double(int64_t(i) / (t.heads * t.dim)) / double(t.growth.length)));
   std::vector<double> out(q.size());
   for (int64_t r = 0; r < n; r++)
     for (int h = 0; h < t.heads; h++) {
@@ -252,7 +258,8 @@ void check_attention(const AttentionCase& t, int threads) {
   const std::vector<double> expected = attention(t, inv_freq, q, k, v, n);
   const int64_t cache = 2 * t.kv_heads * capacity * t.dim * (t.f32 ? 4 : 2);
   device.buffers = {device.backend->allocate(cache), device.backend->allocate(cache)};
-  const RopeTable table{device.plane(t.dim / 2, inv_freq).buffer, t.dim, 1, t.pairs};
+  if (!t.turns) inv_freq.clear();
+  const RopeTable table = !t.turns ? RopeTable{} : RopeTable{device.plane(t.dim / 2, inv_freq).buffer, t.dim, 1, t.pairs};
   // The prompt at once, then one row at a time, as a model runs.
   for (int64_t first = 0; first < n;) {
     const int64_t rows = first == 0 ? prompt : 1;
@@ -271,7 +278,8 @@ void check_attention(const AttentionCase& t, int threads) {
                        .k_cache = device.buffers[0].get(),
                        .v_cache = device.buffers[1].get(),
                        .cache_f32 = t.f32,
-                       .capacity = capacity};
+                       .capacity = capacity,
+                       .growth = t.growth};
     device.run(op, Rows(rows, int32_t(first), 1).batch());
     const auto at = expected.begin() + first * t.heads * t.dim;
     // float16 keys move scores by up to |q| |k| 2^-11 * 0.3, values by 2^-11.
@@ -282,13 +290,16 @@ void check_attention(const AttentionCase& t, int threads) {
 
 }  // namespace
 
-TEST("attention: ropes, groups, windows, soft caps, cache types, ranges over threads") {
+TEST("attention: ropes and none, growing queries, groups, windows, soft caps, cache types, ranges over threads") {
   for (int threads : {1, 4}) {
     check_attention({4, 2, 16, 0, 0, false, true}, threads);
     check_attention({3, 1, 8, 0, 0, true, true}, threads);
     check_attention({5, 5, 12, 100, 0, false, true}, threads);
     check_attention({2, 1, 20, 0, 2.0f, true, true}, threads);
     check_attention({4, 1, 32, 0, 0, false, false}, threads);
+    check_attention({4, 2, 16, 64, 0, false, true, false}, threads);
+    check_attention({4, 2, 16, 0, 0, true, true, true, {.beta = 0.4f, .length = 70}}, threads);
+    check_attention({2, 2, 32, 0, 0, false, false, false, {.beta = 0.2f, .length = 282}}, threads);
   }
 }
 

@@ -28,6 +28,7 @@ TOOLS = [
 ]
 HERMES, XML, LLAMA, MISTRAL = "<tool_call>", "<tool_call><function=", "<|python_tag|>", "[TOOL_CALLS]"
 GEMMA_3, FUNCTION_GEMMA, GEMMA_4, NONE = "<start_of_turn>", "<start_function_call>", "<|tool_call>", "{{ messages }}"
+OLMO_3 = "<|im_start|>environment <function_calls>"
 PARIS = ("weather", {"city": "Paris"})
 NOW = ("now", {})
 
@@ -116,6 +117,14 @@ CASES = {
     "gemma 3, python": (GEMMA_3, '```tool_code\nprint(default_api.weather(city="Paris"))\n```', "", [PARIS]),
     "gemma 3, list": (GEMMA_3, '[weather("Paris"), now()]', "", [PARIS, NOW]),
     "gemma 3, fenced JSON": (GEMMA_3, 'So:\n```json\n{"name": "weather", "parameters": {"city": "Paris"}}\n```', "So:", [PARIS]),
+    "olmo 3": (OLMO_3, 'Let me see.\n<function_calls>\nweather(city="Paris")\n</function_calls>', "Let me see.", [PARIS]),
+    "olmo 3, two": (OLMO_3, "<function_calls>weather('Paris')\nnow()</function_calls>", "", [PARIS, NOW]),
+    "olmo 3, JSON's words, not closed": (
+        OLMO_3,
+        "<function_calls>\nweather(city=null, units=[true, 'a'], where={'b': false})",
+        "",
+        [("weather", {"city": None, "units": [True, "a"], "where": {"b": False}})],
+    ),
     "function gemma": (
         FUNCTION_GEMMA,
         "<start_function_call>call:weather{city:<escape>Paris<escape>}<end_function_call>",
@@ -161,6 +170,8 @@ TEXTS = {
     "mistral": (MISTRAL, "[TOOL_CALLS] hello, world"),
     "gemma 3 code": (GEMMA_3, "```tool_code\nimport os\nos.system('true')\n```"),
     "gemma 3 list": (GEMMA_3, "[1, 2]"),
+    "olmo 3, no tool": (OLMO_3, "<function_calls>\nimport os\n</function_calls> so"),
+    "olmo 3, cut": (OLMO_3, "<function_calls>\nweather(city='Pa"),
     "gemma 4": (GEMMA_4, "<|tool_call>weather in Paris<tool_call|>"),
     "empty": (HERMES, ""),
     "white space first": (NONE, "\n  so"),

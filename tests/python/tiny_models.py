@@ -107,7 +107,7 @@ def _gguf_tensors(arch: str, config: dict[str, Any], tensors: dict[str, np.ndarr
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert target is not None, name
         kind = target.split(".")[2] if target.startswith("blk.") else ""
-        if arch in ("llama", "granite") and kind in heads:
+        if arch in ("llama", "granite", "smollm3", "mistral3") and kind in heads:
             w = w[_neighbours(w.shape[0], heads[kind])]
         if arch.startswith("gemma") and target.endswith("norm.weight"):
             w = w + 1

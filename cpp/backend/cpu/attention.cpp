@@ -76,7 +76,7 @@ class AttentionStep final : public Step {
     for (int64_t i = mine.first; i < mine.last; i++) {
       const int64_t r = i / (n_heads + n_kv), head = i % (n_heads + n_kv);
       if (head < n_heads) {
-        turn(w, op_.rope, angles_, r, row(op_.q, r) + head * dim);
+        turn_query(w, op_, angles_, r, row(op_.q, r) + head * dim);
         continue;
       }
       const int64_t kv_head = head - n_heads, at = cache_offset(w, r, kv_head) + w.batch.positions[r] * dim;

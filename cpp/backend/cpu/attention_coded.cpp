@@ -134,7 +134,7 @@ class CodedAttentionStep final : public Step {
 
   void prepare(const Worker& w, const Prepared& prepared, int64_t r, int64_t head) const {
     float* q = row(op_.q, r) + head * dim_;
-    turn(w, op_.rope, angles_, r, q);
+    turn_query(w, op_, angles_, r, q);
     w.k.rotate(*plan_, q, q);
     const int64_t at = r * op_.shape.n_heads + head;
     int8_t* codes = prepared.codes + at * padded_;

@@ -41,6 +41,7 @@ class Architecture:
         paired_rope: rotary pairs are neighbours, so q and k rows of a Hugging Face source are permuted.
         norm_offset: Hugging Face stores norm weights minus one.
         wide_head_norms: q and k norms span all heads, not one.
+        plain_windows: layers with a window turn by a base of their own (`rope.freq_base_swa`), unscaled.
         activations: names that the feed-forward activation may have in a config.
     """
 
@@ -54,6 +55,7 @@ class Architecture:
     paired_rope: bool = False
     norm_offset: bool = False
     wide_head_norms: bool = False
+    plain_windows: bool = False
     activations: tuple[str, ...] = ("silu", "swish")
 
     @property
@@ -79,20 +81,50 @@ def _window(config: Config) -> Hyperparameters:
     if types is None:
         pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 0))
     else:
-        pattern = window_pattern([kind == "sliding_attention" for kind in types])
+        pattern = layer_pattern([kind == "sliding_attention" for kind in types])
     return {} if pattern == 1 else {"attention.sliding_window": window, "attention.sliding_window_pattern": pattern}
 
 
-def window_pattern(windowed: list[bool]) -> int:
-    """n where every n-th layer attends to everything and the others through the window; 0: all windowed, 1: none."""
-    if all(windowed):
+def layer_pattern(chosen: list[bool]) -> int | list[bool]:
+    """n where all layers but every n-th are chosen; 0: all are, 1: none. The list itself where they follow no such rule."""
+    if all(chosen):
         return 0
-    pattern = windowed.index(False) + 1
-    if any(use != bool((layer + 1) % pattern) for layer, use in enumerate(windowed)):
-        raise ConvertError(
-            f"layer_types: sliding and full attention alternate irregularly ({sum(windowed)} of {len(windowed)} layers slide)"
-        )
-    return pattern
+    pattern = chosen.index(False) + 1
+    return pattern if all(use == bool((layer + 1) % pattern) for layer, use in enumerate(chosen)) else chosen
+
+
+def _smollm3(config: Config) -> Hyperparameters:
+    """Some layers know no positions; where there are windows, these layers have them."""
+    n_layers, interval = config["num_hidden_layers"], config.get("no_rope_layer_interval", 4)
+    turns = config.get("no_rope_layers")  # true: it turns
+    if turns is None:
+        turns = [bool((layer + 1) % interval) for layer in range(n_layers)]
+    if len(turns) < n_layers:
+        raise ConvertError(f"no_rope_layers has {len(turns)} entries, expected num_hidden_layers, {n_layers}")
+    types = config.get("layer_types") or ["full_attention" if turn else "sliding_attention" for turn in turns[:n_layers]]
+    return _window({"use_sliding_window": False, **config, "layer_types": types}) | {"rope.layer_pattern": layer_pattern(turns[:n_layers])}
+
+
+def _olmo3(config: Config) -> Hyperparameters:
+    layers = range(config["num_hidden_layers"])
+    types = config.get("layer_types") or ["sliding_attention" if (layer + 1) % 4 else "full_attention" for layer in layers]
+    return _window({**config, "layer_types": types})
+
+
+def _olmo_gguf(values: Hyperparameters) -> Hyperparameters:
+    return {"rope.freq_base_swa": values["rope.freq_base"]}
+
+
+def _ministral3(config: Config) -> Hyperparameters:
+    """Queries grow with the position, beyond the context that yarn began with."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    length = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
+    growth = {"attention.temperature_scale": rope.get("llama_4_scaling_beta") or 0, "attention.temperature_length": length}
+    return _window({**config, "layer_types": None}) | growth  # transformers does not read layer_types here
+
+
+def _ministral3_gguf(values: Hyperparameters) -> Hyperparameters:
+    return {"attention.temperature_length": values.get("rope.scaling.original_context_length", values["context_length"])}
 
 
 def _gemma2(config: Config) -> Hyperparameters:
@@ -162,6 +194,10 @@ def _experts_gguf(normalize: bool) -> Callable[[Hyperparameters], Hyperparameter
 _GELU = ("gelu_pytorch_tanh", "gelu")  # gemma's first configs say gelu and mean its tanh form
 _GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096}
 _QWEN_MOE_DEFAULTS = {"num_experts_per_tok": 4, "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632, "num_experts": 60}
+_MINISTRAL3_ROPE = {
+    "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "mscale": 1.0, "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
 _QWEN3_MOE_DEFAULTS = {"head_dim": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False}
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -237,6 +273,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "max_position_embeddings": 131072,
             },
             norm_offset=True,
+            plain_windows=True,
             activations=_GELU,
         ),
         Architecture("phi3", "phi3", options=_window, defaults={"rms_norm_eps": 1e-5}),
@@ -244,14 +281,42 @@ ARCHITECTURES: dict[str, Architecture] = {
             "olmo2",
             "olmo2",
             tensors=POST_NORMS + HEAD_NORMS + DENSE,
+            gguf_defaults=_olmo_gguf,
             wide_head_norms=True,
+            plain_windows=True,
             defaults={"rms_norm_eps": 1e-5},
+        ),
+        Architecture(
+            "olmo3",
+            "olmo2",
+            tensors=POST_NORMS + HEAD_NORMS + DENSE,
+            options=_olmo3,
+            wide_head_norms=True,
+            plain_windows=True,
+            defaults={"rms_norm_eps": 1e-5, "rope_theta": 5e5, "sliding_window": 4096},
+        ),
+        Architecture(
+            "smollm3",
+            "smollm3",
+            options=_smollm3,
+            gguf_defaults=lambda values: {"rope.layer_pattern": 4},
+            defaults={"tie_word_embeddings": True, "rope_theta": 2e6},
+            paired_rope=True,
+        ),
+        Architecture("ministral", "llama", paired_rope=True, options=_window, defaults={"sliding_window": 4096}),
+        Architecture(
+            "ministral3",
+            "mistral3",
+            options=_ministral3,
+            gguf_defaults=_ministral3_gguf,
+            defaults={"rms_norm_eps": 1e-5, "head_dim": 128, "rope_parameters": _MINISTRAL3_ROPE},
+            paired_rope=True,
         ),
         Architecture("granite", "granite", options=_granite, paired_rope=True),
     )
 }
 # Multimodal configs whose text part is a supported architecture.
-TEXT_MODELS = {"gemma3": "gemma3_text"}
+TEXT_MODELS = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 
 
 def supported() -> list[str]:

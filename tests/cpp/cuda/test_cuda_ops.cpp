@@ -32,14 +32,15 @@ struct AttentionCase {
   int64_t window = 0;
   float soft_cap = 0;
   bool pairs = false;
-  int rope_dims = 0;
+  int rope_dims = 0;  // 0: all; -1: none
+  QueryGrowth growth{};
 };
 
 // `first_position` earlier rows fill the cache in a pass of their own.
 double attention_difference(const AttentionCase& c, Precision precision) {
   Random random{uint64_t(c.heads * c.dim + c.rows)};
   const int64_t q_width = c.heads * c.dim, kv_width = c.kv_heads * c.dim, capacity = c.first_position + c.rows + 3;
-  const int total = c.first_position + c.rows, dims = c.rope_dims ? c.rope_dims : c.dim;
+  const int total = c.first_position + c.rows, dims = c.rope_dims > 0 ? c.rope_dims : c.dim;
   const std::vector<float> q = random.normals(total * q_width), k = random.normals(total * kv_width), v = random.normals(total * kv_width);
   std::vector<float> inv_freq;
   for (int i = 0; i < dims / 2; i++) inv_freq.push_back(std::pow(10000.f, -2.f * float(i) / float(dims)));
@@ -58,17 +59,18 @@ double attention_difference(const AttentionCase& c, Precision precision) {
       TestPlane pq(b, piece(q, q_width), q_width), pk(b, piece(k, kv_width), kv_width), pv(b, piece(v, kv_width), kv_width),
           out(b, count, q_width);
       Op op{.kind = Op::attention};
-      op.attention_op = {pq.plane,
-                         pk.plane,
-                         pv.plane,
-                         out.plane,
-                         {freq.buffer.get(), dims, 1.f, c.pairs},
-                         {c.heads, c.kv_heads, c.dim, 1 / std::sqrt(float(c.dim)), c.soft_cap},
-                         c.window,
-                         k_cache.get(),
-                         v_cache.get(),
-                         f32,
-                         capacity};
+      op.attention_op = {.q = pq.plane,
+                         .k = pk.plane,
+                         .v = pv.plane,
+                         .out = out.plane,
+                         .rope = {c.rope_dims < 0 ? nullptr : freq.buffer.get(), dims, 1.f, c.pairs},
+                         .shape = {c.heads, c.kv_heads, c.dim, 1 / std::sqrt(float(c.dim)), c.soft_cap},
+                         .window = c.window,
+                         .k_cache = k_cache.get(),
+                         .v_cache = v_cache.get(),
+                         .cache_f32 = f32,
+                         .capacity = capacity,
+                         .growth = c.growth};
       Rows rows(count);
       for (int r = 0; r < count; r++) rows.positions[size_t(r)] = first + r, rows.slots[size_t(r)] = 1;
       const auto program = b.prepare({op}, count);
@@ -81,7 +83,7 @@ double attention_difference(const AttentionCase& c, Precision precision) {
 
 }  // namespace
 
-TEST("attention: grouped heads, windows, soft caps, both ropes, head sizes 64 to 256") {
+TEST("attention: grouped heads, windows, soft caps, both ropes and none, growing queries, head sizes 64 to 256") {
   const AttentionCase cases[] = {{4, 4, 64, 1, 0},
                                  {9, 3, 64, 1, 130},
                                  {8, 2, 128, 3, 700},
@@ -93,7 +95,9 @@ TEST("attention: grouped heads, windows, soft caps, both ropes, head sizes 64 to
                                  {8, 2, 128, 70, 1000, 64},
                                  {4, 1, 256, 65, 0, 0, 20},
                                  {4, 2, 96, 130, 3, 0, 0, true, 48},
-                                 {2, 2, 192, 64, 64}};
+                                 {2, 2, 192, 64, 64},
+                                 {4, 2, 64, 3, 40, 0, 0, false, -1, {.beta = 0.3f, .length = 20}},
+                                 {8, 2, 128, 80, 40, 0, 0, true, 0, {.beta = 0.3f, .length = 30}}};
   for (const AttentionCase& c : cases) {
     if (small_cases() && c.rows + c.first_position > 140) continue;
     // Float: sums of at most 1072 positions of weights that add to 1 and values up to about 5.

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from .events import AnswerEvent, CallArguments, CallStart, ReasoningDelta, TextDelta
-from .gemma_families import FunctionGemmaParser, Gemma3Parser, Gemma4Parser
+from .gemma_families import FunctionGemmaParser, Gemma4Parser
 from .json_families import BareJsonParser, HermesParser, Llama3Parser, MistralParser
 from .parser import CallParser, functions
+from .python_families import Gemma3Parser, Olmo3Parser
 from .xml_family import XmlParser
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
 _FAMILIES: tuple[tuple[str, type[CallParser]], ...] = (
     ("<|tool_call>", Gemma4Parser),
     ("<start_function_call>", FunctionGemmaParser),
+    ("<function_calls>", Olmo3Parser),
     ("<function=", XmlParser),
     ("[TOOL_CALLS]", MistralParser),
     ("<tool_call>", HermesParser),

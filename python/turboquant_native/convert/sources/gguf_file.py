@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from ..._core import FormatError, GgufFile, UnsupportedError
 from ...common.errors import ConvertError, listing
 from ..architectures import Shape, by_gguf_name
-from ..hyperparameters import check_rope_factors, hyperparameters_of_gguf
+from ..hyperparameters import hyperparameters_of_gguf
 from ..pooling import embedding_keys_of_gguf
+from ..rope import check_rope_factors
 from ..tokenizer import tokenizer_of_gguf
 from .base import Source
 from .safetensors_file import widen_bf16

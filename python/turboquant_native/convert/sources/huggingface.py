@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from ...common.errors import ConvertError, listing
 from ...common.files import is_present, read_json
 from ..architectures import Architecture, Shape, by_model_type, permute_heads
-from ..hyperparameters import checked_config, hyperparameters_of_config, rope_tensors
+from ..hyperparameters import checked_config, hyperparameters_of_config
 from ..pooling import embedding_keys_of_folder
+from ..rope import rope_tensors
 from ..tokenizer import tokenizer_of_folder
 from .base import Piece, Source
 from .model_files import model_files
@@ -41,7 +42,7 @@ class HuggingFaceSource(Source):
         self.embedding = embedding_keys_of_folder(folder)
         self._files = _open_shards(folder)
         self._check_plausible({name: shape for file in self._files.values() for name, shape in file.shapes.items()})
-        self._rope = rope_tensors(origin, {**self.architecture.defaults, **self.config}, self.hyperparameters)
+        self._rope = rope_tensors(origin, self.architecture, {**self.architecture.defaults, **self.config}, self.hyperparameters)
         self._pieces = self._map_tensors()
         self.tokenizer = tokenizer_of_folder(folder, self.hyperparameters["vocab_size"], self.config)
 
