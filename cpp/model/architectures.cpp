@@ -15,7 +15,7 @@ struct Architecture {
   bool rope_pairs = false;
   QkNorm qk_norm = QkNorm::none;
   bool pre_norms = true, post_norms = false;
-  bool gemma = false;  // gelu, embeddings scaled by sqrt(n_embd)
+  bool gemma = false;            // gelu, embeddings scaled by sqrt(n_embd)
   int window_pattern = 0;        // where no key says otherwise
   int rope_pattern = 0;          // likewise
   bool plain_windows = false;    // windowed layers turn unscaled, by a base of their own
@@ -195,7 +195,8 @@ void read_yarn(const Keys& keys, int64_t n_ctx_train, RopeConfig& rope) {
   yarn.beta_slow = keys.real("rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1);
   yarn.original_ctx = keys.integer("rope.scaling.original_context_length", 1, kMaxContext, n_ctx_train);
   yarn.whole_pairs = keys.boolean("rope.scaling.yarn_truncate", true);
-  if (rope.base <= 1) throw Error(Cause::bad_file, keys.where("rope.freq_base") + " is " + std::to_string(rope.base) + ", too small for yarn");
+  if (rope.base <= 1)
+    throw Error(Cause::bad_file, keys.where("rope.freq_base") + " is " + std::to_string(rope.base) + ", too small for yarn");
   const auto magnitude = [&](double multiplier) { return yarn.factor <= 1 ? 1 : 1 + .1 * multiplier * std::log(yarn.factor); };
   const float multiplier = keys.real("rope.scaling.yarn_log_multiplier", 0, 1e3, 0);
   rope.magnitude *= float(magnitude(1) / (multiplier > 0 ? magnitude(multiplier) : 1));
