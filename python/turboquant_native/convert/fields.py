@@ -145,12 +145,13 @@ GGUF_FIELDS: dict[str, Rule] = {
     "expert_feed_forward_length": integer(1, _MAX_DIM),
     "expert_shared_feed_forward_length": integer(0, _MAX_DIM),
     "expert_weights_norm": FLAG,
-    "pooling_type": integer(0, 3),
+    "pooling_type": integer(0, 4),
 }
 
 _POSITIVE = number(0, _MAX_SCALE, above=True)
 CONFIG_FIELDS: dict[str, Rule] = {
     "model_type": TEXT,
+    "id2label": OBJECT.or_null(),
     "architectures": many(TEXT, "texts").or_null(),
     "text_config": OBJECT.or_null(),
     "quantization_config": OBJECT.or_null(),

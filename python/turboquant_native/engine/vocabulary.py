@@ -184,6 +184,14 @@ class Vocabulary:
             own = own[: max(0, limit - len(before) - len(after))]
         return [*before, *own, *after]
 
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        """Token ids of two texts that are scored together, as the tokenizer's own post-processor joins them."""
+        with guarded("the model's tokenizer failed on a text"):
+            ids: list[int] = self._special.encode(first, second, add_special_tokens=True).ids
+        if self.add_bos and ids[:1] != [self.bos]:
+            ids.insert(0, self.bos)
+        return [*ids, self.eos] if self.add_eos and ids[-1:] != [self.eos] else ids
+
     def check_length(self, text: str, n_ctx: int) -> None:
         """ValueError where a text certainly has more than n_ctx tokens: ten megabytes are refused before they are tokenized."""
         if self._bound is not None and len(text) > n_ctx and (least := self._bound.least_tokens(text)) > n_ctx:

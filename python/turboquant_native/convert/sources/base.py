@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ...common.errors import ConvertError, listing
 from ...common.files import FileState, file_state
 from ..architectures import Architecture, Hyperparameters, Shape, tensor_shapes
+from ..heads import SourceHead
 from ..tokenizer import TokenizerData
 
 
@@ -33,6 +34,7 @@ class Source(ABC):
         name: a title for general.name.
         general: further `general.*` strings (license, author ...).
         embedding: how one vector is made of a text, where the model says so (`pooling.py`).
+        head: keys that describe a head that scores (`heads.py`); empty where there is none.
         shapes: tensors under their final names, in file order, (n_out, n_in) or (n,).
         parameters: elements of all tensors.
     """
@@ -43,6 +45,7 @@ class Source(ABC):
     hyperparameters: Hyperparameters
     general: dict[str, str]
     embedding: dict[str, Any]
+    head: dict[str, Any]
     tokenizer: TokenizerData | None
     shapes: dict[str, Shape]
     _opened: dict[Path, FileState]
@@ -66,7 +69,7 @@ class Source(ABC):
         arch = self.architecture.gguf
         general = {"general.architecture": arch, "general.type": "model", "general.name": self.name, **self.general}
         embedding = {key if "." in key else f"{arch}.{key}": value for key, value in self.embedding.items()}
-        return general | {f"{arch}.{key}": value for key, value in self.hyperparameters.items()} | embedding
+        return general | {f"{arch}.{key}": value for key, value in self.hyperparameters.items()} | embedding | self.head
 
     @abstractmethod
     def read(self, name: str) -> NDArray[np.float32]:
@@ -94,10 +97,13 @@ class Source(ABC):
             wanted = f"{layers} layers" + (f" of {experts} experts" if experts else "")
             raise ConvertError(f"{self.path}: a model of {wanted} is described, but {len(stored)} tensors are stored")
 
-    def _bind(self, stored: dict[str, tuple[str, Shape]], unknown: list[str], needs_output: bool = False) -> dict[str, Piece]:
+    def _bind(
+        self, stored: dict[str, tuple[str, Shape]], unknown: list[str], head: SourceHead, needs_output: bool = False
+    ) -> dict[str, Piece]:
         """Match stored tensors (by GGUF name: own name and shape) with what the architecture needs; every problem in one message.
 
-        `unknown` are stored tensors without a GGUF name; `needs_output`: the embedding may not stand in for the output matrix.
+        `unknown` are stored tensors without a GGUF name; `head`: what scores, checked already;
+        `needs_output`: the embedding may not stand in for the output matrix.
         """
         required, optional = tensor_shapes(self.architecture, self.hyperparameters)
         if needs_output:
@@ -125,7 +131,9 @@ class Source(ABC):
         if problems:
             raise ConvertError(f"{self.path}: not a complete {self.architecture.model_type} model; " + "; ".join(problems))
         self.shapes = {name: shape for name, shape in _file_order(expected) if name in found}
-        return pieces
+        self.shapes |= {name: shape for name, (_, shape) in head.tensors.items()}
+        self.head = dict(head.keys)
+        return pieces | {name: Piece(own_name) for name, (own_name, _) in head.tensors.items()}
 
 
 def _text(shape: Shape) -> str:

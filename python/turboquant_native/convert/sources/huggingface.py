@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ...common.errors import ConvertError, listing
 from ...common.files import is_present, read_json
 from ..architectures import Architecture, Shape, by_model_type, permute_heads
+from ..heads import head_of_folder, head_tensor
 from ..hyperparameters import checked_config, hyperparameters_of_config
 from ..pooling import embedding_keys_of_folder
 from ..rope import rope_tensors
@@ -43,28 +44,33 @@ class HuggingFaceSource(Source):
         self._files = _open_shards(folder)
         self._check_plausible({name: shape for file in self._files.values() for name, shape in file.shapes.items()})
         self._rope = rope_tensors(origin, self.architecture, {**self.architecture.defaults, **self.config}, self.hyperparameters)
-        self._pieces = self._map_tensors()
+        self._pieces = self._map_tensors(origin)
         self.tokenizer = tokenizer_of_folder(folder, self.hyperparameters["vocab_size"], self.config)
 
     def stored_files(self) -> list[Path]:
         weights = {file.path for file in self._files.values()}
         return [self.path, *(file for file in self._opened if file in weights or file.suffix != ".safetensors")]
 
-    def _map_tensors(self) -> dict[str, Piece]:
+    def _map_tensors(self, origin: str) -> dict[str, Piece]:
         names = tensor_names(self.architecture, self.hyperparameters["block_count"])
         stored: dict[str, tuple[str, Shape]] = {name: (name, tensor.shape) for name, tensor in self._rope.items()}
         unknown: list[str] = []
+        heads: dict[str, tuple[str, Shape]] = {}
         tied = {**self.architecture.defaults, **self.config}.get("tie_word_embeddings")
         for own_name, file in self._files.items():
             if _IGNORED.fullmatch(own_name) or (tied and own_name.endswith("lm_head.weight")):
                 continue
-            if gguf_name := gguf_tensor_name(own_name, names):
+            if place := head_tensor(_TEXT_PREFIX.sub("", own_name)):
+                heads[place] = (own_name, file.shapes[own_name])
+            elif gguf_name := gguf_tensor_name(own_name, names):
                 stored[gguf_name] = (own_name, file.shapes[own_name])
             else:
                 unknown.append(own_name)
-        # a model saved without its head only embeds: the embedding stands in for the output matrix
-        headless = (self.config.get("architectures") or [""])[0].endswith("Model")
-        return self._bind(stored, unknown, needs_output=tied is False and not headless)
+        # a model saved without its output matrix only embeds or scores: the embedding stands in for it
+        headless = bool(heads) or (self.config.get("architectures") or [""])[0].endswith("Model")
+        n_embd = self.hyperparameters["embedding_length"]
+        head = head_of_folder(origin, self.architecture.gguf, self.config, n_embd, heads)
+        return self._bind(stored, unknown, head, needs_output=tied is False and not headless)
 
     def read(self, name: str) -> NDArray[np.float32]:
         if name in self._rope:
