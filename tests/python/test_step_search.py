@@ -57,7 +57,7 @@ def test_the_best_of_n(llm: Llama, how: str):
 def separated(llm: Llama) -> tuple[str, str]:
     """(greedy text, a character that cuts it into several steps)."""
     text = llm(PROMPT, temperature=0.0, max_tokens=40)["choices"][0]["text"]
-    counts = {character: text[1:].count(character) for character in set(text) if character.isprintable()}
+    counts = {character: text[1:].count(character) for character in set(text) if character.isascii() and character.isprintable()}
     return text, max(counts, key=lambda character: (counts[character], character))
 
 
