@@ -55,6 +55,8 @@ def head_of_folder(origin: str, architecture: str, config: Config, n_embd: int, 
 def head_of_gguf(origin: str, architecture: str, metadata: Mapping[str, Any], n_embd: int, shapes: Mapping[str, Shape]) -> SourceHead:
     """The head of a GGUF file; its keys are checked by the reader's rules."""
     tensors = {name: (name, shapes[name]) for name in TENSORS if name in shapes}
+    if not tensors and metadata.get(f"{architecture}.pooling_type") == RANK_POOLING:
+        raise ConvertError(f"{origin}: {architecture}.pooling_type is {RANK_POOLING} (rank), but there is no cls.output.weight")
     if not tensors:
         return SourceHead()
     _check(origin, tensors, n_embd)
