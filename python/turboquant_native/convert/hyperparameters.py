@@ -37,9 +37,6 @@ _CONFIG_NAMES = {  # what a message calls a key, where the field of a config is 
 def checked_config(origin: str, config: dict[str, Any]) -> dict[str, Any]:
     """A config.json, its text part on top, with every field of its type; ConvertError names file, field, value and what was expected."""
     config = checked(origin, CONFIG_FIELDS, config)
-    if quantization := config.get("quantization_config"):
-        method = shown(quantization.get("quant_method", "unknown method")).strip("'")
-        raise ConvertError(f"{origin}: the checkpoint is already quantized (quantization_config: {method}); convert the original one")
     if text := config.get("text_config"):
         config = {
             **config,

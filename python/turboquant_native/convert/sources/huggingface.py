@@ -18,6 +18,7 @@ from ..tokenizer import tokenizer_of_folder
 from .base import Piece, Source
 from .model_files import model_files
 from .safetensors_file import SafetensorsFile
+from .stored_tensors import StoredTensors
 
 # Stored, but no weights of the text model.
 _IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*\.masked_bias|.*vision_tower\..*|.*multi_modal_projector\..*")
@@ -41,15 +42,19 @@ class HuggingFaceSource(Source):
         self.name = str(self.config.get("_model_name_or_path") or name or folder.resolve().name)
         self.general = {}
         self.embedding = embedding_keys_of_folder(folder)
-        self._files = _open_shards(folder)
-        self._check_plausible({name: shape for file in self._files.values() for name, shape in file.shapes.items()})
+        self._tensors = StoredTensors(origin, self.config.get("quantization_config") or {}, _open_shards(folder))
+        self._check_plausible(self._tensors.shapes)
         self._rope = rope_tensors(origin, self.architecture, {**self.architecture.defaults, **self.config}, self.hyperparameters)
         self._pieces = self._map_tensors(origin)
         self.tokenizer = tokenizer_of_folder(folder, self.hyperparameters["vocab_size"], self.config)
 
     def stored_files(self) -> list[Path]:
-        weights = {file.path for file in self._files.values()}
+        weights = self._tensors.paths
         return [self.path, *(file for file in self._opened if file in weights or file.suffix != ".safetensors")]
+
+    @property
+    def quantized_as(self) -> str | None:
+        return self._tensors.quantized_as
 
     def _map_tensors(self, origin: str) -> dict[str, Piece]:
         names = tensor_names(self.architecture, self.hyperparameters["block_count"])
@@ -57,13 +62,13 @@ class HuggingFaceSource(Source):
         unknown: list[str] = []
         heads: dict[str, tuple[str, Shape]] = {}
         tied = {**self.architecture.defaults, **self.config}.get("tie_word_embeddings")
-        for own_name, file in self._files.items():
+        for own_name, shape in self._tensors.shapes.items():
             if _IGNORED.fullmatch(own_name) or (tied and own_name.endswith("lm_head.weight")):
                 continue
             if place := head_tensor(_TEXT_PREFIX.sub("", own_name)):
-                heads[place] = (own_name, file.shapes[own_name])
+                heads[place] = (own_name, shape)
             elif gguf_name := gguf_tensor_name(own_name, names):
-                stored[gguf_name] = (own_name, file.shapes[own_name])
+                stored[gguf_name] = (own_name, shape)
             else:
                 unknown.append(own_name)
         # a model saved without its output matrix only embeds or scores: the embedding stands in for it
@@ -76,7 +81,7 @@ class HuggingFaceSource(Source):
         if name in self._rope:
             return self._rope[name]
         piece = self._pieces[name]
-        w = self._files[piece.stored].read(piece.stored, piece.expert, piece.rows).reshape(self.shapes[name])
+        w = self._tensors.read(piece.stored, piece.expert, piece.rows).reshape(self.shapes[name])
         return self._to_gguf_convention(name, w)
 
     def _to_gguf_convention(self, name: str, w: NDArray[np.float32]) -> NDArray[np.float32]:
