@@ -121,12 +121,14 @@ __device__ inline State attend(const AttentionView& a, const LaneHead<D>& q, con
   return s;
 }
 
-// Merges n states with their outputs (n, dim) into `to`: normalized, or as a partial (dim, max, sum).
+// Merges n states with their outputs (n, dim) into `to`: normalized, with the head's sink (null: none), or as a partial (dim, max, sum).
 template <class Max, class Sum>
-__device__ inline void merge(int n, int dim, Max&& max_of, Sum&& sum_of, const float* outs, int stride, float* to, bool normalize) {
+__device__ inline void merge(int n, int dim, Max&& max_of, Sum&& sum_of, const float* outs, int stride, float* to, bool normalize,
+                             const float* sink) {
   float max = -INFINITY, sum = 0;
   for (int i = 0; i < n; i++) max = fmaxf(max, max_of(i));
   for (int i = 0; i < n; i++) sum += sum_of(i) > 0 ? sum_of(i) * expf(max_of(i) - max) : 0.f;
+  if (normalize && sink) sum += expf(*sink - max);
   for (int d = threadIdx.x; d < dim; d += kThreads) {
     float total = 0;
     for (int i = 0; i < n; i++)
@@ -162,7 +164,9 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const __grid_constant__ 
     for (int i = 0; i < 8; i++) outs[group][64 * j + 8 * l + i] = out.x[j][i];
   __syncthreads();
   float* to = splits == 1 ? a.out + index * dim : a.partials + (index * splits + split) * (dim + 2);
-  merge(kGroups, dim, [&](int i) { return states[i].max; }, [&](int i) { return states[i].sum; }, &outs[0][0], 64 * D, to, splits == 1);
+  merge(
+      kGroups, dim, [&](int i) { return states[i].max; }, [&](int i) { return states[i].sum; }, &outs[0][0], 64 * D, to, splits == 1,
+      a.sinks ? a.sinks + head : nullptr);
 }
 
 __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__ AttentionView a, int splits) {
@@ -173,7 +177,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
   await_inputs();
   merge(
       splits, dim, [&](int i) { return parts[i * stride + dim]; }, [&](int i) { return parts[i * stride + dim + 1]; }, parts, stride,
-      a.out + index * dim, true);
+      a.out + index * dim, true, a.sinks ? a.sinks + blockIdx.x : nullptr);
 }
 
 }  // namespace

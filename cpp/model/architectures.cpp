@@ -15,6 +15,7 @@ struct Architecture {
   bool rope_pairs = false;
   QkNorm qk_norm = QkNorm::none;
   bool pre_norms = true, post_norms = false;
+  bool gpt_oss = false;          // sinks, experts with biases, clamped swiglu
   bool gemma = false;            // gelu, embeddings scaled by sqrt(n_embd)
   int window_pattern = 0;        // where no key says otherwise
   int rope_pattern = 0;          // likewise
@@ -35,6 +36,7 @@ constexpr auto kArchitectures = std::to_array<Architecture>({
     {.name = "olmo2", .qk_norm = QkNorm::full, .pre_norms = false, .post_norms = true, .plain_windows = true},  // and olmo3
     {.name = "smollm3", .rope_pairs = true, .rope_pattern = 4},
     {.name = "mistral3", .rope_pairs = true},
+    {.name = "gpt-oss", .gpt_oss = true, .window_pattern = 2},
     {.name = "gemma", .gemma = true},
     {.name = "gemma2", .post_norms = true, .gemma = true, .window_pattern = 2},
     {.name = "gemma3",
@@ -163,7 +165,7 @@ void read_heads(const Keys& keys, const Architecture& a, Config& c) {
                                        ", which does not divide " + std::to_string(heads[i]) + " heads");
     AttentionConfig attention;
     attention.n_heads = int(heads[i]), attention.n_kv_heads = int(kv_heads[i]), attention.head_dim = int(head_dim);
-    attention.qk_norm = a.qk_norm;
+    attention.qk_norm = a.qk_norm, attention.sinks = a.gpt_oss;
     c.layers[i].mixer = attention;
   }
 }
@@ -178,7 +180,7 @@ void read_experts(const gguf::File& file, const Keys& keys, const Architecture& 
   const int64_t n_experts = keys.integer("expert_count", 0, kMaxExperts, 0);
   if (n_experts == 0) return read_gated(keys, activation, c);
   check_tensors(file, keys, "expert_count", n_experts, c.n_layers() * n_experts * 3);
-  ExpertsConfig experts{.n_experts = int(n_experts), .activation = activation};
+  ExpertsConfig experts{.n_experts = int(n_experts), .biases = a.gpt_oss, .activation = activation};
   experts.n_used = int(keys.integer("expert_used_count", 1, n_experts));
   experts.n_ff = keys.integer("expert_feed_forward_length", 1, kMaxDim, 0);
   if (experts.n_ff == 0) experts.n_ff = keys.integer("feed_forward_length", 1, kMaxDim);
@@ -273,7 +275,8 @@ Config read_config(const gguf::File& file) {
   c.pre_norms = a.pre_norms, c.post_norms = a.post_norms;
   c.layers.resize(size_t(read_shape(file, keys, c)));
   read_attention(keys, a, c);
-  read_experts(file, keys, a, a.gemma ? GatedActivation::gelu_tanh : GatedActivation::silu, c);
+  const GatedActivation activation = a.gpt_oss ? GatedActivation::clamped_swiglu : GatedActivation::silu;
+  read_experts(file, keys, a, a.gemma ? GatedActivation::gelu_tanh : activation, c);
   read_scales(keys, a, c);
   return c;
 }

@@ -51,6 +51,7 @@ struct AttentionConfig {
   QkNorm qk_norm = QkNorm::none;
   RopeConfig rope;
   QueryGrowth growth{};  // of queries in long contexts
+  bool sinks = false;    // each head has a score that takes part in its softmax and adds nothing
   int64_t q_width() const { return int64_t(n_heads) * head_dim; }
   int64_t kv_width() const { return int64_t(n_kv_heads) * head_dim; }
 };
@@ -72,6 +73,7 @@ struct ExpertsConfig {
   int64_t n_ff = 0;         // rows of each expert's gate and up
   int64_t n_ff_shared = 0;  // of one more expert that every token goes to; 0: there is none
   bool normalize = true;    // the weights of a token's n_used experts are divided by their sum
+  bool biases = false;      // router and experts add biases to their products
   GatedActivation activation = GatedActivation::silu;
 };
 

@@ -310,6 +310,46 @@ CASES = [
         MOE | {"head_dim": 16, "norm_topk_prob": False, "tie_word_embeddings": True},
         _HEAD | _MOE_KEYS | {"expert_weights_norm": False},
     ),
+    Case(
+        "gpt_oss",
+        "gpt_oss",
+        {
+            "num_hidden_layers": 3,
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 8,
+            "rope_parameters": _yarn(truncate=False),
+        },
+        _HEAD | {"attention.sliding_window": 8, "expert_count": 4, "expert_used_count": 2} | _yarn_keys(),
+    ),
+    Case(
+        "gpt_oss-odd",
+        "gpt_oss",
+        {
+            "hidden_size": 60,
+            "intermediate_size": 52,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 6,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 3,
+            "sliding_window": 5,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
+        {
+            "attention.key_length": 6,
+            "attention.value_length": 6,
+            "rope.dimension_count": 6,
+            "attention.sliding_window": 5,
+            "attention.sliding_window_pattern": [False, True],
+            "expert_count": 5,
+            "expert_used_count": 3,
+        },
+    ),
 ]
 ALL = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 ONE_EACH = pytest.mark.parametrize("case", list({case.model_type: case for case in reversed(CASES)}.values()), ids=lambda case: case.name)

@@ -24,6 +24,11 @@ inline void turn_query(const Worker& w, const AttentionOp& op, const Angles* ang
   for (int d = 0; d < op.shape.head_dim; d++) q[d] *= scale;
 }
 
+// The sum of a head's softmax whose greatest score so far is max, with the head's sink.
+inline float with_sink(const AttentionOp& op, int64_t head, float max, float sum) {
+  return op.sinks ? sum + std::exp(data(op.sinks)[head] - max) : sum;
+}
+
 // Rows of one unit of work, of one key/value head.
 inline int64_t unit_rows(const Worker& w, const kernels::AttentionShape& shape) {
   return std::clamp<int64_t>(w.rows() * shape.n_kv_heads / (kUnitsPerThread * w.parts), 1, kMaxUnitRows);

@@ -229,7 +229,8 @@ class CodedAttentionStep final : public Step {
     if (op_.shape.soft_cap > 0) score = op_.shape.soft_cap * std::tanh(score / op_.shape.soft_cap);
     merge(total, score, 1, row(op_.v, r) + kv_head * dim_, dim_);
     float* out = row(op_.out, r) + head * dim_;
-    for (int64_t d = 0; d < dim_; d++) out[d] = total.out[d] / total.sum;
+    const float sum = with_sink(op_, head, total.max, total.sum);
+    for (int64_t d = 0; d < dim_; d++) out[d] = total.out[d] / sum;
     w.k.rotate_inverse(*plan_, out, out);
   }
 

@@ -42,6 +42,8 @@ class Architecture:
         norm_offset: Hugging Face stores norm weights minus one.
         wide_head_norms: q and k norms span all heads, not one.
         plain_windows: layers with a window turn by a base of their own (`rope.freq_base_swa`), unscaled.
+        expert_biases: router and experts have biases; those of the experts are one tensor (experts, width) for each of the three matrices.
+        renamed: llama.cpp's names of tensors whose place is another one here.
         activations: names that the feed-forward activation may have in a config.
     """
 
@@ -56,11 +58,18 @@ class Architecture:
     norm_offset: bool = False
     wide_head_norms: bool = False
     plain_windows: bool = False
+    expert_biases: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
     activations: tuple[str, ...] = ("silu", "swish")
 
     @property
     def is_moe(self) -> bool:
         return "ffn_gate_inp" in self.tensors
+
+    def final_name(self, name: str) -> str:
+        """The name of a tensor in our files, from llama.cpp's."""
+        layer, _, rest = name.rpartition(".weight")[0].rpartition(".")
+        return f"{layer}.{self.renamed[rest]}.weight" if rest in self.renamed else name
 
 
 # --- options of single architectures -----------------------------------------------------------------------------------------------------
@@ -189,6 +198,20 @@ def _experts_gguf(normalize: bool) -> Callable[[Hyperparameters], Hyperparameter
     return lambda values: {"expert_feed_forward_length": values.get("feed_forward_length"), "expert_weights_norm": normalize}
 
 
+def _gpt_oss(config: Config) -> Hyperparameters:
+    for name, value in (("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)):
+        if config.get(name, value) != value:
+            raise ConvertError(f"{name} is {config[name]}, expected {value}: the engine has this one activation")
+    layers = range(config["num_hidden_layers"])
+    types = config.get("layer_types") or ["full_attention" if layer % 2 else "sliding_attention" for layer in layers]
+    return _experts({**config, "layer_types": types}) | {"expert_weights_norm": True}
+
+
+def _gpt_oss_gguf(values: Hyperparameters) -> Hyperparameters:
+    windowed = {"attention.sliding_window_pattern": 2} if values.get("attention.sliding_window") else {}
+    return _experts_gguf(normalize=True)(values) | windowed | {"rope.scaling.yarn_truncate": False}
+
+
 # --- the table ---------------------------------------------------------------------------------------------------------------------------
 
 _GELU = ("gelu_pytorch_tanh", "gelu")  # gemma's first configs say gelu and mean its tanh form
@@ -197,6 +220,9 @@ _QWEN_MOE_DEFAULTS = {"num_experts_per_tok": 4, "moe_intermediate_size": 1408, "
 _MINISTRAL3_ROPE = {
     "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "mscale": 1.0, "mscale_all_dim": 1.0,
     "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+_GPT_OSS_ROPE = {
+    "rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False,
 }  # fmt: skip
 _QWEN3_MOE_DEFAULTS = {"head_dim": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False}
 
@@ -313,6 +339,24 @@ ARCHITECTURES: dict[str, Architecture] = {
             paired_rope=True,
         ),
         Architecture("granite", "granite", options=_granite, paired_rope=True),
+        Architecture(
+            "gpt_oss",
+            "gpt-oss",
+            tensors=(*PRE_NORMS, "attn_sinks", *EXPERTS),
+            options=_gpt_oss,
+            gguf_defaults=_gpt_oss_gguf,
+            defaults={
+                "rms_norm_eps": 1e-5,
+                "head_dim": 64,
+                "sliding_window": 128,
+                "num_local_experts": 128,
+                "num_experts_per_tok": 4,
+                "rope_theta": 150000.0,
+                "rope_parameters": _GPT_OSS_ROPE,
+            },
+            expert_biases=True,
+            renamed={"post_attention_norm": "ffn_norm"},
+        ),
     )
 }
 # Multimodal configs whose text part is a supported architecture.
@@ -361,6 +405,7 @@ def _layer_shapes(architecture: Architecture, hp: Hyperparameters) -> dict[str, 
         "attn_q_norm": (q if wide else head_dim,), "attn_k_norm": (kv if wide else head_dim,),
         "ffn_gate": (n_ff, n_embd), "ffn_up": (n_ff, n_embd), "ffn_down": (n_embd, n_ff),
         "ffn_gate_inp": (n_experts, n_embd), "ffn_gate_inp_shexp": (n_embd,),
+        "attn_sinks": (hp["attention.head_count"],),
         "ffn_gate_shexp": (shared_ff, n_embd), "ffn_up_shexp": (shared_ff, n_embd), "ffn_down_shexp": (n_embd, shared_ff),
     }  # fmt: skip
     for expert in range(n_experts):
@@ -394,6 +439,10 @@ def tensor_shapes(architecture: Architecture, hp: Hyperparameters) -> tuple[dict
     shapes = _layer_shapes(architecture, hp)
     for layer in range(hp["block_count"]):
         required |= {f"blk.{layer}.{name}.weight": shapes[name] for name in _layer_names(architecture, hp)}
+        if architecture.expert_biases:
+            n_experts, n_ff = hp["expert_count"], hp["expert_feed_forward_length"]
+            required |= {f"blk.{layer}.ffn_{name}_exps.bias": (n_experts, n_ff) for name in ("gate", "up")}
+            required |= {f"blk.{layer}.ffn_down_exps.bias": (n_experts, n_embd), f"blk.{layer}.ffn_gate_inp.bias": (n_experts,)}
         for name in ATTENTION:
             chosen = required if name in architecture.biases else optional
             chosen[f"blk.{layer}.{name}.bias"] = shapes[name][:1]

@@ -191,6 +191,8 @@ CONFIG_FIELDS: dict[str, Rule] = {
     "moe_intermediate_size": GGUF_FIELDS["feed_forward_length"].or_null(),
     "shared_expert_intermediate_size": GGUF_FIELDS["expert_shared_feed_forward_length"].or_null(),
     "norm_topk_prob": FLAG.or_null(),
+    "swiglu_alpha": number(0, _MAX_SCALE),
+    "swiglu_limit": number(0, _MAX_SCALE),
     "mlp_only_layers": many(integer(0, _MAX_LAYERS), "layer numbers").or_null(),
     "decoder_sparse_step": integer(0, _MAX_LAYERS).or_null(),
     "rope_theta": _BASE.or_null(),

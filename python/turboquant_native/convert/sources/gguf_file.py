@@ -67,7 +67,7 @@ class GgufSource(Source):
         self._types = {name: (kind, shape) for file in files for name, kind, shape in file.tensors()}
         self._describe(metadata)
         stored: dict[str, tuple[str, Shape]] = {
-            name: (name, shape)
+            self.architecture.final_name(name): (name, shape)
             for name, (_, shape) in self._types.items()
             if not name.endswith(_IGNORED_SUFFIXES) and name not in HEAD_TENSORS
         }

@@ -15,7 +15,7 @@ from ..hyperparameters import checked_config, hyperparameters_of_config
 from ..pooling import embedding_keys_of_folder
 from ..rope import rope_tensors
 from ..tokenizer import tokenizer_of_folder
-from .base import Piece, Source
+from .base import TRANSPOSED, Piece, Source
 from .model_files import model_files
 from .safetensors_file import SafetensorsFile
 from .stored_tensors import StoredTensors
@@ -24,6 +24,7 @@ from .stored_tensors import StoredTensors
 _IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*\.masked_bias|.*vision_tower\..*|.*multi_modal_projector\..*")
 _TEXT_PREFIX = re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.)")
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.experts\.(\d+)\.(\w+)\.weight")
+_EXPERTS = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj(_bias)?")  # gpt-oss's
 _EXPERT_PARTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
 
 
@@ -68,7 +69,7 @@ class HuggingFaceSource(Source):
             if place := head_tensor(_TEXT_PREFIX.sub("", own_name)):
                 heads[place] = (own_name, shape)
             elif gguf_name := gguf_tensor_name(own_name, names):
-                stored[gguf_name] = (own_name, shape)
+                stored[self.architecture.final_name(gguf_name)] = (own_name, shape)
             else:
                 unknown.append(own_name)
         # a model saved without its output matrix only embeds or scores: the embedding stands in for it
@@ -81,7 +82,7 @@ class HuggingFaceSource(Source):
         if name in self._rope:
             return self._rope[name]
         piece = self._pieces[name]
-        w = self._tensors.read(piece.stored, piece.expert, piece.rows).reshape(self.shapes[name])
+        w = piece.cut(self._tensors.read(piece.stored, piece.expert, piece.rows)).reshape(self.shapes[name])
         return self._to_gguf_convention(name, w)
 
     def _to_gguf_convention(self, name: str, w: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -105,6 +106,9 @@ def gguf_tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
     if match := _EXPERT.fullmatch(name):
         layer, expert, part = match.groups()
         return f"blk.{layer}.ffn_{_EXPERT_PARTS[part]}.{expert}.weight" if part in _EXPERT_PARTS else None
+    if match := _EXPERTS.fullmatch(name):
+        return f"blk.{match[1]}.ffn_{match[2]}{TRANSPOSED}{'bias' if match[3] else 'weight'}"
+    name += ".weight" if name.endswith(".sinks") else ""
     return names.get_name(name, try_suffixes=(".weight", ".bias"))
 
 
