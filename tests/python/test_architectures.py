@@ -465,6 +465,21 @@ def test_batches_of_several_sequences_equal_transformers(case: Case, references:
 
 
 @ONE_EACH
+def test_calibration_sees_the_same_model(case: Case, references: Any, tmp_path: Path) -> None:
+    """Layer by layer with a tap that looks on, which takes mixtures of experts apart."""
+    reference = references.of(case)
+    model = _core.Model(str(convert(reference.folder, tmp_path / "out.gguf", outtype="f32")), threads=1, precision="f32")
+    runner, seen = _core.LayerRunner(model, N_TOKENS), set()
+    hidden = runner.embed(reference.tokens[None])
+    for layer in range(case.config.get("num_hidden_layers", BASE["num_hidden_layers"])):
+        part = runner.enter(layer, hidden)
+        part.run(lambda site, x: seen.add(site))
+        hidden = part.hidden
+    assert_close(runner.head(hidden.reshape(N_TOKENS, -1)), reference.logits)
+    assert {site.name for layer in range(2) for site in runner.input_sites(layer)} & seen
+
+
+@ONE_EACH
 def test_saved_states_go_on(case: Case, references: Any, tmp_path: Path) -> None:
     reference = references.of(case)
     path = convert(reference.folder, tmp_path / "out.gguf", outtype="f32")

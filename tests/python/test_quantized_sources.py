@@ -139,3 +139,31 @@ def test_damaged_mxfp4_is_refused(tmp_path: Path) -> None:
     scales[1, 2, 0] = 255
     with pytest.raises(ConvertError, match="x_scales holds 255"):
         stored(tmp_path, {"x_blocks": blocks, "x_scales": scales}).read("x")
+
+
+def test_gpt_oss_in_mxfp4_is_its_numbers(tmp_path: Path) -> None:
+    """The same model stored packed and unpacked gives the same tensors."""
+    transformers = pytest.importorskip("transformers")
+    convert = pytest.importorskip("transformers.integrations.mxfp4").convert_moe_packed_tensors
+    config = transformers.GptOssConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        num_local_experts=3, num_experts_per_tok=2, max_position_embeddings=128,
+    )  # fmt: skip
+    model = transformers.GptOssForCausalLM(config)
+    plain, quantized = tmp_path / "plain", tmp_path / "packed"
+    tensors = dict(model.state_dict())
+    for name in [name for name in tensors if name.endswith("_proj") and "experts" in name]:
+        experts, n_in, n_out = tensors.pop(name).shape
+        tensors[name + "_blocks"], tensors[name + "_scales"] = packed(len(name), experts, n_out, n_in // 32)
+    quantized.mkdir()
+    save_file({name: w.contiguous() for name, w in tensors.items()}, quantized / "model.safetensors")
+    entries = {**config.to_dict(), "quantization_config": {"quant_method": "mxfp4"}, "architectures": ["GptOssForCausalLM"]}
+    (quantized / "config.json").write_text(json.dumps(entries))
+    for name in [name.removesuffix("_blocks") for name in tensors if name.endswith("_blocks")]:
+        tensors[name] = convert(tensors.pop(name + "_blocks"), tensors.pop(name + "_scales"), dtype=torch.float32)
+    model.load_state_dict(tensors)
+    model.save_pretrained(plain)
+    ours, theirs = (open_source(str(folder), needs_tokenizer=False) for folder in (quantized, plain))
+    assert ours.hyperparameters == theirs.hyperparameters and ours.shapes == theirs.shapes and ours.quantized_as == "MXFP4"
+    for name in ours.shapes:
+        np.testing.assert_array_equal(ours.read(name), theirs.read(name), err_msg=name)

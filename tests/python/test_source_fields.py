@@ -46,6 +46,7 @@ CONFIGS: list[dict[str, Any]] = [
     {**LLAMA, "model_type": "olmo3", "rope_parameters": {"full_attention": _YARN}, "sliding_window": 8},
     {**LLAMA, "model_type": "smollm3", "no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 8},
     {**LLAMA, "model_type": "ministral3", "head_dim": 12, "rope_parameters": {**_YARN, "llama_4_scaling_beta": 0.1}},
+    {**LLAMA, "model_type": "gpt_oss", "head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     {**LLAMA, "model_type": "granite", "attention_multiplier": 0.5, "logits_scaling": 2.0},
 ]
 

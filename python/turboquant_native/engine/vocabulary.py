@@ -103,7 +103,9 @@ class Vocabulary:
         found = {self._id(metadata, kind) for kind in ("eos", "eot", "eom")}
         for token in _value(metadata, "tokenizer.ggml.eos_token_ids", list, []):
             found.add(_typed("tokenizer.ggml.eos_token_ids", token, int))
-        found |= {token for token, content in self._added.items() if content in _END_OF_TURN}
+        # where answers are messages in channels, <|end|> ends only one of them
+        goes_on = {"<|end|>"} if {"<|channel|>", "<|return|>"} <= set(self._added.values()) else set()
+        found |= {token for token, content in self._added.items() if content in _END_OF_TURN and content not in goes_on}
         return frozenset(token for token in found if 0 <= token < self.n_vocab)
 
     def _template_starts_with_bos(self) -> bool:
