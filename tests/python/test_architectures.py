@@ -479,6 +479,18 @@ def test_calibration_sees_the_same_model(case: Case, references: Any, tmp_path: 
     assert {site.name for layer in range(2) for site in runner.input_sites(layer)} & seen
 
 
+@pytest.mark.parametrize("name", ["gpt_oss", "ministral3", "smollm3"])
+def test_caches_in_codes_keep_what_layers_add(name: str, references: Any, tmp_path: Path) -> None:
+    """Sinks, growing queries and layers without positions, with keys and values in 8-bit codes: a prompt, and token by token."""
+    reference = references.of(next(case for case in CASES if case.name == name))
+    model = _core.Model(str(convert(reference.folder, tmp_path / "out.gguf", outtype="f32")), threads=1)
+    ctx = _core.Context(model, n_ctx=128, cache="k8v8")
+    logits = [ctx.eval(reference.tokens[:N_PROMPT], 0, logits="all")]
+    logits += [ctx.eval(reference.tokens[i : i + 1], i)[None] for i in range(N_PROMPT, N_TOKENS)]
+    difference = np.abs(np.concatenate(logits) - reference.logits)
+    assert difference.max() < 0.03 * np.abs(reference.logits).max()
+
+
 @ONE_EACH
 def test_saved_states_go_on(case: Case, references: Any, tmp_path: Path) -> None:
     reference = references.of(case)

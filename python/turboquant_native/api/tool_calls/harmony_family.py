@@ -18,6 +18,7 @@ class HarmonyParser(CallParser):
     what stands in other channels is the answer's text. An answer without such headers is text."""
 
     reads_all = True
+    answer_begins = "<|channel|>final<|message|>"
 
     def __init__(self, tools: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(tools)
