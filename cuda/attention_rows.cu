@@ -25,6 +25,13 @@ __device__ inline void rope(const AttentionView& a, int row, float* x) {
   }
 }
 
+// Behind rope(): an element is scaled by another thread than the one that turned it.
+__device__ inline void grow_query(const AttentionView& a, int row, float* q) {
+  const float scale = 1 + a.growth.beta * log1pf(float(int64_t(a.batch.positions[row]) / a.growth.length));
+  __syncthreads();
+  for (int i = threadIdx.x; i < a.shape.head_dim; i += blockDim.x) q[i] *= scale;
+}
+
 __device__ inline void store(uint16_t* cache, int64_t i, float x) { cache[i] = __half_as_ushort(__float2half_rn(x)); }
 __device__ inline void store(float* cache, int64_t i, float x) { cache[i] = x; }
 
@@ -35,7 +42,9 @@ __global__ void __launch_bounds__(kThreads) store_kernel(const __grid_constant__
   release_dependents();
   await_inputs();
   if (head < a.shape.n_heads) {
-    if (a.cos) rope(a, row, a.q + (int64_t(row) * a.shape.n_heads + head) * dim);
+    float* q = a.q + (int64_t(row) * a.shape.n_heads + head) * dim;
+    if (a.cos) rope(a, row, q);
+    if (a.growth.beta != 0) grow_query(a, row, q);
     return;
   }
   const int kv_head = head - a.shape.n_heads;
@@ -112,12 +121,14 @@ __device__ inline State attend(const AttentionView& a, const LaneHead<D>& q, con
   return s;
 }
 
-// Merges n states with their outputs (n, dim) into `to`: normalized, or as a partial (dim, max, sum).
+// Merges n states with their outputs (n, dim) into `to`: normalized, with the head's sink (null: none), or as a partial (dim, max, sum).
 template <class Max, class Sum>
-__device__ inline void merge(int n, int dim, Max&& max_of, Sum&& sum_of, const float* outs, int stride, float* to, bool normalize) {
+__device__ inline void merge(int n, int dim, Max&& max_of, Sum&& sum_of, const float* outs, int stride, float* to, bool normalize,
+                             const float* sink) {
   float max = -INFINITY, sum = 0;
   for (int i = 0; i < n; i++) max = fmaxf(max, max_of(i));
   for (int i = 0; i < n; i++) sum += sum_of(i) > 0 ? sum_of(i) * expf(max_of(i) - max) : 0.f;
+  if (normalize && sink) sum += expf(*sink - max);
   for (int d = threadIdx.x; d < dim; d += kThreads) {
     float total = 0;
     for (int i = 0; i < n; i++)
@@ -153,7 +164,9 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const __grid_constant__ 
     for (int i = 0; i < 8; i++) outs[group][64 * j + 8 * l + i] = out.x[j][i];
   __syncthreads();
   float* to = splits == 1 ? a.out + index * dim : a.partials + (index * splits + split) * (dim + 2);
-  merge(kGroups, dim, [&](int i) { return states[i].max; }, [&](int i) { return states[i].sum; }, &outs[0][0], 64 * D, to, splits == 1);
+  merge(
+      kGroups, dim, [&](int i) { return states[i].max; }, [&](int i) { return states[i].sum; }, &outs[0][0], 64 * D, to, splits == 1,
+      a.sinks ? a.sinks + head : nullptr);
 }
 
 __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__ AttentionView a, int splits) {
@@ -164,7 +177,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
   await_inputs();
   merge(
       splits, dim, [&](int i) { return parts[i * stride + dim]; }, [&](int i) { return parts[i * stride + dim + 1]; }, parts, stride,
-      a.out + index * dim, true);
+      a.out + index * dim, true, a.sinks ? a.sinks + blockIdx.x : nullptr);
 }
 
 }  // namespace

@@ -127,6 +127,7 @@ __device__ inline void write_rows(const AttentionView& a, int head, QueryRun run
   for (int h = 0; h < 2; h++) {
     float sum = rows.sum[h];
     sum += __shfl_xor_sync(~0u, sum, 1), sum += __shfl_xor_sync(~0u, sum, 2);
+    if (a.sinks) sum += exp2f(a.sinks[head] * kLog2e - rows.max[h]);
     const int query = warp * 16 + lane / 4 + h * 8;
     if (query >= run.count) continue;
     float* out = a.out + (int64_t(run.first_row + query) * a.shape.n_heads + head) * dim;

@@ -16,9 +16,13 @@ struct InputLaunch {
   float* scratch;  // null: shared memory
 };
 
-__device__ inline float activate(GatedActivation activation, float x) {
-  if (activation == GatedActivation::silu) return x / (1 + expf(-x));
-  return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+__device__ inline float gated(GatedActivation activation, float x, float up) {
+  if (activation == GatedActivation::silu) return x / (1 + expf(-x)) * up;
+  if (activation == GatedActivation::clamped_swiglu) {
+    x = fminf(x, 7.f), up = fminf(fmaxf(up, -7.f), 7.f);
+    return x / (1 + expf(-1.702f * x)) * (up + 1);
+  }
+  return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x))) * up;
 }
 
 // The plain row into x.
@@ -29,7 +33,7 @@ __device__ inline void load_row(const SourceView& s, int row, int n, float* x) {
   for (int i = threadIdx.x; i < n; i += blockDim.x) {
     float v = in[i];
     if (s.kind == LinearInput::rms_norm) v *= s.weight ? factor * s.weight[i] : factor;
-    if (s.kind == LinearInput::gated) v = activate(s.activation, v) * s.up[at + i];
+    if (s.kind == LinearInput::gated) v = gated(s.activation, v, s.up[at + i]);
     x[padded(i)] = v;
   }
 }
@@ -59,7 +63,7 @@ __device__ inline void load_values(const SourceView& s, int64_t start, int first
   float up[kLaneValues];
   load_values(s.up + start + first, up);
 #pragma unroll
-  for (int i = 0; i < kLaneValues; i++) v[i] = activate(s.activation, v[i]) * up[i];
+  for (int i = 0; i < kLaneValues; i++) v[i] = gated(s.activation, v[i], up[i]);
 }
 
 __device__ inline void write_plain(const InputLaunch& l, int row, const float* x) {

@@ -67,6 +67,9 @@ struct ExpertProduct {
 // The experts of format k alone.
 void experts(const ExpertProduct& product, int k, cudaStream_t stream);
 
+// y (routes, width), by expert, += the row of biases (experts, width) of each route's expert; at most `groups` groups.
+void add_expert_bias(float* y, const float* biases, const RouteView& route, int groups, int width, cudaStream_t stream);
+
 // An expert that every row visits: x (rows, width) weighted by the sigmoid of logits (rows), null: by 1.
 struct SharedExpert {
   const float *x = nullptr, *logits = nullptr;
@@ -134,7 +137,9 @@ struct AttentionView {
   const float *cos = nullptr, *sin = nullptr;  // null: no rope
   int rope_dims = 0;
   bool rope_pairs = false;
-  float* partials = nullptr;  // (rows, heads, splits, head_dim + 2)
+  QueryGrowth growth;
+  const float* sinks = nullptr;  // (heads)
+  float* partials = nullptr;     // (rows, heads, splits, head_dim + 2)
 };
 // Rows that follow each other in one slot, at most kQueryTile, for the prompt kernel.
 struct QueryRun {

@@ -19,7 +19,10 @@ int per_row(const MoeOp& op) { return op.top_k + (op.shared_gate ? 1 : 0); }
 
 std::vector<MoeRunner::Expert> MoeRunner::experts(const MoeOp& op) {
   std::vector<Expert> all;
-  for (size_t e = 0; e < op.gate.size(); e++) all.push_back({op.gate[e], op.up[e], op.down[e]});
+  const auto bias = [](const Buffer* table, size_t e, const Matrix* m) { return table ? data(table) + int64_t(e) * m->n_out : nullptr; };
+  for (size_t e = 0; e < op.gate.size(); e++)
+    all.push_back({op.gate[e], op.up[e], op.down[e], bias(op.gate_bias, e, op.gate[e]), bias(op.up_bias, e, op.up[e]),
+                   bias(op.down_bias, e, op.down[e])});
   if (op.shared_gate) all.push_back({op.shared_gate, op.shared_up, op.shared_down});
   return all;
 }
@@ -39,9 +42,9 @@ void MoeRunner::reserve(const MoeOp& op, int64_t max_rows) {
   device_.reserve(op, max_rows);
 }
 
-std::vector<float> MoeRunner::router_logits(const Matrix* router, const SourceView& x, int rows) {
+std::vector<float> MoeRunner::router_logits(const Matrix* router, const Buffer* bias, const SourceView& x, int rows) {
   std::vector<float> logits(size_t(rows * router->n_out));
-  linear_.run(x, rows, {{&cuda(router), {w_.moe_logits.as<float>(), router->n_out, nullptr, 1, false}}});
+  linear_.run(x, rows, {{&cuda(router), {w_.moe_logits.as<float>(), router->n_out, data(bias), 1, false}}});
   check(cudaMemcpyAsync(logits.data(), w_.moe_logits.as<void>(), logits.size() * 4, cudaMemcpyDeviceToHost, stream_), "router logits");
   check(cudaStreamSynchronize(stream_), "router");
   return logits;
@@ -51,12 +54,12 @@ MoeRunner::Routes MoeRunner::route(const MoeOp& op, const SourceView& x, int row
   const size_t n = size_t(per_row(op)), n_experts = experts(op).size();
   std::vector<int32_t> chosen(size_t(rows) * n);
   std::vector<float> weight(chosen.size());
-  std::vector<float> logits = router_logits(op.router, x, rows);
+  std::vector<float> logits = router_logits(op.router, op.router_bias, x, rows);
   for (size_t r = 0; r < size_t(rows); r++)
     choose_experts(logits.data() + r * size_t(op.router->n_out), op.router->n_out, op.top_k, op.normalize, &chosen[r * n], &weight[r * n]);
   if (op.shared_gate) {
     const std::vector<float> shared =
-        op.shared_router ? router_logits(op.shared_router, x, rows) : std::vector<float>(size_t(rows), INFINITY);
+        op.shared_router ? router_logits(op.shared_router, nullptr, x, rows) : std::vector<float>(size_t(rows), INFINITY);
     for (size_t r = 0; r < size_t(rows); r++)
       chosen[r * n + n - 1] = int32_t(n_experts) - 1, weight[r * n + n - 1] = shared_expert_weight(shared[r]);
   }
@@ -78,10 +81,10 @@ void MoeRunner::run_expert(const MoeOp& op, const Expert& e, const SourceView& x
   SourceView gathered = x;
   gathered.rows = rows;
   linear_.run(gathered, count,
-              {{&cuda(e.gate), {gate, e.gate->n_out, nullptr, 1, false}}, {&cuda(e.up), {up, e.up->n_out, nullptr, 1, false}}});
+              {{&cuda(e.gate), {gate, e.gate->n_out, e.gate_bias, 1, false}}, {&cuda(e.up), {up, e.up->n_out, e.up_bias, 1, false}}});
   SourceView gated;
   gated.kind = LinearInput::gated, gated.activation = op.activation, gated.x = gate, gated.up = up;
-  linear_.run(gated, count, {{&cuda(e.down), {out, e.down->n_out, nullptr, 1, false}}});
+  linear_.run(gated, count, {{&cuda(e.down), {out, e.down->n_out, e.down_bias, 1, false}}});
   scatter_add(out, rows, weights, op.alpha, count, int(e.down->n_out), data(op.y.buffer), stream_);
 }
 

@@ -16,6 +16,7 @@ class MoeRunner {
  private:
   struct Expert {
     const Matrix *gate, *up, *down;
+    const float *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
   };
   // Rows sorted by expert, in device memory: rows [first[e], first[e + 1]) of `rows` and `weights` are expert e's.
   struct Routes {
@@ -24,7 +25,7 @@ class MoeRunner {
     const float* weights;
   };
   static std::vector<Expert> experts(const MoeOp& op);
-  std::vector<float> router_logits(const Matrix* router, const SourceView& x, int rows);
+  std::vector<float> router_logits(const Matrix* router, const Buffer* bias, const SourceView& x, int rows);
   Routes route(const MoeOp& op, const SourceView& x, int rows);
   void run_expert(const MoeOp& op, const Expert& e, const SourceView& x, const int32_t* rows, const float* weights, int count);
 

@@ -22,7 +22,7 @@ bool fits(const MoeOp& op) {
   return alike({&op.gate, &op.up}) && alike({&op.down}) && op.down[0]->n_in == op.gate[0]->n_out;
 }
 
-OutputView whole(float* y, const Matrix* m) { return {y, m->n_out, nullptr, 1, false}; }
+OutputView whole(float* y, const Matrix* m, const Buffer* bias = nullptr) { return {y, m->n_out, data(bias), 1, false}; }
 
 }  // namespace
 
@@ -112,13 +112,17 @@ void DeviceMoe::run(const MoeOp& op, const float* x, int rows) {
   const RouteView routed = route_view(routes);
   const SourceView source{.x = x};
   float *logits = w_.moe_logits.as<float>(), *gate = w_.moe_gate.as<float>(), *up = w_.moe_up.as<float>(), *out = w_.moe_out.as<float>();
-  linear_.run(source, rows, {{&cuda(op.router), whole(logits, op.router)}});
+  linear_.run(source, rows, {{&cuda(op.router), whole(logits, op.router, op.router_bias)}});
   route(logits, rows, n_experts, op.top_k, op.normalize, routed, stream_);
   const SharedExpert shared = run_shared(op, source, rows);
   multiply(e.gate_up, input(e.gate_up, {.x = x, .rows = routed.rows}, routes), routed, {gate, up});
+  const int groups = max_groups(routes, n_experts), n_ff = int(op.gate[0]->n_out), n_embd = int(op.down[0]->n_out);
+  if (op.gate_bias) add_expert_bias(gate, data(op.gate_bias), routed, groups, n_ff, stream_);
+  if (op.up_bias) add_expert_bias(up, data(op.up_bias), routed, groups, n_ff, stream_);
   const SourceView gated{.kind = LinearInput::gated, .activation = op.activation, .x = gate, .up = up};
   multiply(e.down, input(e.down, gated, routes), routed, {out});
-  combine(out, routed, rows, op.top_k, shared, op.alpha, int(op.down[0]->n_out), data(op.y.buffer), stream_);
+  if (op.down_bias) add_expert_bias(out, data(op.down_bias), routed, groups, n_embd, stream_);
+  combine(out, routed, rows, op.top_k, shared, op.alpha, n_embd, data(op.y.buffer), stream_);
 }
 
 }  // namespace tq::cuda

@@ -202,7 +202,8 @@ void CudaProgram::launch_attention(const AttentionOp& op) {
   a.shape = op.shape, a.batch = batch_;
   a.q = at(op.q), a.k = at(op.k), a.v = at(op.v), a.out = at(op.out);
   a.k_cache = data<void>(op.k_cache), a.v_cache = data<void>(op.v_cache), a.cache_f32 = op.cache_f32;
-  a.capacity = op.capacity, a.window = op.window, a.partials = workspace_.partials.as<float>();
+  a.capacity = op.capacity, a.window = op.window, a.growth = op.growth, a.sinks = data(op.sinks),
+  a.partials = workspace_.partials.as<float>();
   for (const Angles& t : angles_) {
     if (!op.rope.inv_freq || !same_table(t.table, op.rope)) continue;
     a.cos = workspace_.cos.as<float>() + t.offset, a.sin = workspace_.sin.as<float>() + t.offset;

@@ -79,6 +79,16 @@ __global__ void __launch_bounds__(kMaxDeviceExperts)
   if (threadIdx.x == kMaxDeviceExperts - 1) *route.n_groups = first_group + n_groups;
 }
 
+__global__ void __launch_bounds__(kThreads) bias_kernel(float* y, const float* biases, const __grid_constant__ RouteView route, int width) {
+  const int column = blockIdx.x * kThreads + threadIdx.x, g = blockIdx.y;
+  release_dependents();
+  await_inputs();
+  if (column >= width || g >= *route.n_groups) return;
+  const ExpertGroup group = route.groups[g];
+  const float bias = biases[int64_t(group.expert) * width + column];
+  for (int i = 0; i < group.count; i++) y[int64_t(group.first + i) * width + column] += bias;
+}
+
 struct CombineLaunch {
   const float* x;  // (routes, width), by expert
   RouteView route;
@@ -109,6 +119,11 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant
 
 void route(float* logits, int rows, int n_experts, int top_k, bool normalize, const RouteView& route, cudaStream_t stream) {
   launch_dependent("route", route_kernel, dim3(1), kMaxDeviceExperts, 0, stream, logits, rows, n_experts, top_k, normalize, route);
+}
+
+void add_expert_bias(float* y, const float* biases, const RouteView& route, int groups, int width, cudaStream_t stream) {
+  const dim3 grid((width + kThreads - 1) / kThreads, groups);
+  launch_dependent("expert bias", bias_kernel, grid, kThreads, 0, stream, y, biases, route, width);
 }
 
 void combine(const float* x, const RouteView& route, int rows, int top_k, const SharedExpert& shared, float alpha, int width, float* y,

@@ -49,7 +49,12 @@ struct Plane {
   int64_t width = 0;
 };
 
-enum class GatedActivation : uint8_t { silu, gelu_tanh };
+enum class GatedActivation : uint8_t { silu, gelu_tanh, clamped_swiglu };
+// The CPU's function for activation(gate) * up; of clamped_swiglu: as it combines the two.
+inline auto gated_kernel(const kernels::Kernels& k, GatedActivation activation) {
+  if (activation == GatedActivation::clamped_swiglu) return k.clamped_swiglu;
+  return activation == GatedActivation::silu ? k.silu_mul : k.gelu_mul;
+}
 
 // What the matrices of a linear operation multiply, made of planes while it runs.
 struct LinearInput {
@@ -105,6 +110,11 @@ struct RopeTable {
   float magnitude = 1;  // cos and sin are multiplied by it
   bool pairs = false;   // pair i is elements (2 i, 2 i + 1); else (i, i + dims / 2)
 };
+// Queries behind their rotary embedding, at position p, are multiplied by 1 + beta * log(1 + floor(p / length)).
+struct QueryGrowth {
+  float beta = 0;  // 0: they stay as they are
+  int64_t length = 0;
+};
 // Turns q and k (in place), writes k and v into the caches at the row's slot and position, then attends: each head of a row becomes the sum
 // of the cached values at positions max(0, p + 1 - window) to p of its slot, weighted by softmax(scale * q . k). p: the row's position.
 struct AttentionOp {
@@ -118,6 +128,9 @@ struct AttentionOp {
   // capacity).
   int k_bits = 0, v_bits = 0;
   int64_t capacity = 0;  // positions of a slot
+  QueryGrowth growth{};
+  // (n_heads) scores of a position that has no value: it takes its part of each softmax and adds nothing. Null: there is none.
+  Buffer* sinks = nullptr;
 };
 // x = cap * tanh(x / cap) for logits: one row for each of the batch's output rows.
 struct SoftCapOp {
@@ -140,6 +153,8 @@ struct MoeOp {
   std::vector<Matrix*> gate, up, down;                                          // one an expert
   Matrix *shared_gate = nullptr, *shared_up = nullptr, *shared_down = nullptr;  // null: no shared expert
   Matrix* shared_router = nullptr;                                              // null: the shared expert counts 1
+  // Added to what the matrices give; null: nothing. (n_experts), then (n_experts, n_out) each; the shared expert has none.
+  Buffer *router_bias = nullptr, *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;
   int top_k = 0;
   bool normalize = true;  // the chosen experts' probabilities are divided by their sum
   GatedActivation activation = GatedActivation::silu;

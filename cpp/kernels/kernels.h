@@ -98,7 +98,7 @@ struct Kernels {
   void (*tqn_row)(const TqnMatrix& w, const RotationPlan* plan, int64_t row, float* out);
   void (*dense_row)(const DenseMatrix& w, int64_t row, float* out);  // the same row of an unquantized matrix
 
-  // From rotate to gelu_mul, `out` may be the same array as the first input.
+  // From rotate to clamped_swiglu, `out` may be the same array as the first input.
   void (*rotate)(const RotationPlan& plan, const float* x, float* out);          // out = K D x
   void (*rotate_inverse)(const RotationPlan& plan, const float* x, float* out);  // out = D K x
   // Rounds x (n) to int8: returns s = max|x| / 127 and writes x / s, rounded to the nearest integer, ties to even. All zeros: s = 0.
@@ -107,8 +107,10 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* out);
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);  // out = silu(gate) * up
   void (*gelu_mul)(const float* gate, const float* up, int64_t n, float* out);  // out = gelu(gate) * up, gelu by its tanh approximation
-  void (*add_scaled)(float* y, const float* x, float alpha, int64_t n);         // y += alpha * x
-  void (*soft_cap)(float* x, float cap, int64_t n);                             // x = cap * tanh(x / cap)
+  // out = g sigmoid(1.702 g) (u + 1), g = min(gate, 7), u = up between -7 and 7: gpt-oss's.
+  void (*clamped_swiglu)(const float* gate, const float* up, int64_t n, float* out);
+  void (*add_scaled)(float* y, const float* x, float alpha, int64_t n);  // y += alpha * x
+  void (*soft_cap)(float* x, float cap, int64_t n);                      // x = cap * tanh(x / cap)
   // Rotary embedding of one head's vector, in place: pair i of the first `dims` elements is turned by the angle with cos[i] and sin[i].
   // Pair i is (x[i], x[i + dims / 2]) in rope_neox and (x[2 i], x[2 i + 1]) in rope_pairs.
   void (*rope_neox)(float* x, const float* cos, const float* sin, int dims);

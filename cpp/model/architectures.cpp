@@ -15,9 +15,12 @@ struct Architecture {
   bool rope_pairs = false;
   QkNorm qk_norm = QkNorm::none;
   bool pre_norms = true, post_norms = false;
-  bool gemma = false;  // gelu, embeddings scaled by sqrt(n_embd)
-  int window_pattern = 0;
-  float rope_base_local = 0;
+  bool gpt_oss = false;          // sinks, experts with biases, clamped swiglu
+  bool gemma = false;            // gelu, embeddings scaled by sqrt(n_embd)
+  int window_pattern = 0;        // where no key says otherwise
+  int rope_pattern = 0;          // likewise
+  bool plain_windows = false;    // windowed layers turn unscaled, by a base of their own
+  float rope_base_windowed = 0;  // that base, where no key says otherwise; 0: that of the other layers
   bool normalize_expert_weights = true;
 };
 
@@ -30,10 +33,19 @@ constexpr auto kArchitectures = std::to_array<Architecture>({
     {.name = "qwen3", .qk_norm = QkNorm::per_head},
     {.name = "qwen3moe", .qk_norm = QkNorm::per_head},
     {.name = "phi3"},
-    {.name = "olmo2", .qk_norm = QkNorm::full, .pre_norms = false, .post_norms = true},
+    {.name = "olmo2", .qk_norm = QkNorm::full, .pre_norms = false, .post_norms = true, .plain_windows = true},  // and olmo3
+    {.name = "smollm3", .rope_pairs = true, .rope_pattern = 4},
+    {.name = "mistral3", .rope_pairs = true},
+    {.name = "gpt-oss", .gpt_oss = true, .window_pattern = 2},
     {.name = "gemma", .gemma = true},
     {.name = "gemma2", .post_norms = true, .gemma = true, .window_pattern = 2},
-    {.name = "gemma3", .qk_norm = QkNorm::per_head, .post_norms = true, .gemma = true, .window_pattern = 6, .rope_base_local = 10000},
+    {.name = "gemma3",
+     .qk_norm = QkNorm::per_head,
+     .post_norms = true,
+     .gemma = true,
+     .window_pattern = 6,
+     .plain_windows = true,
+     .rope_base_windowed = 10000},
 });
 
 constexpr auto kNames = [] {
@@ -50,6 +62,8 @@ const Architecture& find_architecture(const gguf::File& file) {
   for (std::string_view each : kNames) known += (known.empty() ? "" : ", ") + std::string(each);
   throw Error(Cause::unsupported, file.path() + ": architecture \"" + std::string(name) + "\" is not supported (supported: " + known + ")");
 }
+
+constexpr int64_t kMaxDim = 1 << 20, kMaxLayers = 4096, kMaxContext = int64_t(1) << 30, kMaxExperts = 4096;
 
 // Typed, range-checked access to the keys under the architecture's name.
 class Keys {
@@ -81,6 +95,20 @@ class Keys {
     return has(key) ? integers(key, n_layers, low, high) : fallback;
   }
 
+  // A choice for each layer. A list says it layer by layer; a number n chooses all layers but every n-th, and 0 all of them.
+  std::vector<bool> pattern(std::string_view key, int64_t n_layers, int64_t fallback) const {
+    const gguf::Value* value = file_.get(full(key));
+    std::vector<bool> chosen(static_cast<size_t>(n_layers));
+    if (value && std::holds_alternative<gguf::Array>(value->data)) {
+      const std::vector<int64_t> list = integers(key, n_layers, 0, 1);
+      for (size_t i = 0; i < list.size(); i++) chosen[i] = list[i] != 0;
+      return chosen;
+    }
+    const int64_t n = integer(key, 0, kMaxLayers, fallback);
+    for (int64_t i = 0; i < n_layers; i++) chosen[size_t(i)] = n == 0 || (i + 1) % n != 0;
+    return chosen;
+  }
+
   float real(std::string_view key, double low, double high, double fallback) const {
     const double value = file_.f64(full(key), fallback);
     if (!(value >= low && value <= high)) throw Error(Cause::bad_file, where(key) + " is " + std::to_string(value));
@@ -103,7 +131,6 @@ class Keys {
   std::string prefix_;
 };
 
-constexpr int64_t kMaxDim = 1 << 20, kMaxLayers = 4096, kMaxContext = int64_t(1) << 30, kMaxExperts = 4096;
 constexpr int64_t kLeastTensors = 4;  // of a layer: the matrices of attention
 
 // Files are hostile: before anything is made of a number of layers or experts, the file must have the tensors to fill them with.
@@ -138,7 +165,7 @@ void read_heads(const Keys& keys, const Architecture& a, Config& c) {
                                        ", which does not divide " + std::to_string(heads[i]) + " heads");
     AttentionConfig attention;
     attention.n_heads = int(heads[i]), attention.n_kv_heads = int(kv_heads[i]), attention.head_dim = int(head_dim);
-    attention.qk_norm = a.qk_norm;
+    attention.qk_norm = a.qk_norm, attention.sinks = a.gpt_oss;
     c.layers[i].mixer = attention;
   }
 }
@@ -153,7 +180,7 @@ void read_experts(const gguf::File& file, const Keys& keys, const Architecture& 
   const int64_t n_experts = keys.integer("expert_count", 0, kMaxExperts, 0);
   if (n_experts == 0) return read_gated(keys, activation, c);
   check_tensors(file, keys, "expert_count", n_experts, c.n_layers() * n_experts * 3);
-  ExpertsConfig experts{.n_experts = int(n_experts), .activation = activation};
+  ExpertsConfig experts{.n_experts = int(n_experts), .biases = a.gpt_oss, .activation = activation};
   experts.n_used = int(keys.integer("expert_used_count", 1, n_experts));
   experts.n_ff = keys.integer("expert_feed_forward_length", 1, kMaxDim, 0);
   if (experts.n_ff == 0) experts.n_ff = keys.integer("feed_forward_length", 1, kMaxDim);
@@ -162,7 +189,22 @@ void read_experts(const gguf::File& file, const Keys& keys, const Architecture& 
   for (LayerConfig& layer : c.layers) layer.feed_forward = experts;
 }
 
-RopeConfig read_rope(const Keys& keys, const Architecture& a, int head_dim) {
+// Yarn, and the magnitude that belongs to it: llama.cpp's files give what it is multiplied by, or mscale_all_dim as yarn_log_multiplier.
+void read_yarn(const Keys& keys, int64_t n_ctx_train, RopeConfig& rope) {
+  YarnConfig& yarn = rope.yarn;
+  yarn.factor = keys.real("rope.scaling.factor", 1e-3, 1e6, 1);
+  yarn.beta_fast = keys.real("rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32);
+  yarn.beta_slow = keys.real("rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1);
+  yarn.original_ctx = keys.integer("rope.scaling.original_context_length", 1, kMaxContext, n_ctx_train);
+  yarn.whole_pairs = keys.boolean("rope.scaling.yarn_truncate", true);
+  if (rope.base <= 1)
+    throw Error(Cause::bad_file, keys.where("rope.freq_base") + " is " + std::to_string(rope.base) + ", too small for yarn");
+  const auto magnitude = [&](double multiplier) { return yarn.factor <= 1 ? 1 : 1 + .1 * multiplier * std::log(yarn.factor); };
+  const float multiplier = keys.real("rope.scaling.yarn_log_multiplier", 0, 1e3, 0);
+  rope.magnitude *= float(magnitude(1) / (multiplier > 0 ? magnitude(multiplier) : 1));
+}
+
+RopeConfig read_rope(const Keys& keys, const Architecture& a, int head_dim, int64_t n_ctx_train) {
   RopeConfig rope{.pairs = a.rope_pairs};
   rope.dims = int(keys.integer("rope.dimension_count", 2, head_dim, head_dim));
   if (rope.dims % 2 != 0) throw Error(Cause::bad_file, keys.where("rope.dimension_count") + " is odd");
@@ -170,9 +212,10 @@ RopeConfig read_rope(const Keys& keys, const Architecture& a, int head_dim) {
   const std::string_view type = keys.string("rope.scaling.type", keys.has("rope.scale_linear") ? "linear" : "none");
   if (type == "linear")
     rope.linear_scale = keys.real("rope.scaling.factor", 1e-3, 1e6, keys.real("rope.scale_linear", 1e-3, 1e6, 1));
-  else if (type != "none" && type != "longrope")
+  else if (type != "none" && type != "longrope" && type != "yarn")
     throw Error(Cause::unsupported, keys.where("rope.scaling.type") + " is \"" + std::string(type) + "\"");
   rope.magnitude = keys.real("rope.scaling.attn_factor", 1e-3, 1e3, 1);
+  if (type == "yarn") read_yarn(keys, n_ctx_train, rope);
   rope.original_ctx = keys.integer("rope.scaling.original_context_length", 0, kMaxContext, 0);
   return rope;
 }
@@ -184,25 +227,39 @@ void read_scales(const Keys& keys, const Architecture& a, Config& c) {
   c.logit_soft_cap = keys.real("final_logit_softcapping", 0, 1e6, 0);
 }
 
+QueryGrowth read_growth(const Keys& keys, const RopeConfig& rope) {
+  QueryGrowth growth;
+  growth.beta = keys.real("attention.temperature_scale", 0, 1e3, 0);
+  if (growth.beta == 0) return {};
+  const int64_t original = std::max(rope.yarn.original_ctx, rope.original_ctx);
+  growth.length = keys.integer("attention.temperature_length", 1, kMaxContext, original);
+  if (growth.length == 0) throw Error(Cause::bad_file, keys.where("attention.temperature_length") + " is missing");
+  return growth;
+}
+
 void read_attention(const Keys& keys, const Architecture& a, Config& c) {
   read_heads(keys, a, c);
-  const RopeConfig rope = read_rope(keys, a, std::get<AttentionConfig>(c.layers[0].mixer).head_dim);
-  // The second base of models whose windowed layers turn differently (gemma 3): neither scaled nor by factors.
+  const RopeConfig rope = read_rope(keys, a, std::get<AttentionConfig>(c.layers[0].mixer).head_dim, c.n_ctx_train);
   RopeConfig local = rope;
-  if (a.rope_base_local > 0)
-    local.base = keys.real("rope.freq_base_swa", 1, 1e12, a.rope_base_local), local.linear_scale = 1, local.use_factors = false;
+  if (a.plain_windows) {
+    local = {.use_factors = false, .dims = rope.dims, .pairs = rope.pairs};
+    local.base = keys.real("rope.freq_base_swa", 1, 1e12, a.rope_base_windowed > 0 ? a.rope_base_windowed : rope.base);
+  }
   // The 27 B models of gemma 2 and 3 divide by the root of n_embd / n_heads, which no key says.
   const bool gemma_27b = (a.name == "gemma2" && c.n_layers() == 46) || (a.name == "gemma3" && c.n_layers() == 62);
   const int64_t window = keys.integer("attention.sliding_window", 0, kMaxContext, 0);
-  const int64_t pattern = keys.integer("attention.sliding_window_pattern", 0, kMaxLayers, a.window_pattern);
+  const std::vector<bool> windowed = keys.pattern("attention.sliding_window_pattern", c.n_layers(), a.window_pattern);
+  const std::vector<bool> turns = keys.pattern("rope.layer_pattern", c.n_layers(), a.rope_pattern);
+  const QueryGrowth growth = read_growth(keys, rope);
   for (int64_t i = 0; i < c.n_layers(); i++) {
     auto& attention = std::get<AttentionConfig>(c.layers[size_t(i)].mixer);
     attention.scale = keys.real("attention.scale", 0, 1e6, 1 / std::sqrt(double(attention.head_dim)));
     if (gemma_27b && !keys.has("attention.scale")) attention.scale = float(1 / std::sqrt(double(c.n_embd) / attention.n_heads));
     attention.soft_cap = keys.real("attn_logit_softcapping", 0, 1e6, 0);
-    const bool windowed = window > 0 && (pattern == 0 || (i + 1) % pattern != 0);  // every pattern-th layer sees everything
-    attention.window = windowed ? window : 0;
-    attention.rope = windowed ? local : rope;
+    attention.window = windowed[size_t(i)] ? window : 0;
+    attention.rope = attention.window > 0 ? local : rope;
+    attention.growth = growth;
+    if (!turns[size_t(i)]) attention.rope = {.dims = 0};
   }
 }
 
@@ -218,7 +275,8 @@ Config read_config(const gguf::File& file) {
   c.pre_norms = a.pre_norms, c.post_norms = a.post_norms;
   c.layers.resize(size_t(read_shape(file, keys, c)));
   read_attention(keys, a, c);
-  read_experts(file, keys, a, a.gemma ? GatedActivation::gelu_tanh : GatedActivation::silu, c);
+  const GatedActivation activation = a.gpt_oss ? GatedActivation::clamped_swiglu : GatedActivation::silu;
+  read_experts(file, keys, a, a.gemma ? GatedActivation::gelu_tanh : activation, c);
   read_scales(keys, a, c);
   return c;
 }

@@ -17,6 +17,16 @@ enum class QkNorm : uint8_t {
   full       // all heads of a token as one vector, with a weight (n_heads * head_dim)
 };
 
+// Yarn's scaling: frequencies of pairs that turn fewer than `beta_slow` times in `original_ctx` positions are divided by `factor`, those of
+// pairs that turn more than `beta_fast` times stay; between these two the share that is divided rises linearly with the pair's number.
+struct YarnConfig {
+  float factor = 1;  // 1: no such scaling
+  float beta_fast = 32, beta_slow = 1;
+  int64_t original_ctx = 0;
+  bool whole_pairs = true;  // the linear part begins and ends at whole pairs
+  bool operator==(const YarnConfig&) const = default;
+};
+
 // Rotary position embedding: pair i of the first `dims` elements of a head, at position p, is turned by the angle p * frequency_i.
 struct RopeConfig {
   float base = 10000;        // frequency_i = base^(-2 i / dims) / (linear_scale * factor_i)
@@ -24,7 +34,8 @@ struct RopeConfig {
   float magnitude = 1;       // cos and sin are multiplied by it
   bool use_factors = true;   // factor_i comes from the file's tensors of rope factors where it has them; else 1
   int64_t original_ctx = 0;  // of files with factors for long contexts: a context of more positions than this uses those
-  int dims = 0;              // elements of a head that turn: even, at most head_dim
+  YarnConfig yarn{};         // scales the frequencies further
+  int dims = 0;              // elements of a head that turn: even, at most head_dim; 0: none, the layer knows no positions
   bool pairs = false;        // pair i is (2 i, 2 i + 1), the layout of llama.cpp's llama files; else (i, i + dims / 2)
   bool operator==(const RopeConfig&) const = default;
 };
@@ -39,6 +50,8 @@ struct AttentionConfig {
   int64_t window = 0;  // a position sees itself and the window - 1 before it; 0: all before it
   QkNorm qk_norm = QkNorm::none;
   RopeConfig rope;
+  QueryGrowth growth{};  // of queries in long contexts
+  bool sinks = false;    // each head has a score that takes part in its softmax and adds nothing
   int64_t q_width() const { return int64_t(n_heads) * head_dim; }
   int64_t kv_width() const { return int64_t(n_kv_heads) * head_dim; }
 };
@@ -60,6 +73,7 @@ struct ExpertsConfig {
   int64_t n_ff = 0;         // rows of each expert's gate and up
   int64_t n_ff_shared = 0;  // of one more expert that every token goes to; 0: there is none
   bool normalize = true;    // the weights of a token's n_used experts are divided by their sum
+  bool biases = false;      // router and experts add biases to their products
   GatedActivation activation = GatedActivation::silu;
 };
 

@@ -45,7 +45,8 @@ void add_qk_norm(std::vector<Op>& ops, const Graph& g, const AttentionConfig& a,
   ops.push_back(norm);
 }
 
-AttentionOp attention_op(const Graph& g, const AttentionConfig& a, const RopeFrequencies& rope, const LayerState& state) {
+AttentionOp attention_op(const Graph& g, const AttentionConfig& a, const RopeFrequencies& rope, const BufferPtr& sinks,
+                         const LayerState& state) {
   const Planes& p = g.planes;
   const bool long_context = rope.long_context && g.n_ctx > a.rope.original_ctx;
   AttentionOp op{.q = {p.q.get(), a.q_width()},
@@ -54,6 +55,8 @@ AttentionOp attention_op(const Graph& g, const AttentionConfig& a, const RopeFre
                  .out = {p.attended.get(), a.q_width()}};
   op.rope = {(long_context ? rope.long_context : rope.common).get(), a.rope.dims, a.rope.magnitude, a.rope.pairs};
   op.shape = {a.n_heads, a.n_kv_heads, a.head_dim, a.scale, a.soft_cap};
+  op.growth = a.growth;
+  op.sinks = sinks.get();
   op.window = a.window;
   op.k_cache = state.k_cache().get(), op.v_cache = state.v_cache().get();
   const auto& shape = std::get<AttentionState>(state.shape());
@@ -69,7 +72,7 @@ void add_mixer(std::vector<Op>& ops, const Graph& g, const Layer& layer, const A
   ops.push_back(linear_op(normed(stream(g), layer.mixer_norm, g.config.norm_eps),
                           {output(w.q, p.q, w.q_bias), output(w.k, p.k, w.k_bias), output(w.v, p.v, w.v_bias)}));
   Op attention{.kind = Op::attention};
-  attention.attention_op = attention_op(g, a, w.rope, state);
+  attention.attention_op = attention_op(g, a, w.rope, w.sinks, state);
   add_qk_norm(ops, g, a, attention.attention_op.q, w.q_norm, a.n_heads);
   add_qk_norm(ops, g, a, attention.attention_op.k, w.k_norm, a.n_kv_heads);
   ops.push_back(attention);
@@ -88,6 +91,8 @@ void add_feed_forward(std::vector<Op>& ops, const Graph& g, const Layer& layer, 
   }
   moe.shared_router = w.shared_router.get(), moe.shared_gate = w.shared.gate.get();
   moe.shared_up = w.shared.up.get(), moe.shared_down = w.shared.down.get();
+  moe.router_bias = w.router_bias.get(), moe.gate_bias = w.gate_bias.get();
+  moe.up_bias = w.up_bias.get(), moe.down_bias = w.down_bias.get();
   moe.top_k = e.n_used, moe.normalize = e.normalize;
   moe.activation = e.activation, moe.alpha = g.config.residual_scale, moe.y = stream(g);
   ops.push_back(op);

@@ -102,7 +102,7 @@ struct LayerRunner::Impl {
       for (int64_t r = 0; r < n; r++) k.rms_norm(x.data() + r * width, extra.data(), width, in.eps, x.data() + r * width);
     } else if (in.kind == LinearInput::gated) {
       extra = get(in.up, n);
-      (in.activation == GatedActivation::silu ? k.silu_mul : k.gelu_mul)(x.data(), extra.data(), n * width, x.data());
+      gated_kernel(k, in.activation)(x.data(), extra.data(), n * width, x.data());
     }
     return x;
   }
@@ -145,6 +145,7 @@ struct LayerRunner::Impl {
     };
     seen(site_name(*moe.router), x.data(), n, width);
     std::vector<float> logits = product(moe.router, x);
+    add_bias(logits, row_of(moe.router_bias, 0, moe.router->n_out));
     std::vector<int32_t> experts(size_t(n * moe.top_k));
     std::vector<float> weights(experts.size());
     for (int64_t r = 0; r < n; r++)
@@ -154,7 +155,13 @@ struct LayerRunner::Impl {
       std::vector<Assignment> assigned;
       for (size_t i = 0; i < experts.size(); i++)
         if (experts[i] == int32_t(e)) assigned.push_back({int64_t(i) / moe.top_k, weights[i] * moe.alpha});
-      run_expert({moe.gate[e], moe.up[e], moe.down[e]}, moe.activation, assigned, x, y, seen);
+      const Expert expert{.gate = moe.gate[e],
+                          .up = moe.up[e],
+                          .down = moe.down[e],
+                          .gate_bias = row_of(moe.gate_bias, e, moe.gate[e]->n_out),
+                          .up_bias = row_of(moe.up_bias, e, moe.up[e]->n_out),
+                          .down_bias = row_of(moe.down_bias, e, moe.down[e]->n_out)};
+      run_expert(expert, moe.activation, assigned, x, y, seen);
     }
     if (moe.shared_gate) run_shared(moe, x, y, seen);
     if (!stop) put(moe.y, y.data(), n);
@@ -167,14 +174,26 @@ struct LayerRunner::Impl {
   };
   struct Expert {
     Matrix *gate, *up, *down;
+    std::vector<float> gate_bias{}, up_bias{}, down_bias{};  // empty: none
   };
+
+  // A row of a table on the device; empty where there is none.
+  std::vector<float> row_of(const Buffer* table, size_t row, int64_t width) const {
+    std::vector<float> values(table ? size_t(width) : 0);
+    const int64_t bytes = int64_t(values.size() * sizeof(float));
+    if (table) backend().download(*table, int64_t(row) * bytes, values.data(), bytes);
+    return values;
+  }
+  static void add_bias(std::vector<float>& rows, const std::vector<float>& bias) {
+    for (size_t i = 0; !bias.empty() && i < rows.size(); i++) rows[i] += bias[i % bias.size()];
+  }
 
   void run_shared(const MoeOp& moe, const std::vector<float>& x, std::vector<float>& y, const Tap& tap) {
     std::vector<Assignment> all;
     const std::vector<float> logits = moe.shared_router ? product(moe.shared_router, x) : std::vector<float>{};
     for (int64_t r = 0; r < int64_t(x.size()) / moe.in.x.width; r++)
       all.push_back({r, moe.alpha * (logits.empty() ? 1 : shared_expert_weight(logits[size_t(r)]))});
-    run_expert({moe.shared_gate, moe.shared_up, moe.shared_down}, moe.activation, all, x, y, tap);
+    run_expert({.gate = moe.shared_gate, .up = moe.shared_up, .down = moe.shared_down}, moe.activation, all, x, y, tap);
   }
 
   // y[row] += weight * expert(x[row]) for the rows assigned to it.
@@ -187,10 +206,12 @@ struct LayerRunner::Impl {
     for (const Assignment& a : assigned) mine.insert(mine.end(), x.begin() + a.row * n_in, x.begin() + (a.row + 1) * n_in);
     tap(site_name(*e.gate), mine.data(), n, n_in);
     std::vector<float> hidden = product(e.gate, mine);
-    const std::vector<float> up = product(e.up, mine);
-    (activation == GatedActivation::silu ? k.silu_mul : k.gelu_mul)(hidden.data(), up.data(), int64_t(hidden.size()), hidden.data());
+    std::vector<float> up = product(e.up, mine);
+    add_bias(hidden, e.gate_bias), add_bias(up, e.up_bias);
+    gated_kernel(k, activation)(hidden.data(), up.data(), int64_t(hidden.size()), hidden.data());
     tap(site_name(*e.down), hidden.data(), n, e.down->n_in);
-    const std::vector<float> out = product(e.down, hidden);
+    std::vector<float> out = product(e.down, hidden);
+    add_bias(out, e.down_bias);
     for (int64_t i = 0; i < n; i++)
       k.add_scaled(&y[size_t(assigned[size_t(i)].row * n_out)], &out[size_t(i * n_out)], assigned[size_t(i)].weight, n_out);
   }

@@ -1,5 +1,7 @@
 // Opening a model: metadata -> Config, tensors -> Weights. Shapes are checked one by one; missing tensors are reported all at once.
+#include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "common/error.h"
 #include "model/architectures.h"
@@ -118,16 +120,17 @@ struct Loader {
     return int64_t(planes.codes + planes.row_scale) + host.tqn.outliers.count * entry;
   }
 
-  std::vector<float> floats(const std::string& name, int64_t n) {
+  // (n), or (rows, n).
+  std::vector<float> floats(const std::string& name, int64_t n, int64_t rows = 1) {
     const Tensor* tensor = file().find(name);
     if (!tensor) return miss(name), std::vector<float>{};
     kernels::DType type;
     if (!dense_type(tensor->type, &type))
       throw Error(Cause::unsupported, file().path() + ": tensor " + name + " has the GGUF type " + std::to_string(tensor->type));
-    if (tensor->elements() != uint64_t(n) || tensor->shape.empty() || tensor->shape[0] != uint64_t(n))
-      fail_shape(name, shape_text(*tensor), shape_text({n}));
-    std::vector<float> values(static_cast<size_t>(n));
-    for (int64_t i = 0; i < n; i++) {
+    if (tensor->elements() != uint64_t(n * rows) || tensor->shape.empty() || tensor->shape[0] != uint64_t(n))
+      fail_shape(name, shape_text(*tensor), rows == 1 ? shape_text({n}) : shape_text({rows, n}));
+    std::vector<float> values(static_cast<size_t>(n * rows));
+    for (int64_t i = 0; i < n * rows; i++) {
       values[size_t(i)] = element(tensor->data.data(), type, i);
       if (!std::isfinite(values[size_t(i)]))
         throw Error(Cause::bad_file, file().path() + ": tensor " + name + " is not finite at " + std::to_string(i));
@@ -142,10 +145,10 @@ struct Loader {
     return buffer;
   }
 
-  BufferPtr vector(const std::string& name, int64_t n) {
-    const std::vector<float> values = floats(name, n);
+  BufferPtr vector(const std::string& name, int64_t n, int64_t rows = 1) {
+    const std::vector<float> values = floats(name, n, rows);
     if (values.empty()) return nullptr;
-    model->parameters_ += n;
+    model->parameters_ += n * rows;
     return upload(values);
   }
   BufferPtr optional_vector(const std::string& name, int64_t n) { return has(name) ? vector(name, n) : nullptr; }
@@ -163,14 +166,31 @@ struct Loader {
     if (tied && !shared && w.output) model->parameters_ -= w.output->n_out * w.output->n_in;  // counted once
   }
 
+  // How much of pair i's frequency yarn divides: 0 to 1, for each pair.
+  static std::vector<double> yarn_shares(const RopeConfig& rope) {
+    const YarnConfig& yarn = rope.yarn;
+    const auto pair_of = [&](double turns) {  // the pair that turns so often
+      return rope.dims * std::log(double(yarn.original_ctx) / (turns * 2 * std::numbers::pi)) / (2 * std::log(double(rope.base)));
+    };
+    double low = pair_of(yarn.beta_fast), high = pair_of(yarn.beta_slow);
+    if (yarn.whole_pairs) low = std::floor(low), high = std::ceil(high);
+    low = std::max(low, 0.), high = std::min(high, double(rope.dims - 1));
+    if (low == high) high += .001;
+    std::vector<double> shares(size_t(rope.dims / 2));
+    for (size_t i = 0; i < shares.size(); i++) shares[i] = std::clamp((double(i) - low) / (high - low), 0., 1.);
+    return shares;
+  }
+
   std::vector<float> inv_freq(const RopeConfig& rope, const char* factors_name) {
     const std::vector<float> factors = factors_name ? floats(factors_name, rope.dims / 2) : std::vector<float>{};
+    const std::vector<double> shares = rope.yarn.factor == 1 ? std::vector<double>(size_t(rope.dims / 2)) : yarn_shares(rope);
     std::vector<float> values(size_t(rope.dims / 2));
     for (size_t i = 0; i < values.size(); i++) {
       const double factor = factors.empty() ? 1 : factors[i];
       if (!(factor > 0))
         throw Error(Cause::bad_file, file().path() + ": rope factor " + std::to_string(i) + " is " + std::to_string(factor));
-      values[i] = float(std::pow(rope.base, -2.0 * double(i) / rope.dims) / (rope.linear_scale * factor));
+      const double yarn = 1 - shares[i] + shares[i] / rope.yarn.factor;
+      values[i] = float(std::pow(rope.base, -2.0 * double(i) / rope.dims) / (rope.linear_scale * factor) * yarn);
     }
     return values;
   }
@@ -209,7 +229,8 @@ struct Loader {
     w.k_bias = optional_vector(blk + "attn_k.bias", a.kv_width());
     w.v_bias = optional_vector(blk + "attn_v.bias", a.kv_width());
     w.o_bias = optional_vector(blk + "attn_output.bias", c.n_embd);
-    w.rope = load_rope(a.rope);
+    if (a.rope.dims > 0) w.rope = load_rope(a.rope);
+    if (a.sinks) w.sinks = vector(blk + "attn_sinks.weight", a.n_heads);
     if (a.qk_norm == QkNorm::none) return w;
     const bool per_head = a.qk_norm == QkNorm::per_head;
     w.q_norm = vector(blk + "attn_q_norm.weight", per_head ? a.head_dim : a.q_width());
@@ -235,6 +256,12 @@ struct Loader {
       std::string suffix = std::to_string(i);
       suffix = '.' + suffix + ".weight";
       w.experts.push_back(load_gated(blk, suffix, e.n_ff, double(e.n_used) / e.n_experts));
+    }
+    if (e.biases) {
+      w.router_bias = vector(blk + "ffn_gate_inp.bias", e.n_experts);
+      w.gate_bias = vector(blk + "ffn_gate_exps.bias", e.n_ff, e.n_experts),
+      w.up_bias = vector(blk + "ffn_up_exps.bias", e.n_ff, e.n_experts);
+      w.down_bias = vector(blk + "ffn_down_exps.bias", c.n_embd, e.n_experts);
     }
     if (e.n_ff_shared == 0) return w;
     w.shared = load_gated(blk, "_shexp.weight", e.n_ff_shared);

@@ -27,6 +27,7 @@ struct AttentionWeights {
   MatrixPtr o;     // (n_embd, q_width): from the heads back to the residual stream
   BufferPtr q_bias, k_bias, v_bias, o_bias;
   BufferPtr q_norm, k_norm;  // weights of the norms that AttentionConfig::qk_norm says
+  BufferPtr sinks;           // (n_heads)
   RopeFrequencies rope;
 };
 using MixerWeights = std::variant<AttentionWeights>;
@@ -38,8 +39,10 @@ struct GatedWeights {
 struct ExpertsWeights {
   MatrixPtr router;  // (n_experts, n_embd)
   std::vector<GatedWeights> experts;
-  MatrixPtr shared_router;  // (1, n_embd): its sigmoid weights the shared expert; null: a weight of 1
-  GatedWeights shared;      // null without a shared expert
+  BufferPtr router_bias;                    // (n_experts)
+  BufferPtr gate_bias, up_bias, down_bias;  // (n_experts, n_ff) twice, (n_experts, n_embd)
+  MatrixPtr shared_router;                  // (1, n_embd): its sigmoid weights the shared expert; null: a weight of 1
+  GatedWeights shared;                      // null without a shared expert
 };
 using FeedForwardWeights = std::variant<GatedWeights, ExpertsWeights>;
 

@@ -202,8 +202,13 @@ struct AttentionCase {
   int heads, kv_heads, dim;
   int64_t window;
   float soft_cap;
-  bool pairs, f32;
+  bool pairs, f32, turns = true;
+  QueryGrowth growth{};
+  bool sinks = false;
 };
+
+// Of head h.
+double sink(int h) { return 1.5 - h; }
 
 void rope(double* x, const Floats& inv_freq, int64_t position, bool pairs) {
   const size_t half = inv_freq.size();
@@ -219,17 +224,22 @@ std::vector<double> attention(const AttentionCase& t, const Floats& inv_freq, co
                               int64_t n) {
   const auto turned = [&](const Floats& x, int heads) {
     std::vector<double> y(x.begin(), x.end());
+    if (!t.turns) return y;
     for (int64_t r = 0; r < n; r++)
       for (int h = 0; h < heads; h++) rope(&y[size_t((r * heads + h) * t.dim)], inv_freq, r, t.pairs);
     return y;
   };
-  const auto tq = turned(q, t.heads), tk = turned(k, t.kv_heads);
+  auto tq = turned(q, t.heads);
+  const auto tk = turned(k, t.kv_heads);
+  if (t.growth.length > 0)
+    for (size_t i = 0; i < tq.size(); i++)
+      tq[i] *= 1 + t.growth.beta * std::log(1 + std::floor(double(int64_t(i) / (t.heads * t.dim)) / double(t.growth.length)));
   std::vector<double> out(q.size());
   for (int64_t r = 0; r < n; r++)
     for (int h = 0; h < t.heads; h++) {
       const int kv = h / (t.heads / t.kv_heads);
       const int64_t first = t.window ? std::max<int64_t>(0, r + 1 - t.window) : 0;
-      double sum = 0;
+      double sum = t.sinks ? std::exp(sink(h)) : 0;
       for (int64_t p = first; p <= r; p++) {
         double score = 0;
         for (int d = 0; d < t.dim; d++) score += tq[size_t((r * t.heads + h) * t.dim + d)] * tk[size_t((p * t.kv_heads + kv) * t.dim + d)];
@@ -252,7 +262,11 @@ void check_attention(const AttentionCase& t, int threads) {
   const std::vector<double> expected = attention(t, inv_freq, q, k, v, n);
   const int64_t cache = 2 * t.kv_heads * capacity * t.dim * (t.f32 ? 4 : 2);
   device.buffers = {device.backend->allocate(cache), device.backend->allocate(cache)};
-  const RopeTable table{device.plane(t.dim / 2, inv_freq).buffer, t.dim, 1, t.pairs};
+  if (!t.turns) inv_freq.clear();
+  Floats sinks;
+  for (int h = 0; h < t.heads; h++) sinks.push_back(float(sink(h)));
+  const Plane sink_plane = device.plane(t.heads, sinks);
+  const RopeTable table = !t.turns ? RopeTable{} : RopeTable{device.plane(t.dim / 2, inv_freq).buffer, t.dim, 1, t.pairs};
   // The prompt at once, then one row at a time, as a model runs.
   for (int64_t first = 0; first < n;) {
     const int64_t rows = first == 0 ? prompt : 1;
@@ -271,7 +285,9 @@ void check_attention(const AttentionCase& t, int threads) {
                        .k_cache = device.buffers[0].get(),
                        .v_cache = device.buffers[1].get(),
                        .cache_f32 = t.f32,
-                       .capacity = capacity};
+                       .capacity = capacity,
+                       .growth = t.growth,
+                       .sinks = t.sinks ? sink_plane.buffer : nullptr};
     device.run(op, Rows(rows, int32_t(first), 1).batch());
     const auto at = expected.begin() + first * t.heads * t.dim;
     // float16 keys move scores by up to |q| |k| 2^-11 * 0.3, values by 2^-11.
@@ -282,13 +298,18 @@ void check_attention(const AttentionCase& t, int threads) {
 
 }  // namespace
 
-TEST("attention: ropes, groups, windows, soft caps, cache types, ranges over threads") {
+TEST("attention: ropes and none, growing queries, sinks, groups, windows, soft caps, cache types, ranges over threads") {
   for (int threads : {1, 4}) {
     check_attention({4, 2, 16, 0, 0, false, true}, threads);
     check_attention({3, 1, 8, 0, 0, true, true}, threads);
     check_attention({5, 5, 12, 100, 0, false, true}, threads);
     check_attention({2, 1, 20, 0, 2.0f, true, true}, threads);
     check_attention({4, 1, 32, 0, 0, false, false}, threads);
+    check_attention({4, 2, 16, 64, 0, false, true, false}, threads);
+    check_attention({4, 2, 16, 0, 0, true, true, true, {.beta = 0.4f, .length = 70}}, threads);
+    check_attention({2, 2, 32, 0, 0, false, false, false, {.beta = 0.2f, .length = 282}}, threads);
+    check_attention({4, 2, 16, 60, 0, false, true, true, {}, true}, threads);
+    check_attention({3, 1, 16, 0, 0, false, false, true, {}, true}, threads);
   }
 }
 
@@ -336,6 +357,60 @@ TEST("experts: the chosen ones only, weighted, with a shared one") {
         };
         for (size_t j = 0; j < 2; j++) add(order[j], std::exp(logits[order[j]]) / total, n_ff);
         add(size_t(n_experts), 1 / (1 + std::exp(-dense_product(shared_router, row.data(), 1, n_embd)[0])), n_shared);
+      }
+      check_near(device.read(moe.y), expected, kFloatPath, "mixture");
+    }
+}
+
+TEST("experts with biases and clamped gates") {
+  const int64_t n_embd = 32, n_ff = 44, n_experts = 5;
+  const Floats router = random_floats(n_experts * n_embd), router_bias = random_floats(n_experts);
+  const Floats gate_bias = random_floats(n_experts * n_ff, 6), up_bias = random_floats(n_experts * n_ff, 6),
+               down_bias = random_floats(n_experts * n_embd);
+  std::vector<Floats> gate, up, down;
+  for (int64_t e = 0; e < n_experts; e++)
+    gate.push_back(random_floats(n_ff * n_embd, 0.3f)), up.push_back(random_floats(n_ff * n_embd, 0.3f)),
+        down.push_back(random_floats(n_ff * n_embd, 0.3f));
+  const auto expert = [&](size_t e, const double* x) {
+    auto hidden = dense_product(gate[e], x, n_ff, n_embd);
+    const auto second = dense_product(up[e], x, n_ff, n_embd);
+    for (size_t i = 0; i < hidden.size(); i++) {
+      const double g = std::min(hidden[i] + gate_bias[e * n_ff + i], 7.), u = std::clamp(second[i] + up_bias[e * n_ff + i], -7., 7.);
+      hidden[i] = g / (1 + std::exp(-1.702 * g)) * (u + 1);
+    }
+    auto out = dense_product(down[e], hidden.data(), n_embd, n_ff);
+    for (size_t i = 0; i < out.size(); i++) out[i] += down_bias[e * n_embd + i];
+    return out;
+  };
+  for (int threads : {1, 3})
+    for (int64_t n : {1, 7}) {
+      Device device(threads);
+      const Floats x = random_floats(n * n_embd), y = random_floats(n * n_embd);
+      Op op{.kind = Op::moe};
+      MoeOp& moe = op.moe_op;
+      moe.in = {.x = device.plane(n_embd, x)}, moe.y = device.plane(n_embd, y);
+      moe.router = device.dense(n_experts, n_embd, router), moe.router_bias = device.plane(n_experts, router_bias).buffer;
+      moe.gate_bias = device.plane(n_ff, gate_bias).buffer, moe.up_bias = device.plane(n_ff, up_bias).buffer;
+      moe.down_bias = device.plane(n_embd, down_bias).buffer;
+      for (size_t e = 0; e < size_t(n_experts); e++) {
+        moe.gate.push_back(device.dense(n_ff, n_embd, gate[e])), moe.up.push_back(device.dense(n_ff, n_embd, up[e]));
+        moe.down.push_back(device.dense(n_embd, n_ff, down[e]));
+      }
+      moe.top_k = 2, moe.normalize = true, moe.alpha = 0.5f;
+      moe.activation = GatedActivation::clamped_swiglu;
+      device.run(op, Rows(n).batch());
+      std::vector<double> expected(y.begin(), y.end());
+      for (int64_t r = 0; r < n; r++) {
+        const std::vector<double> row(x.begin() + r * n_embd, x.begin() + (r + 1) * n_embd);
+        auto logits = dense_product(router, row.data(), n_experts, n_embd);
+        for (size_t e = 0; e < logits.size(); e++) logits[e] += router_bias[e];
+        std::vector<size_t> order{0, 1, 2, 3, 4};
+        std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return logits[a] > logits[b]; });
+        const double total = std::exp(logits[order[0]]) + std::exp(logits[order[1]]);
+        for (size_t j = 0; j < 2; j++) {
+          const auto out = expert(order[j], row.data());
+          for (size_t i = 0; i < out.size(); i++) expected[size_t(r * n_embd) + i] += 0.5 * std::exp(logits[order[j]]) / total * out[i];
+        }
       }
       check_near(device.read(moe.y), expected, kFloatPath, "mixture");
     }

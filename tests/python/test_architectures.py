@@ -40,6 +40,19 @@ def _longrope(original: int, dims: int = 12, partial: float = 1.0) -> dict[str, 
     return {"rope_parameters": rope | factors, "original_max_position_embeddings": original}
 
 
+def _yarn(factor: float = 4.0, original: int = 16, **more: Any) -> dict[str, Any]:
+    rope = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": factor, "original_max_position_embeddings": original}
+    return rope | more
+
+
+def _yarn_keys(factor: float = 4.0, original: int = 16, **more: Any) -> dict[str, Any]:
+    """llama.cpp's."""
+    return {
+        "rope.scaling.type": "yarn", "rope.scaling.factor": factor, "rope.scaling.original_context_length": original,
+        **{f"rope.scaling.{key}": value for key, value in more.items()},
+    }  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Case:
     """A configuration: what it changes of BASE, and the keys that llama.cpp's GGUF files of it have beyond the common ones."""
@@ -70,6 +83,26 @@ CASES = [
         {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0},
     ),
     Case("llama-llama3", "llama", {"rope_parameters": LLAMA3}),
+    Case("llama-yarn", "llama", {"rope_parameters": _yarn()}, _yarn_keys()),
+    Case(
+        "llama-yarn-options",
+        "llama",
+        {"head_dim": 64, "rope_parameters": _yarn(8.0, 64, beta_fast=6.0, beta_slow=2.0, truncate=False, attention_factor=1.3)},
+        {"attention.key_length": 64, "attention.value_length": 64, "rope.dimension_count": 64}
+        | _yarn_keys(8.0, 64, yarn_beta_fast=6.0, yarn_beta_slow=2.0, yarn_truncate=False, attn_factor=1.3 / (1 + 0.1 * math.log(8))),
+    ),
+    Case(
+        "llama-dynamic-long",  # 40 tokens: twice what the model was trained for
+        "llama",
+        {"max_position_embeddings": 20, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 2.0}},
+        {"rope.scaling.original_context_length": 20, "rope.scaling.attn_factor": 1.0},
+    ),
+    Case(
+        "llama-dynamic-short",
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 4.0}},
+        {"rope.scaling.original_context_length": 128, "rope.scaling.attn_factor": 1.0},
+    ),
     Case("mistral-full", "mistral", {"sliding_window": None}),
     Case("mistral-window", "mistral", {"sliding_window": 8}, {"attention.sliding_window": 8}),
     Case("qwen2", "qwen2"),
@@ -80,7 +113,14 @@ CASES = [
         {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
         {"attention.sliding_window": 8},
     ),
+    Case(
+        "qwen2-mixed-windows",
+        "qwen2",
+        {"num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3},
+        {"attention.sliding_window": 8, "attention.sliding_window_pattern": [False, False, False, True]},
+    ),
     Case("qwen3", "qwen3", {"head_dim": 16}, _HEAD),
+    Case("qwen3-yarn", "qwen3", {"head_dim": 16, "rope_parameters": _yarn(2.0, 32)}, _HEAD | _yarn_keys(2.0, 32)),
     Case("qwen3-tied-bias", "qwen3", {"head_dim": 16, "tie_word_embeddings": True, "attention_bias": True}, _HEAD),
     Case("gemma", "gemma", {"head_dim": 16}, _HEAD),
     Case(
@@ -144,6 +184,100 @@ CASES = [
     Case("olmo2", "olmo2"),
     Case("olmo2-odd", "olmo2", {"hidden_size": 54, "num_attention_heads": 3, "num_key_value_heads": 1, "intermediate_size": 70}),
     Case(
+        "olmo3",
+        "olmo3",
+        {
+            "num_hidden_layers": 5,
+            "sliding_window": 8,
+            "rope_parameters": {"full_attention": _yarn(), "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0}},
+        },
+        {"attention.sliding_window": 8, "attention.sliding_window_pattern": [True, True, True, False, True]} | _yarn_keys(),
+    ),
+    Case(
+        "olmo3-tied-irregular",
+        "olmo3",
+        {
+            "hidden_size": 54,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "intermediate_size": 70,
+            "num_hidden_layers": 3,
+            "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+        },
+        {"attention.sliding_window": 8, "attention.sliding_window_pattern": [False, True, False]},
+    ),
+    Case("olmo3-full", "olmo3", {"sliding_window": 8, "layer_types": ["full_attention"] * 2}),
+    Case("smollm3", "smollm3", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
+    Case(
+        "smollm3-odd-bias",
+        "smollm3",
+        {
+            "hidden_size": 54,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "intermediate_size": 70,
+            "num_hidden_layers": 4,
+            "no_rope_layers": [0, 1, 1, 0],
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+        },
+        {"rope.layer_pattern": [False, True, True, False]},
+    ),
+    Case(
+        "smollm3-window-yarn",
+        "smollm3",
+        {
+            "num_hidden_layers": 4,
+            "no_rope_layer_interval": 2,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "rope_parameters": _yarn(),
+        },
+        {"attention.sliding_window": 8, "attention.sliding_window_pattern": [False, True, False, True], "rope.layer_pattern": 2}
+        | _yarn_keys(),
+    ),
+    Case("ministral", "ministral", {"num_hidden_layers": 3, "head_dim": 12, "sliding_window": 8}, {"attention.sliding_window": 8}),
+    Case(
+        "ministral-mixed",
+        "ministral",
+        {
+            "num_hidden_layers": 3,
+            "head_dim": 16,
+            "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+        _HEAD | {"attention.sliding_window": 8, "attention.sliding_window_pattern": [False, True, True]},
+    ),
+    Case(
+        "ministral3",  # 40 tokens: the queries have grown twice
+        "ministral3",
+        {"head_dim": 16, "rope_parameters": _yarn(mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.5)},
+        _HEAD | {"attention.temperature_scale": 0.5} | _yarn_keys(yarn_log_multiplier=1.0),
+    ),
+    Case(
+        "ministral3-tied-window",
+        "ministral3",
+        {
+            "head_dim": 18,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+            "sliding_window": 10,
+            "rope_parameters": _yarn(2.0, 12, beta_fast=4.0, mscale=1.0, mscale_all_dim=0.5, llama_4_scaling_beta=0.1),
+        },
+        {
+            "attention.key_length": 18,
+            "attention.value_length": 18,
+            "rope.dimension_count": 18,
+            "attention.sliding_window": 10,
+            "attention.temperature_scale": 0.1,
+        }
+        | _yarn_keys(2.0, 12, yarn_beta_fast=4.0, yarn_log_multiplier=0.5),
+    ),
+    Case(
         "granite",
         "granite",
         {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2},
@@ -175,6 +309,46 @@ CASES = [
         "qwen3_moe",
         MOE | {"head_dim": 16, "norm_topk_prob": False, "tie_word_embeddings": True},
         _HEAD | _MOE_KEYS | {"expert_weights_norm": False},
+    ),
+    Case(
+        "gpt_oss",
+        "gpt_oss",
+        {
+            "num_hidden_layers": 3,
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 8,
+            "rope_parameters": _yarn(truncate=False),
+        },
+        _HEAD | {"attention.sliding_window": 8, "expert_count": 4, "expert_used_count": 2} | _yarn_keys(),
+    ),
+    Case(
+        "gpt_oss-odd",
+        "gpt_oss",
+        {
+            "hidden_size": 60,
+            "intermediate_size": 52,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 6,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 3,
+            "sliding_window": 5,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
+        {
+            "attention.key_length": 6,
+            "attention.value_length": 6,
+            "rope.dimension_count": 6,
+            "attention.sliding_window": 5,
+            "attention.sliding_window_pattern": [False, True],
+            "expert_count": 5,
+            "expert_used_count": 3,
+        },
     ),
 ]
 ALL = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -236,7 +410,7 @@ def context(path: Path, n_ctx: int = 128) -> Any:
 
 
 def assert_close(ours: np.ndarray, theirs: np.ndarray) -> None:
-    assert np.abs(ours - theirs).max() <= TOLERANCE
+    assert np.isfinite(ours).all() and np.abs(ours - theirs).max() <= TOLERANCE
 
 
 @ALL
@@ -266,11 +440,65 @@ def test_greedy_tokens_equal_transformers(case: Case, references: Any, tmp_path:
 
 @ONE_EACH
 def test_8_bits_are_close(case: Case, references: Any, tmp_path: Path) -> None:
+    """With inputs rounded to int8 and with float inputs."""
     reference = references.of(case)
-    model = _core.Model(str(convert(reference.folder, tmp_path / "out.gguf", bits=8)), threads=1)
-    logits = _core.Context(model).eval(reference.tokens, 0, logits="all")
-    p, q = torch.log_softmax(torch.from_numpy(reference.logits), -1), torch.log_softmax(torch.from_numpy(logits), -1)
-    assert float((p.exp() * (p - q)).sum(-1).mean()) < 0.01
+    path = str(convert(reference.folder, tmp_path / "out.gguf", bits=8))
+    p = torch.log_softmax(torch.from_numpy(reference.logits), -1)
+    for precision in ("int8", "f32"):
+        logits = _core.Context(_core.Model(path, threads=1, precision=precision)).eval(reference.tokens, 0, logits="all")
+        q = torch.log_softmax(torch.from_numpy(logits), -1)
+        assert float((p.exp() * (p - q)).sum(-1).mean()) < 0.01
+
+
+@ONE_EACH
+def test_batches_of_several_sequences_equal_transformers(case: Case, references: Any, tmp_path: Path) -> None:
+    """Rows of three sequences in one pass: a prompt that begins, one that goes on, a single token."""
+    reference = references.of(case)
+    model = _core.Model(str(convert(reference.folder, tmp_path / "out.gguf", outtype="f32")), threads=1, precision="f32")
+    ctx = _core.Context(model, n_ctx=128, n_slots=3)
+    ctx.eval(reference.tokens[:13], 0, 1)
+    ctx.eval(reference.tokens[:30], 0, 2)
+    rows = [(0, p) for p in range(9)] + [(1, p) for p in range(13, 20)] + [(2, 30)]
+    slots, positions = (np.array(column, np.int32) for column in zip(*rows, strict=True))
+    logits = ctx.forward(reference.tokens[positions], positions, slots, np.arange(len(rows), dtype=np.int32))
+    assert_close(logits, reference.logits[positions])
+
+
+@ONE_EACH
+def test_calibration_sees_the_same_model(case: Case, references: Any, tmp_path: Path) -> None:
+    """Layer by layer with a tap that looks on, which takes mixtures of experts apart."""
+    reference = references.of(case)
+    model = _core.Model(str(convert(reference.folder, tmp_path / "out.gguf", outtype="f32")), threads=1, precision="f32")
+    runner, seen = _core.LayerRunner(model, N_TOKENS), set()
+    hidden = runner.embed(reference.tokens[None])
+    for layer in range(case.config.get("num_hidden_layers", BASE["num_hidden_layers"])):
+        part = runner.enter(layer, hidden)
+        part.run(lambda site, x: seen.add(site))
+        hidden = part.hidden
+    assert_close(runner.head(hidden.reshape(N_TOKENS, -1)), reference.logits)
+    assert {site.name for layer in range(2) for site in runner.input_sites(layer)} & seen
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "ministral3", "smollm3"])
+def test_caches_in_codes_keep_what_layers_add(name: str, references: Any, tmp_path: Path) -> None:
+    """Sinks, growing queries and layers without positions, with keys and values in 8-bit codes: a prompt, and token by token."""
+    reference = references.of(next(case for case in CASES if case.name == name))
+    model = _core.Model(str(convert(reference.folder, tmp_path / "out.gguf", outtype="f32")), threads=1)
+    ctx = _core.Context(model, n_ctx=128, cache="k8v8")
+    logits = [ctx.eval(reference.tokens[:N_PROMPT], 0, logits="all")]
+    logits += [ctx.eval(reference.tokens[i : i + 1], i)[None] for i in range(N_PROMPT, N_TOKENS)]
+    difference = np.abs(np.concatenate(logits) - reference.logits)
+    assert difference.max() < 0.03 * np.abs(reference.logits).max()
+
+
+@ONE_EACH
+def test_saved_states_go_on(case: Case, references: Any, tmp_path: Path) -> None:
+    reference = references.of(case)
+    path = convert(reference.folder, tmp_path / "out.gguf", outtype="f32")
+    first, second = context(path), context(path)
+    first.eval(reference.tokens[:N_PROMPT], 0)
+    second.load(0, first.save(0, N_PROMPT))
+    assert_close(second.eval(reference.tokens[N_PROMPT:], N_PROMPT, logits="all"), reference.logits[N_PROMPT:])
 
 
 @ALL
@@ -290,14 +518,16 @@ def test_gguf_source_gives_the_same_file(case: Case, references: Any, tmp_path: 
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
-def test_text_part_of_a_multimodal_model(references: Any, tmp_path: Path, prefix: str) -> None:
-    """Both layouts that gemma 3 checkpoints have; what belongs to the images is left out."""
-    folder = references.of(next(case for case in CASES if case.name == "gemma3")).folder
-    tensors = {name.replace("model.", prefix, 1): w for name, w in load_file(folder / "model.safetensors").items()}
+@pytest.mark.parametrize(("model_type", "part_name"), [("gemma3", "gemma3"), ("mistral3", "ministral3"), ("mistral3", "mistral-full")])
+def test_text_part_of_a_multimodal_model(references: Any, tmp_path: Path, prefix: str, model_type: str, part_name: str) -> None:
+    """Both layouts that checkpoints have; what belongs to the images is left out."""
+    folder = references.of(next(case for case in CASES if case.name == part_name)).folder
+    heads = {"lm_head.weight": (prefix.removesuffix("model.") if prefix.startswith("language_model.") else "") + "lm_head.weight"}
+    tensors = {heads.get(name, name.replace("model.", prefix, 1)): w for name, w in load_file(folder / "model.safetensors").items()}
     tensors["model.vision_tower.embeddings.weight"] = tensors["multi_modal_projector.mm_soft_emb_norm.weight"] = np.zeros(3, np.float32)
     save_file(tensors, tmp_path / "model.safetensors")
     text = json.loads((folder / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 3}}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "text_config": text, "vision_config": {"hidden_size": 3}}))
     whole, part = (open_source(str(path), needs_tokenizer=False) for path in (tmp_path, folder))
     assert whole.hyperparameters == part.hyperparameters and whole.shapes == part.shapes
     for name in part.shapes:

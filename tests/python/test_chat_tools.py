@@ -93,7 +93,36 @@ MISTRAL = """{%- for message in messages %}
     {%- endfor %}{{- ']' + eos_token }}
   {%- else %}{{- '[' + message.role + ']' + message.content }}{%- endif %}
 {%- endfor %}"""
-TEMPLATES = {"hermes": HERMES, "either form": EITHER_FORM, "items": ITEMS, "llama3": LLAMA3, "mistral": MISTRAL}
+OLMO3 = """{%- for message in messages %}
+  {%- if message.role == 'assistant' %}
+    {{- '<|im_start|>assistant\n' + (message.get('content') or '') }}
+    {%- if message.get('tool_calls') %}
+      {{- '<function_calls>' }}
+      {%- for call in message['tool_calls'] %}
+        {{- call['function']['name'] + '(' }}
+        {%- for name, value in call['function']['arguments'].items() %}
+          {{- name + '=' + (value | tojson) }}{% if not loop.last %}{{ ', ' }}{% endif %}
+        {%- endfor %}{{- ')' }}{% if not loop.last %}{{ '\n' }}{% endif %}
+      {%- endfor %}{{- '</function_calls>' }}
+    {%- endif %}
+  {%- else %}{{- '<|im_start|>' + ('environment' if message.role == 'tool' else message.role) + '\n' + message.content }}
+    {%- if message.role == 'system' and tools %}{{- '<functions>' + (tools | tojson) + '</functions>' }}{%- endif %}
+  {%- endif %}{{- '<|im_end|>\n' }}
+{%- endfor %}"""
+MINISTRAL3 = """{%- for message in messages %}
+  {%- if message['role'] == 'assistant' %}
+    {%- if message['content'] is string and message['content'] != '' %}{{- message['content'] }}{%- endif %}
+    {%- for tool in message['tool_calls'] or [] %}
+      {%- set arguments = tool['function']['arguments'] %}
+      {%- if arguments is not string %}{%- set arguments = arguments | tojson | safe %}{%- endif %}
+      {{- '[TOOL_CALLS]' + tool['function']['name'] + '[ARGS]' + arguments }}
+    {%- endfor %}{{- eos_token }}
+  {%- else %}{{- '[' + message.role + ']' + message.content }}{%- endif %}
+{%- endfor %}"""
+TEMPLATES = {
+    "hermes": HERMES, "either form": EITHER_FORM, "items": ITEMS, "llama3": LLAMA3, "mistral": MISTRAL, "olmo3": OLMO3,
+    "ministral3": MINISTRAL3,
+}  # fmt: skip
 
 
 def by_transformers(template, messages, tools=None):

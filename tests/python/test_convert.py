@@ -367,11 +367,6 @@ def test_config_without_an_entry(model: Path, tmp_path: Path, capsys: pytest.Cap
     assert "no entry 'intermediate_size'" in fails(capsys, model, tmp_path / "out.gguf")
 
 
-def test_unsupported_rope_scaling(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    set_config(model, rope_scaling={"rope_type": "dynamic", "factor": 2.0})
-    assert "rope scaling 'dynamic' is not supported" in fails(capsys, model, tmp_path / "out.gguf")
-
-
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
@@ -401,7 +396,7 @@ def test_damaged_config_values(
         ({"attention.head_count": 0}, "llama.attention.head_count is 0"),
         ({"attention.head_count": [4, 2]}, "attention.head_count differs between layers"),
         ({"embedding_length": "48"}, "llama.embedding_length is '48', expected a whole number"),
-        ({"rope.scaling.type": "yarn"}, "rope scaling 'yarn' is not supported"),
+        ({"rope.scaling.type": "ntk"}, "rope scaling 'ntk' is not supported"),
         ({"tokenizer.ggml.tokens": [1, 2]}, "tokenizer.ggml.tokens is not an array of str"),
         ({"split.count": 2}, "split.count is 2, but the name says 1"),
     ],
@@ -422,6 +417,9 @@ def test_index_that_leaves_its_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "files outside its folder" in fails(capsys, folder, tmp_path / "out.gguf")
 
 
+_SCALED_WINDOWS = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "yarn", "factor": 2.0}}
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
@@ -431,14 +429,17 @@ def test_index_that_leaves_its_folder(tmp_path: Path, capsys: pytest.CaptureFixt
             {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "layer_types": ["full_attention"] * 2},
             "missing tensors",
         ),
+        ({"model_type": "qwen3", "sliding_window": 4, "layer_types": ["full_attention"]}, "layer_types has 1 entries, expected num_hidden"),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers has 1 entries, expected num_hidden_layers, 2"),
         (
-            {
-                "model_type": "qwen3",
-                "num_hidden_layers": 4,
-                "sliding_window": 4,
-                "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
-            },
-            "alternate irregularly",
+            {"model_type": "olmo3", "rope_parameters": _SCALED_WINDOWS},
+            "sliding_attention: rope scaling 'yarn' is not supported in windowed",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "rope_theta": 1.0}, "rope scaling 'yarn': rope_theta is 1.0, expected"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 0.5}}, "rope scaling 'dynamic': factor is 0.5, expected 1 or more"),
+        (
+            {"rope_scaling": {"rope_type": "proportional"}},
+            "rope scaling 'proportional' is not supported (supported: linear, llama3, longrope, ",
         ),
         ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, "layers without experts"),
         ({"model_type": "gemma3_text", "final_logit_softcapping": 3.0}, "final_logit_softcapping = 3.0"),

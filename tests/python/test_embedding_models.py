@@ -101,7 +101,9 @@ def test_gguf_pooling_and_eos(tmp_path: Path) -> None:
     assert words.encode("fox", add_bos=True) == [0, *own]  # a prompt must not end
     again = tokenizer_of_gguf(source.tokenizer.metadata())
     assert again is not None and again.keys["tokenizer.ggml.add_eos_token"] is True
-    with pytest.raises(ConvertError, match=r"llama\.pooling_type is 4, expected a whole number from 0 to 3"):
+    with pytest.raises(ConvertError, match=r"llama\.pooling_type is 5, expected a whole number from 0 to 4"):
+        open_source(str(write_gguf(tmp_path / "r.gguf", "llama", LLAMA, llama_tensors(), {**keys, "pooling_type": 5})))
+    with pytest.raises(ConvertError, match=r"llama\.pooling_type is 4 \(rank\), but there is no cls\.output\.weight"):
         open_source(str(write_gguf(tmp_path / "r.gguf", "llama", LLAMA, llama_tensors(), {**keys, "pooling_type": 4})))
 
 

@@ -254,6 +254,28 @@ def test_a_schema_binds_the_answer_and_not_the_thinking(thinking_client, thinker
     assert json.loads(message["content"])["c"] in ("red", "blue")
 
 
+def test_answers_in_channels(chat_model, monkeypatch):
+    """gpt-oss's: thinking, a call, and a schema that binds what stands in the last channel."""
+    think, call = "<|channel|>analysis<|message|>no JSON<|end|><|start|>assistant", "<|channel|>commentary to=functions.weather<|message|>"
+    final = "<|channel|>final<|message|>"
+    with (
+        Llama(str(chat_model), n_ctx=512, n_threads=1, chat_format=CHATML + "{# <|channel|> #}", verbose=False) as llm,
+        TestClient(create_app(llm, Settings()), raise_server_exceptions=False) as client,
+    ):
+
+        def answer(text, **more):
+            with saying(monkeypatch, spoken(llm, think + text, end="response_format" not in more)):
+                return post(client, "/v1/chat/completions", ask(max_tokens=300, **more))["choices"][0]
+
+        message = answer(final + "Yes.")["message"]
+        assert (message["content"], message["reasoning_content"]) == ("Yes.", "no JSON")
+        choice = answer(call + '{"city": "Paris"}<|call|>', tools=TOOLS)
+        assert choice["finish_reason"] == "tool_calls" and choice["message"]["reasoning_content"] == "no JSON"
+        assert json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"]) == {"city": "Paris"}
+        message = answer(final, response_format=STRICT)["message"]
+        assert message["reasoning_content"] == "no JSON" and json.loads(message["content"])["c"] in ("red", "blue")
+
+
 def test_a_schema_is_kept(client):
     for body in (ask(response_format=STRICT), ask(json_schema=COLOURS), ask(grammar='root ::= "{\\"c\\": \\"red\\"}"')):
         content = post(client, "/v1/chat/completions", {**body, "max_tokens": 100})["choices"][0]["message"]["content"]

@@ -18,7 +18,8 @@ from turboquant_native.common.errors import ConvertError
 from turboquant_native.convert.architectures import by_gguf_name, by_model_type
 from turboquant_native.convert.container import ContainerWriter
 from turboquant_native.convert.fields import CONFIG_FIELDS, GGUF_FIELDS, ROPE_FIELDS
-from turboquant_native.convert.hyperparameters import checked_config, hyperparameters_of_config, hyperparameters_of_gguf, rope_tensors
+from turboquant_native.convert.hyperparameters import checked_config, hyperparameters_of_config, hyperparameters_of_gguf
+from turboquant_native.convert.rope import rope_tensors
 from turboquant_native.convert.sources import open_source
 
 ORIGIN = "folder/config.json"
@@ -30,6 +31,9 @@ _LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
 }  # fmt: skip
 _LONGROPE = {"rope_type": "longrope", "long_factor": [2.0] * 6, "short_factor": [1.0] * 6, "original_max_position_embeddings": 16}
+_YARN = {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 8.0, "mscale": 1.0, "mscale_all_dim": 0.5,
+}  # fmt: skip
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 12}
 _NESTED = {"full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
 CONFIGS: list[dict[str, Any]] = [
@@ -38,6 +42,11 @@ CONFIGS: list[dict[str, Any]] = [
     {**LLAMA, "model_type": "qwen3_moe", **_MOE},
     {**LLAMA, "model_type": "gemma3_text", "rope_parameters": _NESTED, "sliding_window": 8, "layer_types": ["sliding_attention"] * 2},
     {**LLAMA, "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
+    {**LLAMA, "model_type": "qwen3", "head_dim": 12, "rope_scaling": _YARN},
+    {**LLAMA, "model_type": "olmo3", "rope_parameters": {"full_attention": _YARN}, "sliding_window": 8},
+    {**LLAMA, "model_type": "smollm3", "no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 8},
+    {**LLAMA, "model_type": "ministral3", "head_dim": 12, "rope_parameters": {**_YARN, "llama_4_scaling_beta": 0.1}},
+    {**LLAMA, "model_type": "gpt_oss", "head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     {**LLAMA, "model_type": "granite", "attention_multiplier": 0.5, "logits_scaling": 2.0},
 ]
 
@@ -50,7 +59,7 @@ def hyperparameters(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     config = checked_config(ORIGIN, config)
     architecture = by_model_type(config["model_type"])
     values = hyperparameters_of_config(ORIGIN, architecture, config)
-    rope_tensors(ORIGIN, {**architecture.defaults, **config}, values)
+    rope_tensors(ORIGIN, architecture, {**architecture.defaults, **config}, values)
     return architecture.gguf, values
 
 

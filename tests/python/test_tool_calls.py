@@ -28,6 +28,8 @@ TOOLS = [
 ]
 HERMES, XML, LLAMA, MISTRAL = "<tool_call>", "<tool_call><function=", "<|python_tag|>", "[TOOL_CALLS]"
 GEMMA_3, FUNCTION_GEMMA, GEMMA_4, NONE = "<start_of_turn>", "<start_function_call>", "<|tool_call>", "{{ messages }}"
+HARMONY = "<|start|>assistant<|channel|>final<|message|>"
+OLMO_3 = "<|im_start|>environment <function_calls>"
 PARIS = ("weather", {"city": "Paris"})
 NOW = ("now", {})
 
@@ -116,6 +118,27 @@ CASES = {
     "gemma 3, python": (GEMMA_3, '```tool_code\nprint(default_api.weather(city="Paris"))\n```', "", [PARIS]),
     "gemma 3, list": (GEMMA_3, '[weather("Paris"), now()]', "", [PARIS, NOW]),
     "gemma 3, fenced JSON": (GEMMA_3, 'So:\n```json\n{"name": "weather", "parameters": {"city": "Paris"}}\n```', "So:", [PARIS]),
+    "harmony": (
+        HARMONY,
+        '<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{"city": "Paris"}<|call|>',
+        "",
+        [PARIS],
+    ),
+    "harmony, a preamble, two": (
+        HARMONY,
+        "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant<|channel|>commentary to=functions.now<|message|>{}<|call|>"
+        '<|start|>assistant to=functions.weather<|channel|>commentary <|constrain|>json<|message|>{"city": "Paris"}<|call|>',
+        "I look.",
+        [NOW, PARIS],
+    ),
+    "olmo 3": (OLMO_3, 'Let me see.\n<function_calls>\nweather(city="Paris")\n</function_calls>', "Let me see.", [PARIS]),
+    "olmo 3, two": (OLMO_3, "<function_calls>weather('Paris')\nnow()</function_calls>", "", [PARIS, NOW]),
+    "olmo 3, JSON's words, not closed": (
+        OLMO_3,
+        "<function_calls>\nweather(city=null, units=[true, 'a'], where={'b': false})",
+        "",
+        [("weather", {"city": None, "units": [True, "a"], "where": {"b": False}})],
+    ),
     "function gemma": (
         FUNCTION_GEMMA,
         "<start_function_call>call:weather{city:<escape>Paris<escape>}<end_function_call>",
@@ -161,6 +184,9 @@ TEXTS = {
     "mistral": (MISTRAL, "[TOOL_CALLS] hello, world"),
     "gemma 3 code": (GEMMA_3, "```tool_code\nimport os\nos.system('true')\n```"),
     "gemma 3 list": (GEMMA_3, "[1, 2]"),
+    "harmony without headers": (HARMONY, '{"a": 1} <|x|>'),
+    "olmo 3, no tool": (OLMO_3, "<function_calls>\nimport os\n</function_calls> so"),
+    "olmo 3, cut": (OLMO_3, "<function_calls>\nweather(city='Pa"),
     "gemma 4": (GEMMA_4, "<|tool_call>weather in Paris<tool_call|>"),
     "empty": (HERMES, ""),
     "white space first": (NONE, "\n  so"),
@@ -226,6 +252,28 @@ THINK = "{{ '<think>' }} </think>"
 def test_thinking_is_told_from_the_answer(prompt, answer, thought, said):
     for size in (1, 2, 5, len(answer) or 1):
         assert read(reader_for(THINK, prompt, None), answer, size)[:2] == (thought, said)
+
+
+@pytest.mark.parametrize("tools", [None, TOOLS])
+@pytest.mark.parametrize(
+    ("answer", "thought", "said"),
+    [
+        ("<|channel|>analysis<|message|>hm <b><|end|><|start|>assistant<|channel|>final<|message|>Yes.", "hm <b>", "Yes."),
+        ("<|channel|>analysis<|message|>hm<|end|>\n<|start|>assistant<|channel|>final<|message|>Yes<|return|>", "hm", "Yes"),
+        ("<|channel|>final<|message|>A < B <|", "", "A < B <|"),
+        ("<|channel|>analysis<|message|>cut in the", "cut in the", ""),
+        ("<|channel|>analysis", "", ""),
+        ("<|channel|>analysis<|message|>a<|start|>assistant<|channel|>final<|message|>b", "a", "b"),
+        ("Plain.", "", "Plain."),
+        ("", "", ""),
+    ],
+)
+def test_channels_of_thinking_and_answer(answer, thought, said, tools):
+    for size in (1, 2, 5, len(answer) or 1):
+        assert read(reader_for(HARMONY, "<|start|>assistant", tools), answer, size)[:3] == (thought, said, [])
+    reader = reader_for(HARMONY, "<|start|>assistant", tools)
+    reader.push(answer)
+    assert reader.is_thinking == answer.startswith("<|channel|>analysis<|message|>cut")
 
 
 def test_thinking_goes_before_calls():

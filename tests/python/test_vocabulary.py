@@ -88,6 +88,11 @@ def test_bos_is_added_once_and_only_where_the_model_wants_it():
 
 def test_ends_are_found_by_their_usual_names():
     assert vocabulary(train_bpe()).end_tokens == {1, 2}  # <|im_end|> and <|endoftext|>
+    tokenizer = train_bpe()
+    tokenizer.add_special_tokens(["<|end|>"])
+    assert vocabulary(tokenizer).end_tokens == {1, 2, tokenizer.token_to_id("<|end|>")}
+    tokenizer.add_special_tokens(["<|channel|>", "<|return|>"])
+    assert vocabulary(tokenizer).end_tokens == {1, 2}  # where answers are several messages, it ends only one
 
 
 def test_ids_without_a_piece():

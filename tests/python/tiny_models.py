@@ -100,19 +100,31 @@ def _gguf_tensors(arch: str, config: dict[str, Any], tensors: dict[str, np.ndarr
     stacks: dict[str, dict[int, np.ndarray]] = {}
     parts = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
     for name, w in tensors.items():
+        if arch == "gpt-oss" and ".experts." in name:
+            out |= _gpt_oss_experts(name, w)
+            continue
         if ".experts." in name:
             layer, expert, part = name.split(".")[2], int(name.split(".")[5]), parts[name.split(".")[6]]
             stacks.setdefault(f"blk.{layer}.ffn_{part}_exps.weight", {})[expert] = w
             continue
+        name += ".weight" if name.endswith(".sinks") else ""
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert target is not None, name
         kind = target.split(".")[2] if target.startswith("blk.") else ""
-        if arch in ("llama", "granite") and kind in heads:
+        if arch in ("llama", "granite", "smollm3", "mistral3") and kind in heads:
             w = w[_neighbours(w.shape[0], heads[kind])]
         if arch.startswith("gemma") and target.endswith("norm.weight"):
             w = w + 1
         out[target] = w[0] if kind == "ffn_gate_inp_shexp" else w
     return out | {name: np.stack([stack[e] for e in sorted(stack)]) for name, stack in stacks.items()}
+
+
+def _gpt_oss_experts(name: str, w: np.ndarray) -> dict[str, np.ndarray]:
+    """gate and up apart, matrices (experts, outputs, inputs)."""
+    layer, kind = name.split(".")[2], "bias" if name.endswith("_bias") else "weight"
+    w = w if kind == "bias" else w.transpose(0, 2, 1)
+    parts = {"down": w} if ".down_proj" in name else {"gate": w[:, 0::2], "up": w[:, 1::2]}
+    return {f"blk.{layer}.ffn_{part}_exps.{kind}": np.ascontiguousarray(each) for part, each in parts.items()}
 
 
 def _gguf_keys(arch: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class AttentionStep final : public Step {
     for (int64_t i = mine.first; i < mine.last; i++) {
       const int64_t r = i / (n_heads + n_kv), head = i % (n_heads + n_kv);
       if (head < n_heads) {
-        turn(w, op_.rope, angles_, r, row(op_.q, r) + head * dim);
+        turn_query(w, op_, angles_, r, row(op_.q, r) + head * dim);
         continue;
       }
       const int64_t kv_head = head - n_heads, at = cache_offset(w, r, kv_head) + w.batch.positions[r] * dim;
@@ -140,10 +140,12 @@ class AttentionStep final : public Step {
     for (int64_t i = 0; i < n; i++) {
       const Query& query = own.queries[i];
       const int64_t at = partial(rows.first + i / group(), kv_head * group() + i % group(), range, ranges);
-      if (ranges > 1)
+      if (ranges > 1) {
         partials.max[at] = query.max, partials.sum[at] = query.sum;
-      else
-        for (int64_t d = 0; d < dim; d++) query.out[d] /= query.sum;
+        continue;
+      }
+      const float sum = with_sink(op_, kv_head * group() + i % group(), query.max, query.sum);
+      for (int64_t d = 0; d < dim; d++) query.out[d] /= sum;
     }
   }
 
@@ -186,6 +188,7 @@ class AttentionStep final : public Step {
       sum += weight * p.sum[i];
       for (int64_t d = 0; d < dim; d++) out[d] += weight * p.out[i * dim + d];
     }
+    sum = with_sink(op_, row_head % op_.shape.n_heads, max, sum);
     for (int64_t d = 0; d < dim; d++) out[d] /= sum;
   }
 

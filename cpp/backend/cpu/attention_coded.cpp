@@ -134,7 +134,7 @@ class CodedAttentionStep final : public Step {
 
   void prepare(const Worker& w, const Prepared& prepared, int64_t r, int64_t head) const {
     float* q = row(op_.q, r) + head * dim_;
-    turn(w, op_.rope, angles_, r, q);
+    turn_query(w, op_, angles_, r, q);
     w.k.rotate(*plan_, q, q);
     const int64_t at = r * op_.shape.n_heads + head;
     int8_t* codes = prepared.codes + at * padded_;
@@ -229,7 +229,8 @@ class CodedAttentionStep final : public Step {
     if (op_.shape.soft_cap > 0) score = op_.shape.soft_cap * std::tanh(score / op_.shape.soft_cap);
     merge(total, score, 1, row(op_.v, r) + kv_head * dim_, dim_);
     float* out = row(op_.out, r) + head * dim_;
-    for (int64_t d = 0; d < dim_; d++) out[d] = total.out[d] / total.sum;
+    const float sum = with_sink(op_, head, total.max, total.sum);
+    for (int64_t d = 0; d < dim_; d++) out[d] = total.out[d] / sum;
     w.k.rotate_inverse(*plan_, out, out);
   }
 

@@ -71,7 +71,7 @@ const float* plain_row(const Worker& w, const LinearInput& in, int64_t r, float*
       break;
     }
     case LinearInput::gated:
-      (in.activation == GatedActivation::silu ? w.k.silu_mul : w.k.gelu_mul)(x, row(in.up, r), in.x.width, out);
+      gated_kernel(w.k, in.activation)(x, row(in.up, r), in.x.width, out);
       break;
   }
   return out;

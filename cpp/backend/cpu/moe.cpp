@@ -112,6 +112,7 @@ class MoeStep final : public Step {
       const float* plain = plain_row(w, op_.in, r, x);
       if (plain != x) std::copy_n(plain, n_embd(), x);
       route_row(w, cpu(op_.router), x, logits, work, scratch + own.used());
+      if (op_.router_bias) w.k.add_scaled(logits, data(op_.router_bias), 1, n);
       choose_experts(logits, n, op_.top_k, op_.normalize, p.experts + r * per_row(), p.weights + r * per_row());
       if (op_.shared_gate) share(w, p, r, work, scratch);
     }
@@ -189,12 +190,15 @@ class MoeStep final : public Step {
 
   // Gate and up become activation(gate) * up, in rows of the expert's own width, and their rotated forms.
   void activate(const Worker& w, const Planes& p, float* work) const {
-    const auto gated = op_.activation == GatedActivation::silu ? w.k.silu_mul : w.k.gelu_mul;
+    const auto gated = gated_kernel(w.k, op_.activation);
     const Range mine = w.share(w.rows() * per_row());
     for (int64_t i = mine.first; i < mine.last; i++) {
       const size_t e = size_t(p.experts[i]);
       const int64_t at = p.place[i], first = starts_[e];
       float* row = p.gate + at * n_ff_;
+      if (const float* bias = bias_of(op_.gate_bias, e, experts_[e].gate->n_out)) w.k.add_scaled(row, bias, 1, experts_[e].gate->n_out);
+      if (const float* bias = bias_of(op_.up_bias, e, experts_[e].up->n_out))
+        w.k.add_scaled(p.up + at * n_ff_, bias, 1, experts_[e].up->n_out);
       gated(row, p.up + at * n_ff_, experts_[e].gate->n_out, row);
       fill_form(w, *experts_[e].down, row, hidden_of(p, first), at - first, work);
     }
@@ -217,12 +221,20 @@ class MoeStep final : public Step {
     });
   }
 
+  // An expert's row of a table of biases; null: it has none.
+  const float* bias_of(const Buffer* biases, size_t expert, int64_t width) const {
+    return biases && expert < op_.gate.size() ? data(biases) + int64_t(expert) * width : nullptr;
+  }
+
   void add_up(const Worker& w, const Planes& p) const {
     const Range columns = w.share(n_embd());
     for (int64_t r = 0; r < w.rows(); r++)
-      for (int64_t i = r * per_row(); i < (r + 1) * per_row(); i++)
-        w.k.add_scaled(row(op_.y, r) + columns.first, p.out + p.place[i] * n_embd() + columns.first, op_.alpha * p.weights[i],
-                       columns.last - columns.first);
+      for (int64_t i = r * per_row(); i < (r + 1) * per_row(); i++) {
+        float* out = p.out + p.place[i] * n_embd() + columns.first;
+        if (const float* bias = bias_of(op_.down_bias, size_t(p.experts[i]), n_embd()))
+          w.k.add_scaled(out, bias + columns.first, 1, columns.last - columns.first);
+        w.k.add_scaled(row(op_.y, r) + columns.first, out, op_.alpha * p.weights[i], columns.last - columns.first);
+      }
   }
 
   MoeOp op_;

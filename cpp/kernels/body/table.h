@@ -27,6 +27,7 @@ const Kernels table = {
     .rms_norm = rms_norm,
     .silu_mul = silu_mul,
     .gelu_mul = gelu_mul,
+    .clamped_swiglu = clamped_swiglu,
     .add_scaled = add_scaled,
     .soft_cap = soft_cap,
     .rope_neox = rope_neox,

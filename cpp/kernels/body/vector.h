@@ -80,6 +80,16 @@ inline void gelu_mul(const float* gate, const float* up, int64_t n, float* out) 
       gate, up);
 }
 
+inline void clamped_swiglu(const float* gate, const float* up, int64_t n, float* out) {
+  map(
+      n, out,
+      [](F32 g, F32 u) {
+        g = minimum(set1(7.f), g), u = minimum(set1(7.f), maximum(set1(-7.f), u));
+        return g * sigmoid(g * set1(1.702f)) * (u + set1(1.f));
+      },
+      gate, up);
+}
+
 inline void add_scaled(float* y, const float* x, float alpha, int64_t n) {
   map(n, y, [=](F32 a, F32 b) { return fma(b, set1(alpha), a); }, y, x);
 }

@@ -28,7 +28,7 @@ class AnswerReader:
     @property
     def is_thinking(self) -> bool:
         """Whether the answer stands inside of the thinking."""
-        return self._splitter is not None and self._splitter.is_thinking
+        return self._splitter.is_thinking if self._splitter is not None else self._parser is not None and self._parser.is_thinking
 
     def push(self, text: str) -> list[AnswerEvent]:
         """Takes the next piece of the answer; returns what is certain now."""
@@ -81,14 +81,14 @@ def reader_for(
         return AnswerReader(ArgumentsParser(forced), splitter)
     functions = tool_calls.functions(tools)
     family = tool_calls.BareJsonParser if bare else tool_calls.family_of(template)
-    return AnswerReader(family(functions) if functions else None, splitter)
+    return AnswerReader(family(functions) if functions or family.reads_all else None, splitter)
 
 
 def shown_tokens(vocabulary: Vocabulary, template: str, with_tools: bool) -> frozenset[int]:
     """The control tokens that a reader must see: the family's marks of thinking, and of calls where there are tools."""
     tags = reasoning.thinking_tags(template)
-    family = tool_calls.family_of(template) if with_tools else None
-    marks = [*((tags.open, tags.close) if tags else ()), *(family.marks() if family else ())]
+    family = tool_calls.family_of(template)
+    marks = [*((tags.open, tags.close) if tags else ()), *(family.marks() if with_tools or family.reads_all else ())]
     found = {vocabulary.control_token(mark) for mark in marks}
     return frozenset(token for token in found if token is not None)
 

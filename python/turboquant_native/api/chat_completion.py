@@ -81,7 +81,7 @@ class ChatCompletion:
         self._reader = reader_for(prompt.template, prompt.text, tools, forced, bare=len(functions) > 1)
         self._with_logprobs = request.logprobs is not None
         shown = shown_tokens(session.vocabulary, prompt.template, bool(tools))
-        bound = after_thinking(grammar, prompt.template, prompt.text)
+        bound = after_thinking(grammar, prompt.template, prompt.text, demanded=bool(functions))
         self.completion = Completion(session, replace(request, prompt=prompt.tokens, grammar=bound, shown_tokens=shown))
 
     def answer(self) -> ChatAnswer:

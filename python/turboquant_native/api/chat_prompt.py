@@ -25,12 +25,14 @@ def prompt_of(
     messages: Sequence[Message],
     tools: Sequence[dict[str, Any]] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool = True,
 ) -> Prompt:
     """A conversation by the model's template, ready for the assistant's turn. The template writes BOS itself.
 
     Args:
         tools: given to the template, which is then the file's "tool_use" where it has one.
         chat_template_kwargs: more variables of the template, such as {"enable_thinking": False}.
+        add_generation_prompt: false: the conversation as it stands, to be scored.
     """
     vocabulary = session.vocabulary
     template = chat_format.choose_template(session.chat_format, session.metadata, lambda text: vocabulary.id_of(text) >= 0, bool(tools))
@@ -40,6 +42,7 @@ def prompt_of(
         "bos_token": _text_of(session, vocabulary.bos),
         "eos_token": _text_of(session, vocabulary.eos),
         **_checked(chat_template_kwargs),
+        "add_generation_prompt": add_generation_prompt,
     }
     text = chat_format.render(template, [_plain(index, message, knows_calls) for index, message in enumerate(messages)], **values)
     vocabulary.check_length(text, session.n_ctx())

@@ -13,6 +13,7 @@ from ..engine.cache_types import cache_type
 from ..engine.engine import RANDOM_SEED, Engine
 from ..engine.work import DraftModel
 from . import arguments, hub
+from .score_methods import ScoreMethods
 from .session import Session
 from .text_methods import TextMethods
 from .token_methods import TokenMethods
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 LLAMA_DEFAULT_SEED = RANDOM_SEED
 
 
-class Llama(TextMethods, TokenMethods):
+class Llama(TextMethods, TokenMethods, ScoreMethods):
     """A language model from a GGUF file in TQN, F16, BF16 or F32.
 
     Calls from several threads are safe and run together, up to n_slots at a time. What calls share as a prefix is evaluated once.

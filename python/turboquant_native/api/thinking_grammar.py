@@ -11,10 +11,19 @@ from ..engine.sampling import Logits, LogitsProcessor
 from ..engine.vocabulary import Vocabulary
 from .call_grammar import WithinCalls
 from .reasoning import ThinkingTags, thinking_is_open, thinking_is_over, thinking_tags
+from .tool_calls import family_of
 
 
-def after_thinking(grammar: LlamaGrammar | WithinCalls | None, template: str, prompt: str) -> Any:
-    """The grammar, waiting for the end of the thinking where the model thinks. template: jinja2 text; prompt: what it rendered."""
+def after_thinking(grammar: LlamaGrammar | WithinCalls | None, template: str, prompt: str, demanded: bool = False) -> Any:
+    """The grammar, waiting for the end of the thinking where the model thinks.
+
+    Args:
+        template: jinja2 text. prompt: what it rendered.
+        demanded: the grammar is that of a call that the request demands.
+    """
+    begins = family_of(template).answer_begins
+    if grammar is not None and begins and not demanded:
+        return AfterThinking(grammar, ThinkingTags("", begins), is_open=True)
     tags = thinking_tags(template)
     if grammar is None or tags is None or thinking_is_over(prompt, tags):
         return grammar

@@ -220,7 +220,11 @@ class _Counts:
         prefix = values["general.architecture"]
         self.experts = int(values.get(f"{prefix}.expert_count", 0) or 0)
         self._used = int(values.get(f"{prefix}.expert_used_count", 0) or 0) / self.experts if self.experts else 1.0
-        matrices = {name: shape for name, shape in source.shapes.items() if len(shape) == 2 and layer_of(name) is not None}
+        matrices = {
+            name: shape
+            for name, shape in source.shapes.items()
+            if len(shape) == 2 and layer_of(name) is not None and not name.endswith(".bias")
+        }
         self.layers = 1 + max((layer_of(name) or 0 for name in matrices), default=0)
         self.width = source.shapes["token_embd.weight"][1]
         self.vocabulary = source.shapes["token_embd.weight"][0]

@@ -135,6 +135,10 @@ def _add_run(run: argparse._ArgumentGroup) -> None:
     run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the rotations (default: 0)")
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
+    run.add_argument(
+        "--steps", metavar="JSON", help='a process reward model: how it reads steps, as {"separator": "\\n\\n"} (docs/models.md)'
+    )
+    run.add_argument("--rerank", metavar="JSON", help='a reranker: {"template": ..., "tokens": ["yes", "no"]} (docs/models.md)')
     run.add_argument("--list-supported", action="store_true", help="print the supported architectures")
     run.add_argument("--cache-dir", metavar="DIR", help="where downloads from the hub go")
     run.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
@@ -180,10 +184,28 @@ def _convert(args: argparse.Namespace) -> None:
     bits = 4 if args.bits is None else args.bits
     options = Options(bits, tuple(args.tensor_bits), args.embed_bits, args.output_bits, outliers, args.outtype, args.seed)
     source = open_source(args.model, args.cache_dir, args.revision)
+    source.head |= _head_keys(args)
     if _is_calibrated(args):
         _calibrated(args, source, options)
     else:
         _plain(args, source, options)
+
+
+def _head_keys(args: argparse.Namespace) -> dict[str, Any]:
+    """What --steps and --rerank put into the file."""
+    from ..api.scores import rerank_keys
+    from ..engine.steps import STEPS_KEY, StepConvention
+
+    keys: dict[str, Any] = {}
+    for option, given, read in (
+        ("steps", args.steps, lambda text: {STEPS_KEY: StepConvention.of(text).to_json()}),
+        ("rerank", args.rerank, rerank_keys),
+    ):
+        try:
+            keys |= read(given) if given is not None else {}
+        except ValueError as error:
+            raise ConvertError(f"--{option}: {error}") from None
+    return keys
 
 
 def _is_calibrated(args: argparse.Namespace) -> bool:

@@ -11,12 +11,13 @@ from ..common.progress import Progress
 from ..engine.cache_types import CHOICES, cache_type, types_of
 from ..engine.devices import device
 from ..evaluate import evaluation as evaluate
-from ..evaluate import kld_base, multiple_choice
+from ..evaluate import kld_base, multiple_choice, step_errors
 
 EXAMPLES = """
   tqn eval model.tqn.gguf --text wiki.test.raw --windows 16
   tqn eval model.tqn.gguf --text wiki.test.raw --reference f16.gguf
   tqn eval model.tqn.gguf --multiple-choice questions.jsonl
+  tqn eval prm.tqn.gguf --steps processbench.jsonl --ctx 4096
 """
 
 
@@ -26,14 +27,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     task = parser.add_argument_group("what to measure (one of)")
     task.add_argument("--text", metavar="TEXT", help="text file: perplexity, and the KL divergence when there is a reference")
     task.add_argument("--multiple-choice", metavar="JSONL", help="HellaSwag or ARC style questions: accuracy and normalized accuracy")
+    task.add_argument("--steps", metavar="JSONL", help="of a process reward model: ProcessBench's F1 on problem, steps and label")
     task.add_argument("--kl-divergence-base", metavar="BASE", help="file written by llama-perplexity: its text and its reference")
     parser.add_argument("--reference", metavar="REF", help="model that the KL divergence is measured from")
     parser.add_argument(
         "--write-kl-divergence-base", metavar="OUT", help="write FILE's own log-probabilities on --text in llama-perplexity's form"
     )
     parser.add_argument("--windows", type=int, metavar="N", help="windows of the text, from its beginning (default: all)")
-    parser.add_argument("--ctx", type=int, default=512, help="tokens of a window; the second half is scored (default: %(default)s)")
-    parser.add_argument("--limit", type=int, metavar="N", help="questions, from the beginning (default: all)")
+    parser.add_argument(
+        "--ctx",
+        type=int,
+        default=512,
+        help="tokens of a window, of which the second half is scored; with --steps: of a solution (default: %(default)s)",
+    )
+    parser.add_argument("--convention", metavar="JSON", help="with --steps: how the model reads them (default: as its file says)")
+    parser.add_argument("--threshold", type=float, metavar="P", help="with --steps: a step below it counts as wrong (default: 0.5)")
+    parser.add_argument("--limit", type=int, metavar="N", help="questions or solutions, from the beginning (default: all)")
     parser.add_argument("--threads", type=int, default=0, help="default: this process's cores")
     parser.add_argument(
         "--precision", choices=("int8", "f32"), default="int8", help="activations of packed matrices (default: %(default)s)"
@@ -47,13 +56,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; errors are exceptions."""
-    if sum(value is not None for value in (args.text, args.multiple_choice, args.kl_divergence_base)) != 1:
-        raise ValueError("give one of --text, --multiple-choice and --kl-divergence-base")
+    if sum(value is not None for value in (args.text, args.multiple_choice, args.steps, args.kl_divergence_base)) != 1:
+        raise ValueError("give one of --text, --multiple-choice, --steps and --kl-divergence-base")
+    for option in ("convention", "threshold"):
+        if getattr(args, option) is not None and args.steps is None:
+            raise ValueError(f"--{option} goes with --steps")
     for option in ("windows", "limit"):
         if (value := getattr(args, option)) is not None and value < 1:
             raise ValueError(f"--{option} {value}: give 1 or more")
-    if args.cache != "f16" and (args.multiple_choice or args.write_kl_divergence_base):
+    if args.cache != "f16" and (args.multiple_choice or args.steps or args.write_kl_divergence_base):
         raise ValueError(f"--cache {args.cache} goes with --text or --kl-divergence-base")
+    if args.steps:
+        return _run_steps(args)
     model = _open(args.file, args)
     try:
         if args.multiple_choice:
@@ -119,6 +133,31 @@ def _write_base(model: Any, args: argparse.Namespace) -> int:
     finally:
         scorer.close()
     print(json.dumps({"file": args.write_kl_divergence_base}) if args.json else f"{args.write_kl_divergence_base}: {len(windows)} windows")
+    return 0
+
+
+def _run_steps(args: argparse.Namespace) -> int:
+    from ..api.llama import Llama
+
+    records = step_errors.read(args.steps, args.limit)
+    threshold = 0.5 if args.threshold is None else args.threshold
+    layers = -1 if args.gpu else 0
+    with Llama(
+        args.file, n_ctx=args.ctx, n_threads=args.threads or None, n_gpu_layers=layers, precision=args.precision, verbose=False
+    ) as llm:
+
+        def score(solutions: list[tuple[str, tuple[str, ...]]]) -> list[list[float]]:
+            return llm.score_solutions(solutions, convention=args.convention)
+
+        with _progress(len(records), args, "solutions") as progress:
+            result = step_errors.evaluate(records, score, threshold, progress.advance_to)
+    if args.json:
+        print(json.dumps({"file": args.file, **result.as_dict()}))
+        return 0
+    print(f"solutions            {result.solutions}, {result.with_errors} with a wrong step")
+    print(f"first wrong found    {100 * result.accuracy_errors:.2f} %")
+    print(f"right ones passed    {100 * result.accuracy_correct:.2f} %")
+    print(f"F1                   {100 * result.f1:.2f} (threshold {result.threshold:g})")
     return 0
 
 

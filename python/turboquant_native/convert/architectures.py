@@ -41,6 +41,9 @@ class Architecture:
         paired_rope: rotary pairs are neighbours, so q and k rows of a Hugging Face source are permuted.
         norm_offset: Hugging Face stores norm weights minus one.
         wide_head_norms: q and k norms span all heads, not one.
+        plain_windows: layers with a window turn by a base of their own (`rope.freq_base_swa`), unscaled.
+        expert_biases: router and experts have biases; those of the experts are one tensor (experts, width) for each of the three matrices.
+        renamed: llama.cpp's names of tensors whose place is another one here.
         activations: names that the feed-forward activation may have in a config.
     """
 
@@ -54,11 +57,19 @@ class Architecture:
     paired_rope: bool = False
     norm_offset: bool = False
     wide_head_norms: bool = False
+    plain_windows: bool = False
+    expert_biases: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
     activations: tuple[str, ...] = ("silu", "swish")
 
     @property
     def is_moe(self) -> bool:
         return "ffn_gate_inp" in self.tensors
+
+    def final_name(self, name: str) -> str:
+        """The name of a tensor in our files, from llama.cpp's."""
+        layer, _, rest = name.rpartition(".weight")[0].rpartition(".")
+        return f"{layer}.{self.renamed[rest]}.weight" if rest in self.renamed else name
 
 
 # --- options of single architectures -----------------------------------------------------------------------------------------------------
@@ -79,20 +90,50 @@ def _window(config: Config) -> Hyperparameters:
     if types is None:
         pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 0))
     else:
-        pattern = window_pattern([kind == "sliding_attention" for kind in types])
+        pattern = layer_pattern([kind == "sliding_attention" for kind in types])
     return {} if pattern == 1 else {"attention.sliding_window": window, "attention.sliding_window_pattern": pattern}
 
 
-def window_pattern(windowed: list[bool]) -> int:
-    """n where every n-th layer attends to everything and the others through the window; 0: all windowed, 1: none."""
-    if all(windowed):
+def layer_pattern(chosen: list[bool]) -> int | list[bool]:
+    """n where all layers but every n-th are chosen; 0: all are, 1: none. The list itself where they follow no such rule."""
+    if all(chosen):
         return 0
-    pattern = windowed.index(False) + 1
-    if any(use != bool((layer + 1) % pattern) for layer, use in enumerate(windowed)):
-        raise ConvertError(
-            f"layer_types: sliding and full attention alternate irregularly ({sum(windowed)} of {len(windowed)} layers slide)"
-        )
-    return pattern
+    pattern = chosen.index(False) + 1
+    return pattern if all(use == bool((layer + 1) % pattern) for layer, use in enumerate(chosen)) else chosen
+
+
+def _smollm3(config: Config) -> Hyperparameters:
+    """Some layers know no positions; where there are windows, these layers have them."""
+    n_layers, interval = config["num_hidden_layers"], config.get("no_rope_layer_interval", 4)
+    turns = config.get("no_rope_layers")  # true: it turns
+    if turns is None:
+        turns = [bool((layer + 1) % interval) for layer in range(n_layers)]
+    if len(turns) < n_layers:
+        raise ConvertError(f"no_rope_layers has {len(turns)} entries, expected num_hidden_layers, {n_layers}")
+    types = config.get("layer_types") or ["full_attention" if turn else "sliding_attention" for turn in turns[:n_layers]]
+    return _window({"use_sliding_window": False, **config, "layer_types": types}) | {"rope.layer_pattern": layer_pattern(turns[:n_layers])}
+
+
+def _olmo3(config: Config) -> Hyperparameters:
+    layers = range(config["num_hidden_layers"])
+    types = config.get("layer_types") or ["sliding_attention" if (layer + 1) % 4 else "full_attention" for layer in layers]
+    return _window({**config, "layer_types": types})
+
+
+def _olmo_gguf(values: Hyperparameters) -> Hyperparameters:
+    return {"rope.freq_base_swa": values["rope.freq_base"]}
+
+
+def _ministral3(config: Config) -> Hyperparameters:
+    """Queries grow with the position, beyond the context that yarn began with."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    length = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
+    growth = {"attention.temperature_scale": rope.get("llama_4_scaling_beta") or 0, "attention.temperature_length": length}
+    return _window({**config, "layer_types": None}) | growth  # transformers does not read layer_types here
+
+
+def _ministral3_gguf(values: Hyperparameters) -> Hyperparameters:
+    return {"attention.temperature_length": values.get("rope.scaling.original_context_length", values["context_length"])}
 
 
 def _gemma2(config: Config) -> Hyperparameters:
@@ -157,11 +198,32 @@ def _experts_gguf(normalize: bool) -> Callable[[Hyperparameters], Hyperparameter
     return lambda values: {"expert_feed_forward_length": values.get("feed_forward_length"), "expert_weights_norm": normalize}
 
 
+def _gpt_oss(config: Config) -> Hyperparameters:
+    for name, value in (("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)):
+        if config.get(name, value) != value:
+            raise ConvertError(f"{name} is {config[name]}, expected {value}: the engine has this one activation")
+    layers = range(config["num_hidden_layers"])
+    types = config.get("layer_types") or ["full_attention" if layer % 2 else "sliding_attention" for layer in layers]
+    return _experts({**config, "layer_types": types}) | {"expert_weights_norm": True}
+
+
+def _gpt_oss_gguf(values: Hyperparameters) -> Hyperparameters:
+    windowed = {"attention.sliding_window_pattern": 2} if values.get("attention.sliding_window") else {}
+    return _experts_gguf(normalize=True)(values) | windowed | {"rope.scaling.yarn_truncate": False}
+
+
 # --- the table ---------------------------------------------------------------------------------------------------------------------------
 
 _GELU = ("gelu_pytorch_tanh", "gelu")  # gemma's first configs say gelu and mean its tanh form
 _GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096}
 _QWEN_MOE_DEFAULTS = {"num_experts_per_tok": 4, "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632, "num_experts": 60}
+_MINISTRAL3_ROPE = {
+    "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "mscale": 1.0, "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+_GPT_OSS_ROPE = {
+    "rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False,
+}  # fmt: skip
 _QWEN3_MOE_DEFAULTS = {"head_dim": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False}
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -237,6 +299,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "max_position_embeddings": 131072,
             },
             norm_offset=True,
+            plain_windows=True,
             activations=_GELU,
         ),
         Architecture("phi3", "phi3", options=_window, defaults={"rms_norm_eps": 1e-5}),
@@ -244,14 +307,60 @@ ARCHITECTURES: dict[str, Architecture] = {
             "olmo2",
             "olmo2",
             tensors=POST_NORMS + HEAD_NORMS + DENSE,
+            gguf_defaults=_olmo_gguf,
             wide_head_norms=True,
+            plain_windows=True,
             defaults={"rms_norm_eps": 1e-5},
         ),
+        Architecture(
+            "olmo3",
+            "olmo2",
+            tensors=POST_NORMS + HEAD_NORMS + DENSE,
+            options=_olmo3,
+            wide_head_norms=True,
+            plain_windows=True,
+            defaults={"rms_norm_eps": 1e-5, "rope_theta": 5e5, "sliding_window": 4096},
+        ),
+        Architecture(
+            "smollm3",
+            "smollm3",
+            options=_smollm3,
+            gguf_defaults=lambda values: {"rope.layer_pattern": 4},
+            defaults={"tie_word_embeddings": True, "rope_theta": 2e6},
+            paired_rope=True,
+        ),
+        Architecture("ministral", "llama", paired_rope=True, options=_window, defaults={"sliding_window": 4096}),
+        Architecture(
+            "ministral3",
+            "mistral3",
+            options=_ministral3,
+            gguf_defaults=_ministral3_gguf,
+            defaults={"rms_norm_eps": 1e-5, "head_dim": 128, "rope_parameters": _MINISTRAL3_ROPE},
+            paired_rope=True,
+        ),
         Architecture("granite", "granite", options=_granite, paired_rope=True),
+        Architecture(
+            "gpt_oss",
+            "gpt-oss",
+            tensors=(*PRE_NORMS, "attn_sinks", *EXPERTS),
+            options=_gpt_oss,
+            gguf_defaults=_gpt_oss_gguf,
+            defaults={
+                "rms_norm_eps": 1e-5,
+                "head_dim": 64,
+                "sliding_window": 128,
+                "num_local_experts": 128,
+                "num_experts_per_tok": 4,
+                "rope_theta": 150000.0,
+                "rope_parameters": _GPT_OSS_ROPE,
+            },
+            expert_biases=True,
+            renamed={"post_attention_norm": "ffn_norm"},
+        ),
     )
 }
 # Multimodal configs whose text part is a supported architecture.
-TEXT_MODELS = {"gemma3": "gemma3_text"}
+TEXT_MODELS = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 
 
 def supported() -> list[str]:
@@ -296,6 +405,7 @@ def _layer_shapes(architecture: Architecture, hp: Hyperparameters) -> dict[str, 
         "attn_q_norm": (q if wide else head_dim,), "attn_k_norm": (kv if wide else head_dim,),
         "ffn_gate": (n_ff, n_embd), "ffn_up": (n_ff, n_embd), "ffn_down": (n_embd, n_ff),
         "ffn_gate_inp": (n_experts, n_embd), "ffn_gate_inp_shexp": (n_embd,),
+        "attn_sinks": (hp["attention.head_count"],),
         "ffn_gate_shexp": (shared_ff, n_embd), "ffn_up_shexp": (shared_ff, n_embd), "ffn_down_shexp": (n_embd, shared_ff),
     }  # fmt: skip
     for expert in range(n_experts):
@@ -329,6 +439,10 @@ def tensor_shapes(architecture: Architecture, hp: Hyperparameters) -> tuple[dict
     shapes = _layer_shapes(architecture, hp)
     for layer in range(hp["block_count"]):
         required |= {f"blk.{layer}.{name}.weight": shapes[name] for name in _layer_names(architecture, hp)}
+        if architecture.expert_biases:
+            n_experts, n_ff = hp["expert_count"], hp["expert_feed_forward_length"]
+            required |= {f"blk.{layer}.ffn_{name}_exps.bias": (n_experts, n_ff) for name in ("gate", "up")}
+            required |= {f"blk.{layer}.ffn_down_exps.bias": (n_experts, n_embd), f"blk.{layer}.ffn_gate_inp.bias": (n_experts,)}
         for name in ATTENTION:
             chosen = required if name in architecture.biases else optional
             chosen[f"blk.{layer}.{name}.bias"] = shapes[name][:1]

@@ -17,6 +17,7 @@ from .. import _core
 from ..common.errors import ConvertError, listing
 from ..common.memory import peak_memory
 from ..common.progress import Journey, Progress, duration
+from ..engine.head import TENSORS as HEAD_TENSORS
 from .architectures import Shape
 from .container import ContainerWriter, refusal_to_replace
 from .quantize import MAX_INPUTS, MatrixSpec, QuantizedMatrix, quantize_matrix, rotation_seed
@@ -120,8 +121,10 @@ def _bits_of(name: str, options: Options, tied: bool) -> int:
 
 
 def _plan_tensor(name: str, shape: Shape, options: Options, tied: bool) -> TensorPlan:
-    if len(shape) == 1 or name.endswith("ffn_gate_inp.weight"):  # norms, biases, routers: small, and everything hangs on them
+    if len(shape) == 1 or name.endswith(("ffn_gate_inp.weight", ".bias")):  # norms, biases, routers: small, and everything hangs on them
         return TensorPlan(name, shape)
+    if name in HEAD_TENSORS:  # small, and what the model is for
+        return TensorPlan(name, shape, "f32" if options.outtype == "f32" else "f16")
     if options.outtype is not None:
         return TensorPlan(name, shape, options.outtype)
     bits = _bits_of(name, options, tied)

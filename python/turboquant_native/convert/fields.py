@@ -66,6 +66,12 @@ def number(low: float, high: float, above: bool = False) -> Rule:
     return Rule(f"a number {'above' if above else 'from'} {low:g} {'and at most' if above else 'to'} {high:g}", accept)
 
 
+def _accept_pattern(value: Any) -> int | list[bool]:
+    if isinstance(value, list):
+        return [_accept_flag(use) for use in value]
+    return int(integer(0, _MAX_LAYERS).accept(value))
+
+
 def _accept_flag(value: Any) -> bool:
     if value not in (0, 1) or not isinstance(value, bool | int):
         raise ValueError
@@ -97,6 +103,7 @@ def many(rule: Rule, what: str) -> Rule:
 
 
 FLAG, TEXT, OBJECT = Rule("true or false", _accept_flag), Rule("a text", accept_text), Rule("an object", _accept_object)
+_PATTERN = Rule(f"a whole number from 0 to {_MAX_LAYERS}, or true or false for each layer", _accept_pattern)
 _SCALE, _FACTOR, _BASE = number(0, _MAX_SCALE), number(1e-3, _MAX_SCALE), number(1, 1e12)
 
 # Keys under the architecture's name, in the source and in the file that is written.
@@ -111,9 +118,12 @@ GGUF_FIELDS: dict[str, Rule] = {
     "attention.key_length": integer(2, _MAX_DIM),
     "attention.value_length": integer(2, _MAX_DIM),
     "attention.sliding_window": integer(0, _MAX_CONTEXT),
-    "attention.sliding_window_pattern": integer(0, _MAX_LAYERS),
+    "attention.sliding_window_pattern": _PATTERN,
     "attention.layer_norm_rms_epsilon": number(0, 1),
     "attention.scale": number(0, _MAX_SCALE, above=True),
+    "attention.temperature_scale": number(0, 1e3),
+    "attention.temperature_length": integer(1, _MAX_CONTEXT),
+    "rope.layer_pattern": _PATTERN,
     "rope.dimension_count": integer(2, _MAX_DIM),
     "rope.freq_base": _BASE,
     "rope.freq_base_swa": _BASE,
@@ -121,6 +131,10 @@ GGUF_FIELDS: dict[str, Rule] = {
     "rope.scaling.factor": _FACTOR,
     "rope.scaling.attn_factor": number(1e-3, 1e3),
     "rope.scaling.original_context_length": integer(1, _MAX_CONTEXT),
+    "rope.scaling.yarn_beta_fast": number(1e-3, _MAX_SCALE),
+    "rope.scaling.yarn_beta_slow": number(1e-3, _MAX_SCALE),
+    "rope.scaling.yarn_truncate": FLAG,
+    "rope.scaling.yarn_log_multiplier": number(0, 1e3),
     "attn_logit_softcapping": _SCALE,
     "final_logit_softcapping": _SCALE,
     "embedding_scale": _SCALE,
@@ -131,12 +145,13 @@ GGUF_FIELDS: dict[str, Rule] = {
     "expert_feed_forward_length": integer(1, _MAX_DIM),
     "expert_shared_feed_forward_length": integer(0, _MAX_DIM),
     "expert_weights_norm": FLAG,
-    "pooling_type": integer(0, 3),
+    "pooling_type": integer(0, 4),
 }
 
 _POSITIVE = number(0, _MAX_SCALE, above=True)
 CONFIG_FIELDS: dict[str, Rule] = {
     "model_type": TEXT,
+    "id2label": OBJECT.or_null(),
     "architectures": many(TEXT, "texts").or_null(),
     "text_config": OBJECT.or_null(),
     "quantization_config": OBJECT.or_null(),
@@ -159,8 +174,10 @@ CONFIG_FIELDS: dict[str, Rule] = {
     "use_sliding_window": FLAG.or_null(),
     "layer_types": many(TEXT, "texts").or_null(),
     "max_window_layers": integer(0, 2**31 - 1).or_null(),
-    "sliding_window_pattern": GGUF_FIELDS["attention.sliding_window_pattern"].or_null(),
-    "_sliding_window_pattern": GGUF_FIELDS["attention.sliding_window_pattern"].or_null(),
+    "sliding_window_pattern": integer(0, _MAX_LAYERS).or_null(),
+    "_sliding_window_pattern": integer(0, _MAX_LAYERS).or_null(),
+    "no_rope_layers": many(FLAG, "true or false").or_null(),
+    "no_rope_layer_interval": integer(1, _MAX_LAYERS),
     "query_pre_attn_scalar": number(1e-12, 1e12),
     "attn_logit_softcapping": GGUF_FIELDS["attn_logit_softcapping"].or_null(),
     "final_logit_softcapping": GGUF_FIELDS["final_logit_softcapping"].or_null(),
@@ -174,6 +191,8 @@ CONFIG_FIELDS: dict[str, Rule] = {
     "moe_intermediate_size": GGUF_FIELDS["feed_forward_length"].or_null(),
     "shared_expert_intermediate_size": GGUF_FIELDS["expert_shared_feed_forward_length"].or_null(),
     "norm_topk_prob": FLAG.or_null(),
+    "swiglu_alpha": number(0, _MAX_SCALE),
+    "swiglu_limit": number(0, _MAX_SCALE),
     "mlp_only_layers": many(integer(0, _MAX_LAYERS), "layer numbers").or_null(),
     "decoder_sparse_step": integer(0, _MAX_LAYERS).or_null(),
     "rope_theta": _BASE.or_null(),
@@ -192,6 +211,12 @@ ROPE_FIELDS: dict[str, Rule] = {
     "original_max_position_embeddings": integer(2, _MAX_CONTEXT).or_null(),
     "attention_factor": GGUF_FIELDS["rope.scaling.attn_factor"].or_null(),
     "partial_rotary_factor": CONFIG_FIELDS["partial_rotary_factor"],
+    "beta_fast": GGUF_FIELDS["rope.scaling.yarn_beta_fast"].or_null(),
+    "beta_slow": GGUF_FIELDS["rope.scaling.yarn_beta_slow"].or_null(),
+    "truncate": FLAG.or_null(),
+    "mscale": number(0, 1e3).or_null(),
+    "mscale_all_dim": GGUF_FIELDS["rope.scaling.yarn_log_multiplier"].or_null(),
+    "llama_4_scaling_beta": GGUF_FIELDS["attention.temperature_scale"].or_null(),
     "long_factor": many(_POSITIVE, "numbers above 0"),
     "short_factor": many(_POSITIVE, "numbers above 0"),
     "full_attention": OBJECT.or_null(),

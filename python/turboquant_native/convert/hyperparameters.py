@@ -6,21 +6,24 @@ and how they fit each other here, by the reader's rules: what passes can be open
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..common.errors import ConvertError
-from .architectures import Architecture, Config, Hyperparameters, window_pattern
-from .fields import CONFIG_FIELDS, GGUF_FIELDS, ROPE_FIELDS, checked, refused, required, shown
+from .architectures import Architecture, Config, Hyperparameters, layer_pattern
+from .fields import CONFIG_FIELDS, GGUF_FIELDS, checked, refused, shown
+from .rope import gguf_rope_scaling, rope_parameters, rope_scaling
 
 _FLOATS = frozenset(key for key, rule in GGUF_FIELDS.items() if rule.expected.startswith("a number"))
 _NEUTRAL = {  # values that say no more than the key's absence
     "attention.sliding_window": 0, "expert_count": 0, "expert_used_count": 0, "expert_shared_feed_forward_length": 0,
     "attn_logit_softcapping": 0, "final_logit_softcapping": 0, "embedding_scale": 1, "residual_scale": 1, "logit_scale": 1,
+    "rope.scaling.yarn_beta_fast": 32, "rope.scaling.yarn_beta_slow": 1, "rope.scaling.yarn_truncate": True,
+    "attention.temperature_scale": 0,
 }  # fmt: skip
+_PATTERNS = ("attention.sliding_window_pattern", "rope.layer_pattern")
+_OF_YARN = ("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_truncate")
 _REQUIRED = ("context_length", "embedding_length", "block_count", "vocab_size", "attention.head_count")
 _MAX_EXPERTS_IN_ALL = 1 << 17  # layers times experts: each is three tensors with a place in every table
 _CONFIG_NAMES = {  # what a message calls a key, where the field of a config is not obvious from it
@@ -34,9 +37,6 @@ _CONFIG_NAMES = {  # what a message calls a key, where the field of a config is 
 def checked_config(origin: str, config: dict[str, Any]) -> dict[str, Any]:
     """A config.json, its text part on top, with every field of its type; ConvertError names file, field, value and what was expected."""
     config = checked(origin, CONFIG_FIELDS, config)
-    if quantization := config.get("quantization_config"):
-        method = shown(quantization.get("quant_method", "unknown method")).strip("'")
-        raise ConvertError(f"{origin}: the checkpoint is already quantized (quantization_config: {method}); convert the original one")
     if text := config.get("text_config"):
         config = {
             **config,
@@ -52,8 +52,8 @@ def hyperparameters_of_config(origin: str, architecture: Architecture, config: C
     config = {"rms_norm_eps": 1e-6, **architecture.defaults, **config}
     _check_options(origin, architecture, config)
     try:
-        rope, local = _rope_parameters(origin, config)
-        values = _common_values(config, rope, local) | _rope_scaling(origin, config, rope) | architecture.options(config)
+        rope, local_base = rope_parameters(origin, architecture, config)
+        values = _common_values(config, rope, local_base) | rope_scaling(origin, config, rope) | architecture.options(config)
     except KeyError as missing:
         raise ConvertError(f"{origin}: has no entry {missing}") from None
     except ConvertError as error:
@@ -63,7 +63,7 @@ def hyperparameters_of_config(origin: str, architecture: Architecture, config: C
     return _canonical(origin, architecture, values, {key: _CONFIG_NAMES.get(key, key) for key in GGUF_FIELDS})
 
 
-def _common_values(config: Config, rope: dict[str, Any], local: dict[str, Any]) -> Hyperparameters:
+def _common_values(config: Config, rope: dict[str, Any], local_base: float | None) -> Hyperparameters:
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     return {
@@ -79,7 +79,7 @@ def _common_values(config: Config, rope: dict[str, Any], local: dict[str, Any]) 
         "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
         "rope.dimension_count": int(head_dim * partial),
         "rope.freq_base": rope["rope_theta"],
-        "rope.freq_base_swa": local.get("rope_theta"),
+        "rope.freq_base_swa": local_base,
     }
 
 
@@ -110,8 +110,17 @@ def _canonical(origin: str, architecture: Architecture, values: Hyperparameters,
     else:
         out.pop("attention.sliding_window_pattern", None)
         out.pop("rope.freq_base_swa", None)
-    if "rope.scaling.attn_factor" not in out:
-        out.pop("rope.scaling.original_context_length", None)
+    if out.get("rope.scaling.type") != "yarn":
+        for key in _OF_YARN:
+            out.pop(key, None)
+        if "rope.scaling.attn_factor" not in out:
+            out.pop("rope.scaling.original_context_length", None)
+    out.pop("rope.scaling.yarn_log_multiplier", None)  # is in attn_factor
+    if "attention.temperature_scale" not in out:
+        out.pop("attention.temperature_length", None)
+    for key in _PATTERNS:
+        if isinstance(out.get(key), int) and out[key] > out["block_count"]:
+            out[key] = 0
     _check_consistent(origin, architecture, out, names)
     return dict(sorted(out.items()))
 
@@ -129,6 +138,11 @@ def _check_consistent(origin: str, architecture: Architecture, hp: Hyperparamete
     demand(head_dim % 2 == 0, "attention.key_length", "an even number")
     demand(hp["attention.value_length"] == head_dim, "attention.value_length", f"{names['attention.key_length']}, {head_dim}")
     demand(dims % 2 == 0 and dims <= head_dim, "rope.dimension_count", f"an even number up to the size of a head, {head_dim}")
+    for key in _PATTERNS:
+        pattern = hp.get(key, 0)
+        demand(not isinstance(pattern, list) or len(pattern) == hp["block_count"], key, f"one entry for each of {hp['block_count']} layers")
+    growing = "attention.temperature_scale" in hp
+    demand(not growing or "attention.temperature_length" in hp, "attention.temperature_length", "the length of the contexts of training")
     if not architecture.is_moe:
         demand(hp.get("feed_forward_length", 0) >= 1, "feed_forward_length", "1 or more")
         return
@@ -136,77 +150,6 @@ def _check_consistent(origin: str, architecture: Architecture, hp: Hyperparamete
     demand(1 <= experts <= _MAX_EXPERTS_IN_ALL // hp["block_count"], "expert_count", f"1 to {_MAX_EXPERTS_IN_ALL} in all layers together")
     demand(1 <= used <= experts, "expert_used_count", f"1 to {names['expert_count']}, {experts}")
     demand(hp.get("expert_feed_forward_length", 0) >= 1, "expert_feed_forward_length", "1 or more")
-
-
-# --- rotary positions of a config --------------------------------------------------------------------------------------------------------
-
-
-def _rope_parameters(origin: str, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(rope of full attention, rope of windowed layers or empty), from today's `rope_parameters` or yesterday's top-level keys."""
-    field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    both = checked(origin, ROPE_FIELDS, config.get(field) or {}, f"{field}.")
-    local: dict[str, Any] = {}
-    rope = both
-    if both.get("full_attention") is not None:
-        rope = checked(origin, ROPE_FIELDS, both["full_attention"], f"{field}.full_attention.")
-        local = checked(origin, ROPE_FIELDS, both.get("sliding_attention") or {}, f"{field}.sliding_attention.")
-    elif config.get("rope_local_base_freq") is not None:
-        local = {"rope_theta": config["rope_local_base_freq"]}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
-    # as transformers has it: the top-level field wins, and without any the model was not extended
-    original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
-    original = original or config["max_position_embeddings"]
-    return {**rope, "rope_type": kind, "rope_theta": theta, "original_max_position_embeddings": original}, local
-
-
-def _rope_scaling(origin: str, config: Config, rope: dict[str, Any]) -> Hyperparameters:
-    kind = rope["rope_type"]
-    if kind in ("default", "llama3"):  # llama3's factors are the tensor rope_freqs.weight
-        return {}
-    if kind == "linear":
-        required(f"{origin}: rope scaling 'linear'", rope, ["factor"])
-        return {"rope.scaling.type": "linear", "rope.scaling.factor": rope["factor"]}
-    if kind in ("longrope", "su"):
-        original = rope["original_max_position_embeddings"]
-        factor = config["max_position_embeddings"] / original
-        magnitude = rope.get("attention_factor") or (math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0)
-        return {"rope.scaling.original_context_length": original, "rope.scaling.attn_factor": magnitude}
-    raise ConvertError(f"{origin}: rope scaling {shown(kind)} is not supported (supported: linear, llama3, longrope)")
-
-
-def rope_tensors(origin: str, config: Config, hp: Hyperparameters) -> dict[str, NDArray[np.float32]]:
-    """Rotary factors that GGUF keeps as tensors: each divides the inverse frequency of its pair of dimensions."""
-    rope, _ = _rope_parameters(origin, config)
-    tensors: dict[str, NDArray[np.float32]] = {}
-    where = f"{origin}: rope scaling {rope['rope_type']!r}"
-    if rope["rope_type"] == "llama3":
-        required(where, rope, ["factor", "low_freq_factor", "high_freq_factor"])
-        if not rope["low_freq_factor"] < rope["high_freq_factor"]:
-            raise refused(where, "high_freq_factor", rope["high_freq_factor"], f"more than low_freq_factor, {rope['low_freq_factor']}")
-        tensors = {"rope_freqs.weight": _llama3_factors(rope, hp)}
-    elif rope["rope_type"] in ("longrope", "su"):
-        required(where, rope, ["long_factor", "short_factor"])
-        tensors = {f"rope_factors_{kind}.weight": np.asarray(rope[f"{kind}_factor"], np.float32) for kind in ("long", "short")}
-    for name, factors in tensors.items():
-        check_rope_factors(origin, name, factors)
-    return tensors
-
-
-def check_rope_factors(origin: str, name: str, factors: NDArray[np.float32]) -> None:
-    """ConvertError for a factor that no frequency can be divided by."""
-    if (wrong := np.flatnonzero(~((factors > 0) & np.isfinite(factors)))).size:
-        raise refused(origin, f"{name}[{wrong[0]}]", float(factors[wrong[0]]), "a finite number above 0")
-
-
-def _llama3_factors(rope: dict[str, Any], hp: Hyperparameters) -> NDArray[np.float32]:
-    """1 for short wavelengths, `factor` for long ones, smooth between (Llama 3.1's scaling)."""
-    dims = hp["rope.dimension_count"]
-    frequencies = rope["rope_theta"] ** -(np.arange(0, dims, 2, dtype=np.float64) / dims)
-    turns = rope["original_max_position_embeddings"] * frequencies / (2 * np.pi)
-    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    return np.asarray(1 / ((1 - smooth) / factor + smooth), np.float32)
 
 
 # --- GGUF --------------------------------------------------------------------------------------------------------------------------------
@@ -235,25 +178,15 @@ def hyperparameters_of_gguf(origin: str, architecture: Architecture, metadata: C
     if values["attention.key_length"] < 1:
         raise refused(origin, names["attention.key_length"], head_dim, "2 or more")
     values = architecture.gguf_defaults(values) | values
-    _check_gguf_rope(origin, values)
-    return _canonical(origin, architecture, values, names)
-
-
-def _check_gguf_rope(origin: str, values: Hyperparameters) -> None:
-    kind = values.get("rope.scaling.type", "none")
-    if kind not in ("none", "linear", "longrope"):
-        raise ConvertError(f"{origin}: rope scaling {shown(kind)} is not supported (supported: linear, llama3, longrope)")
-    if kind != "linear":
-        values.pop("rope.scaling.type", None)
-        values.pop("rope.scaling.factor", None)
+    return _canonical(origin, architecture, gguf_rope_scaling(origin, values), names)
 
 
 def _same_in_all_layers(origin: str, key: str, value: Any) -> Any:
     """llama.cpp allows a value per layer; here all layers must agree."""
     if not isinstance(value, list | tuple | np.ndarray):
         return value
-    if key.endswith("attention.sliding_window_pattern"):
-        return window_pattern([bool(use) for use in value])
+    if key.endswith(_PATTERNS):
+        return layer_pattern([bool(use) for use in value])
     if len(value) == 0 or any(item != value[0] for item in value):
         raise ConvertError(f"{origin}: {key} differs between layers ({shown(str(list(value[:8])))}), which is not supported")
     return value[0]

@@ -9,6 +9,7 @@ from typing import Any
 from ..common.errors import ConvertError
 from ..common.files import is_present, read_json, read_text
 from .fields import FLAG, GGUF_FIELDS, checked, refused, shown
+from .heads import RANK_POOLING
 
 NORMALIZE_KEY = "turboquant.embedding_normalize"
 _MEAN, _CLS, _LAST = 1, 2, 3  # GGUF's numbers
@@ -61,4 +62,5 @@ def embedding_keys_of_gguf(origin: str, architecture: str, metadata: dict[str, A
     """The same of a GGUF file's metadata."""
     names = {f"{architecture}.pooling_type": GGUF_FIELDS["pooling_type"], NORMALIZE_KEY: FLAG}
     found = checked(origin, names, {name: metadata[name] for name in names if name in metadata})
+    found = {name: value for name, value in found.items() if value != RANK_POOLING}  # of a head, not of embeddings
     return {name.removeprefix(f"{architecture}."): value for name, value in found.items()}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .generation import Generation, Limits
+from .head import read_head
 from .pace import Pace
 from .sampling import SamplingOptions, TokenChooser
 from .scheduler import Scheduler
@@ -62,6 +63,7 @@ class Engine:
         if isinstance(model, str):
             model = _core.Model(os.fsencode(model), device=device, threads=threads, precision=precision, lock_memory=lock_memory)
         self.core = model
+        self.head = read_head(model.file, int(model.config["n_embd"]))  # None: the model does not score
 
         def open_context(slots: int) -> _core.Context:
             context = _core.Context(self.core, n_ctx=n_ctx, n_slots=slots, n_batch=max(n_batch, slots), cache=cache)

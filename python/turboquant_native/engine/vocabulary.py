@@ -103,7 +103,9 @@ class Vocabulary:
         found = {self._id(metadata, kind) for kind in ("eos", "eot", "eom")}
         for token in _value(metadata, "tokenizer.ggml.eos_token_ids", list, []):
             found.add(_typed("tokenizer.ggml.eos_token_ids", token, int))
-        found |= {token for token, content in self._added.items() if content in _END_OF_TURN}
+        # where answers are messages in channels, <|end|> ends only one of them
+        goes_on = {"<|end|>"} if {"<|channel|>", "<|return|>"} <= set(self._added.values()) else set()
+        found |= {token for token, content in self._added.items() if content in _END_OF_TURN and content not in goes_on}
         return frozenset(token for token in found if 0 <= token < self.n_vocab)
 
     def _template_starts_with_bos(self) -> bool:
@@ -183,6 +185,14 @@ class Vocabulary:
         if limit is not None:
             own = own[: max(0, limit - len(before) - len(after))]
         return [*before, *own, *after]
+
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        """Token ids of two texts that are scored together, as the tokenizer's own post-processor joins them."""
+        with guarded("the model's tokenizer failed on a text"):
+            ids: list[int] = self._special.encode(first, second, add_special_tokens=True).ids
+        if self.add_bos and ids[:1] != [self.bos]:
+            ids.insert(0, self.bos)
+        return [*ids, self.eos] if self.add_eos and ids[-1:] != [self.eos] else ids
 
     def check_length(self, text: str, n_ctx: int) -> None:
         """ValueError where a text certainly has more than n_ctx tokens: ten megabytes are refused before they are tokenized."""

@@ -32,14 +32,16 @@ struct AttentionCase {
   int64_t window = 0;
   float soft_cap = 0;
   bool pairs = false;
-  int rope_dims = 0;
+  int rope_dims = 0;  // 0: all; -1: none
+  QueryGrowth growth{};
+  bool sinks = false;
 };
 
 // `first_position` earlier rows fill the cache in a pass of their own.
 double attention_difference(const AttentionCase& c, Precision precision) {
   Random random{uint64_t(c.heads * c.dim + c.rows)};
   const int64_t q_width = c.heads * c.dim, kv_width = c.kv_heads * c.dim, capacity = c.first_position + c.rows + 3;
-  const int total = c.first_position + c.rows, dims = c.rope_dims ? c.rope_dims : c.dim;
+  const int total = c.first_position + c.rows, dims = c.rope_dims > 0 ? c.rope_dims : c.dim;
   const std::vector<float> q = random.normals(total * q_width), k = random.normals(total * kv_width), v = random.normals(total * kv_width);
   std::vector<float> inv_freq;
   for (int i = 0; i < dims / 2; i++) inv_freq.push_back(std::pow(10000.f, -2.f * float(i) / float(dims)));
@@ -49,7 +51,7 @@ double attention_difference(const AttentionCase& c, Precision precision) {
   for (int i = 0; i < 2; i++) {
     Backend& b = *backends[i];
     const BufferPtr k_cache = b.allocate(2 * kv_width * capacity * 4), v_cache = b.allocate(2 * kv_width * capacity * 4);
-    TestPlane freq(b, inv_freq, dims / 2);
+    TestPlane freq(b, inv_freq, dims / 2), sinks(b, std::vector<float>(q.begin(), q.begin() + c.heads), c.heads);
     for (const auto& [first, count] : {std::pair{0, c.first_position}, std::pair{c.first_position, c.rows}}) {
       if (count == 0) continue;
       const auto piece = [&](const std::vector<float>& x, int64_t width) {
@@ -58,17 +60,19 @@ double attention_difference(const AttentionCase& c, Precision precision) {
       TestPlane pq(b, piece(q, q_width), q_width), pk(b, piece(k, kv_width), kv_width), pv(b, piece(v, kv_width), kv_width),
           out(b, count, q_width);
       Op op{.kind = Op::attention};
-      op.attention_op = {pq.plane,
-                         pk.plane,
-                         pv.plane,
-                         out.plane,
-                         {freq.buffer.get(), dims, 1.f, c.pairs},
-                         {c.heads, c.kv_heads, c.dim, 1 / std::sqrt(float(c.dim)), c.soft_cap},
-                         c.window,
-                         k_cache.get(),
-                         v_cache.get(),
-                         f32,
-                         capacity};
+      op.attention_op = {.q = pq.plane,
+                         .k = pk.plane,
+                         .v = pv.plane,
+                         .out = out.plane,
+                         .rope = {c.rope_dims < 0 ? nullptr : freq.buffer.get(), dims, 1.f, c.pairs},
+                         .shape = {c.heads, c.kv_heads, c.dim, 1 / std::sqrt(float(c.dim)), c.soft_cap},
+                         .window = c.window,
+                         .k_cache = k_cache.get(),
+                         .v_cache = v_cache.get(),
+                         .cache_f32 = f32,
+                         .capacity = capacity,
+                         .growth = c.growth,
+                         .sinks = c.sinks ? sinks.buffer.get() : nullptr};
       Rows rows(count);
       for (int r = 0; r < count; r++) rows.positions[size_t(r)] = first + r, rows.slots[size_t(r)] = 1;
       const auto program = b.prepare({op}, count);
@@ -81,7 +85,7 @@ double attention_difference(const AttentionCase& c, Precision precision) {
 
 }  // namespace
 
-TEST("attention: grouped heads, windows, soft caps, both ropes, head sizes 64 to 256") {
+TEST("attention: grouped heads, windows, soft caps, both ropes and none, growing queries, sinks, head sizes 64 to 256") {
   const AttentionCase cases[] = {{4, 4, 64, 1, 0},
                                  {9, 3, 64, 1, 130},
                                  {8, 2, 128, 3, 700},
@@ -93,7 +97,12 @@ TEST("attention: grouped heads, windows, soft caps, both ropes, head sizes 64 to
                                  {8, 2, 128, 70, 1000, 64},
                                  {4, 1, 256, 65, 0, 0, 20},
                                  {4, 2, 96, 130, 3, 0, 0, true, 48},
-                                 {2, 2, 192, 64, 64}};
+                                 {2, 2, 192, 64, 64},
+                                 {4, 2, 64, 3, 40, 0, 0, false, -1, {.beta = 0.3f, .length = 20}},
+                                 {8, 2, 128, 80, 40, 0, 0, true, 0, {.beta = 0.3f, .length = 30}},
+                                 {8, 2, 64, 1, 300, 0, 0, false, 0, {}, true},
+                                 {8, 1, 64, 3, 90, 40, 0, false, 0, {}, true},
+                                 {4, 2, 64, 100, 30, 20, 0, false, 0, {}, true}};
   for (const AttentionCase& c : cases) {
     if (small_cases() && c.rows + c.first_position > 140) continue;
     // Float: sums of at most 1072 positions of weights that add to 1 and values up to about 5.
@@ -158,7 +167,9 @@ TEST("a list of operations gives the CPU's result, again and again, as a graph a
       LinearInput gated{.kind = LinearInput::gated,
                         .x = m.planes[1].plane,
                         .up = m.planes[2].plane,
-                        .activation = n == 4 ? GatedActivation::gelu_tanh : GatedActivation::silu};
+                        .activation = n == 4   ? GatedActivation::gelu_tanh
+                                      : n == 1 ? GatedActivation::clamped_swiglu
+                                               : GatedActivation::silu};
       m.ops[0].linear_op = {normed, {{m.matrices[0].get(), m.planes[1].plane}, {m.matrices[1].get(), m.planes[2].plane}}, false};
       m.ops[1].linear_op = {gated, {{m.matrices[2].get(), m.planes[4].plane}}, false};
       m.ops[2].linear_op = {{.kind = LinearInput::rms_norm, .x = m.planes[4].plane, .weight = norm, .eps = 1e-5f},
@@ -215,7 +226,7 @@ namespace {
 struct Mixture {
   static constexpr int64_t kWidth = 192, kFeedForward = 320;
   int n_experts, top_k;
-  bool shared, normalize;
+  bool shared, normalize, biased = false;
   std::vector<std::unique_ptr<Packed>> packed;
   std::unique_ptr<Dense> router, shared_router;
 
@@ -246,6 +257,15 @@ struct Mixture {
       moe.shared_gate = add(packed[e]->host), moe.shared_up = add(packed[e + 1]->host), moe.shared_down = add(packed[e + 2]->host);
       moe.shared_router = add(shared_router->host);
     }
+    Random random{9};
+    const TestPlane router_bias(b, random.normals(n_experts), n_experts), down_bias(b, random.normals(n_experts * kWidth), kWidth);
+    const TestPlane gate_bias(b, random.normals(n_experts * kFeedForward), kFeedForward);
+    const TestPlane up_bias(b, random.normals(n_experts * kFeedForward), kFeedForward);
+    if (biased) {
+      moe.router_bias = router_bias.buffer.get(), moe.gate_bias = gate_bias.buffer.get();
+      moe.up_bias = up_bias.buffer.get(), moe.down_bias = down_bias.buffer.get();
+      moe.activation = GatedActivation::clamped_swiglu;
+    }
     moe.top_k = top_k, moe.normalize = normalize, moe.alpha = 0.5f, moe.y = y.plane;
     const auto program = b.prepare({op}, n);
     for (int i = 0; i < runs; i++) b.run(*program, Rows(n).batch());
@@ -266,7 +286,8 @@ double largest(const std::vector<float>& x) {
 // the order in which a row's experts are added differs.
 TEST("few rows choose their experts on the device, with the result of the way through the host") {
   const auto b = cuda_backend(Precision::int8), cpu = make_cpu_backend({.threads = 1, .precision = Precision::int8});
-  const Mixture mixtures[] = {{5, 2, false, true}, {5, 5, true, false}, {70, 8, true, true}, {1, 1, false, true}};
+  Mixture mixtures[] = {{5, 2, false, true}, {5, 5, true, false}, {70, 8, true, true}, {1, 1, false, true}, {6, 2, false, true}};
+  mixtures[4].biased = true;
   for (const Mixture& m : mixtures) {
     if (small_cases() && m.n_experts > 5) continue;
     Random random{uint64_t(m.top_k)};

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from .events import AnswerEvent, CallArguments, CallStart, ReasoningDelta, TextDelta
-from .gemma_families import FunctionGemmaParser, Gemma3Parser, Gemma4Parser
+from .gemma_families import FunctionGemmaParser, Gemma4Parser
+from .harmony_family import HarmonyParser
 from .json_families import BareJsonParser, HermesParser, Llama3Parser, MistralParser
 from .parser import CallParser, functions
+from .python_families import Gemma3Parser, Olmo3Parser
 from .xml_family import XmlParser
 
 __all__ = [
@@ -26,8 +28,10 @@ __all__ = [
 
 # What a template contains, the most particular first.
 _FAMILIES: tuple[tuple[str, type[CallParser]], ...] = (
+    ("<|channel|>", HarmonyParser),
     ("<|tool_call>", Gemma4Parser),
     ("<start_function_call>", FunctionGemmaParser),
+    ("<function_calls>", Olmo3Parser),
     ("<function=", XmlParser),
     ("[TOOL_CALLS]", MistralParser),
     ("<tool_call>", HermesParser),

@@ -1,13 +1,11 @@
-"""Gemma's calls: `call:name{key:value}` between control tokens, and functions called in Python."""
+"""Gemma's calls: `call:name{key:value}` between control tokens."""
 
-import ast
 import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...engine.streaming import undecided_length
-from .json_families import BareJsonParser
 from .parser import CallParser
 
 
@@ -114,74 +112,6 @@ class Gemma4Parser(BraceCallParser):
     opening = ("<|tool_call>",)
     closing = ("<tool_call|>", "<|tool_response>")
     quote = '<|"|>'
-
-
-class Gemma3Parser(BareJsonParser):
-    """Gemma 3: functions called in Python, in a `tool_code` fence or a list, besides JSON.
-
-    Python's arguments become JSON when the call is complete.
-    """
-
-    opening = ("```tool_code", *BareJsonParser.opening)
-    _in_fence = False
-
-    def _at_start(self) -> bool:
-        if not self._skip_space():
-            return super()._at_start()
-        name = re.match(r"\[\s*([\w.]+)\s*\(", self._buffer)
-        if name and name[1] in self._tools:
-            self._in_fence, self._state = False, self._in_code
-            return True
-        if self._buffer.startswith("[") and not self._ended and re.fullmatch(r"\[\s*[\w.]*\s*", self._buffer):
-            return False
-        return super()._at_start()
-
-    def _opened(self, marker: str) -> Callable[[], bool]:
-        self._in_fence = marker == "```tool_code"
-        return self._in_code if self._in_fence else super()._opened(marker)
-
-    def _in_code(self) -> bool:
-        end = self._buffer.find("```") if self._in_fence else -1
-        if end < 0 and not self._ended:
-            return False
-        code = self._buffer[: end if end >= 0 else None]
-        calls = _python_calls(code.strip(), self._tools)
-        if not calls:
-            self._buffer = self._buffer[len(code) :]
-            return self._fall_back(code)
-        for name, arguments in calls:
-            self._begin(name)
-            self._argue(json.dumps(arguments, ensure_ascii=False))
-        self._buffer = self._buffer[len(code) :].removeprefix("```")
-        self._state = self._in_text
-        return True
-
-
-def _python_calls(code: str, tools: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """The calls of known tools in a piece of Python, which is read and never run; none when anything else stands there."""
-    try:
-        statements = ast.parse(code).body
-        expressions = [statement.value for statement in statements if isinstance(statement, (ast.Expr, ast.Assign))]
-        listed = [entry for found in expressions for entry in (found.elts if isinstance(found, ast.List) else [found])]
-        calls = [_python_call(entry, tools) for entry in listed]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
-    return calls if len(expressions) == len(statements) else []
-
-
-def _python_call(expression: ast.expr, tools: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
-    if isinstance(expression, ast.Call) and isinstance(expression.func, ast.Name) and expression.func.id == "print" and expression.args:
-        expression = expression.args[0]
-    if not isinstance(expression, ast.Call):
-        raise ValueError("no call")
-    name = ast.unparse(expression.func)
-    name = name if name in tools else name.rpartition(".")[2]
-    if name not in tools:
-        raise ValueError("no tool of that name")
-    names = list(tools[name].get("properties") or {})
-    arguments = dict(zip(names, map(ast.literal_eval, expression.args), strict=False))
-    arguments |= {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in expression.keywords}
-    return name, json.loads(json.dumps(arguments))
 
 
 def _scalar(word: str) -> str:

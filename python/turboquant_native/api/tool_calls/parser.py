@@ -20,6 +20,9 @@ class CallParser:
 
     opening: tuple[str, ...] = ()  # texts that begin a call
     closing: tuple[str, ...] = ()  # texts that end one; they are no text of the answer once there was a call
+    reads_all = False  # answers have the family's markup even where there are no tools
+    is_thinking = False  # the answer stands inside of thinking that the parser itself tells from the text
+    answer_begins = ""  # the text behind which the answer itself stands, in families whose answers have other parts before it
     json_marker: str | None = None  # what stands before {"name", "arguments"} wherever a call is made, so that a grammar can begin there
 
     def __init__(self, tools: Mapping[str, Mapping[str, Any]]) -> None:

@@ -13,16 +13,29 @@ from numpy.typing import NDArray
 from ...common.errors import ConvertError, listing
 from ...common.files import FileState, file_state
 from ..architectures import Architecture, Hyperparameters, Shape, tensor_shapes
+from ..heads import SourceHead
 from ..tokenizer import TokenizerData
+
+TRANSPOSED = "_exps_transposed."  # in our own names of such tensors, before they are split
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a tensor comes from: rows [start, stop) of a stored tensor, of one expert where experts are stacked; None: all of it."""
+    """Where a tensor comes from: rows [start, stop) of a stored tensor, of one expert where experts are stacked; None: all of it.
+
+    every_second: of the columns, from this one on; None: all. transposed: columns are then rows.
+    """
 
     stored: str
     rows: tuple[int, int] | None = None
     expert: int | None = None
+    every_second: int | None = None
+    transposed: bool = False
+
+    def cut(self, w: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What is left to do when the rows of the expert are read."""
+        w = w if self.every_second is None else w[..., self.every_second :: 2]
+        return w.T if self.transposed else w
 
 
 class Source(ABC):
@@ -33,6 +46,7 @@ class Source(ABC):
         name: a title for general.name.
         general: further `general.*` strings (license, author ...).
         embedding: how one vector is made of a text, where the model says so (`pooling.py`).
+        head: keys that describe a head that scores (`heads.py`); empty where there is none.
         shapes: tensors under their final names, in file order, (n_out, n_in) or (n,).
         parameters: elements of all tensors.
     """
@@ -43,6 +57,7 @@ class Source(ABC):
     hyperparameters: Hyperparameters
     general: dict[str, str]
     embedding: dict[str, Any]
+    head: dict[str, Any]
     tokenizer: TokenizerData | None
     shapes: dict[str, Shape]
     _opened: dict[Path, FileState]
@@ -66,7 +81,7 @@ class Source(ABC):
         arch = self.architecture.gguf
         general = {"general.architecture": arch, "general.type": "model", "general.name": self.name, **self.general}
         embedding = {key if "." in key else f"{arch}.{key}": value for key, value in self.embedding.items()}
-        return general | {f"{arch}.{key}": value for key, value in self.hyperparameters.items()} | embedding
+        return general | {f"{arch}.{key}": value for key, value in self.hyperparameters.items()} | embedding | self.head
 
     @abstractmethod
     def read(self, name: str) -> NDArray[np.float32]:
@@ -94,10 +109,13 @@ class Source(ABC):
             wanted = f"{layers} layers" + (f" of {experts} experts" if experts else "")
             raise ConvertError(f"{self.path}: a model of {wanted} is described, but {len(stored)} tensors are stored")
 
-    def _bind(self, stored: dict[str, tuple[str, Shape]], unknown: list[str], needs_output: bool = False) -> dict[str, Piece]:
+    def _bind(
+        self, stored: dict[str, tuple[str, Shape]], unknown: list[str], head: SourceHead, needs_output: bool = False
+    ) -> dict[str, Piece]:
         """Match stored tensors (by GGUF name: own name and shape) with what the architecture needs; every problem in one message.
 
-        `unknown` are stored tensors without a GGUF name; `needs_output`: the embedding may not stand in for the output matrix.
+        `unknown` are stored tensors without a GGUF name; `head`: what scores, checked already;
+        `needs_output`: the embedding may not stand in for the output matrix.
         """
         required, optional = tensor_shapes(self.architecture, self.hyperparameters)
         if needs_output:
@@ -125,7 +143,9 @@ class Source(ABC):
         if problems:
             raise ConvertError(f"{self.path}: not a complete {self.architecture.model_type} model; " + "; ".join(problems))
         self.shapes = {name: shape for name, shape in _file_order(expected) if name in found}
-        return pieces
+        self.shapes |= {name: shape for name, (_, shape) in head.tensors.items()}
+        self.head = dict(head.keys)
+        return pieces | {name: Piece(own_name) for name, (own_name, _) in head.tensors.items()}
 
 
 def _text(shape: Shape) -> str:
@@ -154,15 +174,36 @@ def split_fused(gguf_name: str, own_name: str, shape: Shape, hp: Hyperparameters
     elif gguf_name.endswith(".ffn_up.weight") and len(shape) == 2 and shape[0] == 2 * hp["feed_forward_length"]:
         gate = gguf_name.replace("ffn_up", "ffn_gate")
         yield from _split_rows([(gate, shape[0] // 2), (gguf_name, shape[0] // 2)], own_name, shape)
+    elif TRANSPOSED in gguf_name:
+        yield from _split_transposed(gguf_name, own_name, shape, hp)
     elif gguf_name.endswith("_exps.weight") and len(shape) == 3:
-        if shape[0] != hp.get("expert_count"):
-            raise ConvertError(f"{own_name}: {shape[0]} experts are stored, expected {hp.get('expert_count')}")
+        _check_experts(own_name, shape, hp)
         for expert in range(shape[0]):
             yield gguf_name.replace("_exps.", f".{expert}."), Piece(own_name, expert=expert), shape[1:]
     elif gguf_name.endswith(".ffn_gate_inp_shexp.weight"):
         yield gguf_name, Piece(own_name), shape[-1:] if shape[:-1] in ((), (1,)) else shape
     else:
         yield gguf_name, Piece(own_name), shape
+
+
+def _check_experts(own_name: str, shape: Shape, hp: Hyperparameters) -> None:
+    if not shape or shape[0] != hp.get("expert_count"):
+        raise ConvertError(f"{own_name}: {shape[0] if shape else 0} experts are stored, expected {hp.get('expert_count')}")
+
+
+def _split_transposed(gguf_name: str, own_name: str, shape: Shape, hp: Hyperparameters) -> Iterator[tuple[str, Piece, Shape]]:
+    """gpt-oss's experts: matrices (experts, inputs, outputs), and biases (experts, outputs); gate and up are every second output."""
+    _check_experts(own_name, shape, hp)
+    layer, _, rest = gguf_name.partition(".ffn_")
+    for number, part in enumerate(("gate", "up") if rest.startswith("gate_up") else ("down",)):
+        second = number if rest.startswith("gate_up") else None
+        width = shape[-1] if second is None else (shape[-1] + 1 - number) // 2
+        if rest.endswith(".bias"):
+            yield f"{layer}.ffn_{part}_exps.bias", Piece(own_name, every_second=second), (*shape[:-1], width)
+            continue
+        for expert in range(shape[0]):
+            piece = Piece(own_name, expert=expert, every_second=second, transposed=True)
+            yield f"{layer}.ffn_{part}.{expert}.weight", piece, (width, *shape[1:-1])
 
 
 def _split_rows(widths: list[tuple[str, int]], own_name: str, shape: Shape) -> Iterator[tuple[str, Piece, Shape]]:

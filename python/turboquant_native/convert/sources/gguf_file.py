@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from ..._core import FormatError, GgufFile, UnsupportedError
 from ...common.errors import ConvertError, listing
+from ...engine.head import TENSORS as HEAD_TENSORS
 from ..architectures import Shape, by_gguf_name
-from ..hyperparameters import check_rope_factors, hyperparameters_of_gguf
+from ..heads import head_of_gguf
+from ..hyperparameters import hyperparameters_of_gguf
 from ..pooling import embedding_keys_of_gguf
+from ..rope import check_rope_factors
 from ..tokenizer import tokenizer_of_gguf
 from .base import Source
 from .safetensors_file import widen_bf16
@@ -64,9 +67,18 @@ class GgufSource(Source):
         self._types = {name: (kind, shape) for file in files for name, kind, shape in file.tensors()}
         self._describe(metadata)
         stored: dict[str, tuple[str, Shape]] = {
-            name: (name, shape) for name, (_, shape) in self._types.items() if not name.endswith(_IGNORED_SUFFIXES)
+            self.architecture.final_name(name): (name, shape)
+            for name, (_, shape) in self._types.items()
+            if not name.endswith(_IGNORED_SUFFIXES) and name not in HEAD_TENSORS
         }
-        self._pieces = self._bind(stored, unknown=[])
+        head = head_of_gguf(
+            str(path),
+            self.architecture.gguf,
+            metadata,
+            self.hyperparameters["embedding_length"],
+            {name: shape for name, (_, shape) in self._types.items()},
+        )
+        self._pieces = self._bind(stored, [], head)
         self._check_readable()
         self.tokenizer = tokenizer_of_gguf(metadata, self.shapes["token_embd.weight"][0], str(path))
 

@@ -10,17 +10,21 @@ from numpy.typing import NDArray
 from ...common.errors import ConvertError, listing
 from ...common.files import is_present, read_json
 from ..architectures import Architecture, Shape, by_model_type, permute_heads
-from ..hyperparameters import checked_config, hyperparameters_of_config, rope_tensors
+from ..heads import head_of_folder, head_tensor
+from ..hyperparameters import checked_config, hyperparameters_of_config
 from ..pooling import embedding_keys_of_folder
+from ..rope import rope_tensors
 from ..tokenizer import tokenizer_of_folder
-from .base import Piece, Source
+from .base import TRANSPOSED, Piece, Source
 from .model_files import model_files
 from .safetensors_file import SafetensorsFile
+from .stored_tensors import StoredTensors
 
 # Stored, but no weights of the text model.
 _IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*\.masked_bias|.*vision_tower\..*|.*multi_modal_projector\..*")
 _TEXT_PREFIX = re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.)")
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.experts\.(\d+)\.(\w+)\.weight")
+_EXPERTS = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj(_bias)?")  # gpt-oss's
 _EXPERT_PARTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
 
 
@@ -39,37 +43,46 @@ class HuggingFaceSource(Source):
         self.name = str(self.config.get("_model_name_or_path") or name or folder.resolve().name)
         self.general = {}
         self.embedding = embedding_keys_of_folder(folder)
-        self._files = _open_shards(folder)
-        self._check_plausible({name: shape for file in self._files.values() for name, shape in file.shapes.items()})
-        self._rope = rope_tensors(origin, {**self.architecture.defaults, **self.config}, self.hyperparameters)
-        self._pieces = self._map_tensors()
+        self._tensors = StoredTensors(origin, self.config.get("quantization_config") or {}, _open_shards(folder))
+        self._check_plausible(self._tensors.shapes)
+        self._rope = rope_tensors(origin, self.architecture, {**self.architecture.defaults, **self.config}, self.hyperparameters)
+        self._pieces = self._map_tensors(origin)
         self.tokenizer = tokenizer_of_folder(folder, self.hyperparameters["vocab_size"], self.config)
 
     def stored_files(self) -> list[Path]:
-        weights = {file.path for file in self._files.values()}
+        weights = self._tensors.paths
         return [self.path, *(file for file in self._opened if file in weights or file.suffix != ".safetensors")]
 
-    def _map_tensors(self) -> dict[str, Piece]:
+    @property
+    def quantized_as(self) -> str | None:
+        return self._tensors.quantized_as
+
+    def _map_tensors(self, origin: str) -> dict[str, Piece]:
         names = tensor_names(self.architecture, self.hyperparameters["block_count"])
         stored: dict[str, tuple[str, Shape]] = {name: (name, tensor.shape) for name, tensor in self._rope.items()}
         unknown: list[str] = []
+        heads: dict[str, tuple[str, Shape]] = {}
         tied = {**self.architecture.defaults, **self.config}.get("tie_word_embeddings")
-        for own_name, file in self._files.items():
+        for own_name, shape in self._tensors.shapes.items():
             if _IGNORED.fullmatch(own_name) or (tied and own_name.endswith("lm_head.weight")):
                 continue
-            if gguf_name := gguf_tensor_name(own_name, names):
-                stored[gguf_name] = (own_name, file.shapes[own_name])
+            if place := head_tensor(_TEXT_PREFIX.sub("", own_name)):
+                heads[place] = (own_name, shape)
+            elif gguf_name := gguf_tensor_name(own_name, names):
+                stored[self.architecture.final_name(gguf_name)] = (own_name, shape)
             else:
                 unknown.append(own_name)
-        # a model saved without its head only embeds: the embedding stands in for the output matrix
-        headless = (self.config.get("architectures") or [""])[0].endswith("Model")
-        return self._bind(stored, unknown, needs_output=tied is False and not headless)
+        # a model saved without its output matrix only embeds or scores: the embedding stands in for it
+        headless = bool(heads) or (self.config.get("architectures") or [""])[0].endswith("Model")
+        n_embd = self.hyperparameters["embedding_length"]
+        head = head_of_folder(origin, self.architecture.gguf, self.config, n_embd, heads)
+        return self._bind(stored, unknown, head, needs_output=tied is False and not headless)
 
     def read(self, name: str) -> NDArray[np.float32]:
         if name in self._rope:
             return self._rope[name]
         piece = self._pieces[name]
-        w = self._files[piece.stored].read(piece.stored, piece.expert, piece.rows).reshape(self.shapes[name])
+        w = piece.cut(self._tensors.read(piece.stored, piece.expert, piece.rows)).reshape(self.shapes[name])
         return self._to_gguf_convention(name, w)
 
     def _to_gguf_convention(self, name: str, w: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -93,6 +106,9 @@ def gguf_tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
     if match := _EXPERT.fullmatch(name):
         layer, expert, part = match.groups()
         return f"blk.{layer}.ffn_{_EXPERT_PARTS[part]}.{expert}.weight" if part in _EXPERT_PARTS else None
+    if match := _EXPERTS.fullmatch(name):
+        return f"blk.{match[1]}.ffn_{match[2]}{TRANSPOSED}{'bias' if match[3] else 'weight'}"
+    name += ".weight" if name.endswith(".sinks") else ""
     return names.get_name(name, try_suffixes=(".weight", ".bias"))
 
 
