@@ -146,7 +146,9 @@ struct Loader {
     const std::vector<float> values = floats(name, n);
     if (values.empty()) return nullptr;
     model->parameters_ += n;
-    return upload(values);
+    BufferPtr loaded = upload(values);
+    loaded->name = name;
+    return loaded;
   }
   BufferPtr optional_vector(const std::string& name, int64_t n) { return has(name) ? vector(name, n) : nullptr; }
 
