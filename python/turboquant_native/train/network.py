@@ -39,6 +39,7 @@ class Network:
         self._parts = _core.graph(model, n_ctx)
         self._turns: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._device = next(iter(weights.vectors.values())).stored.device
+        self.n_vocab = int(model.config["n_vocab"])
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         """(windows, positions) -> (windows, positions, n_embd) float32: the residual stream behind the last layer."""

@@ -166,8 +166,8 @@ class Weights:
 
     def learned(self) -> list[Learned]:
         """What may change, in the order of the file."""
-        everything = [*self.matrices.values(), *self.vectors.values()]
-        return [each for tensor in everything for each in tensor.learned()]
+        found = [each for matrix in self.matrices.values() for each in matrix.learned()]
+        return found + [each for vector in self.vectors.values() for each in vector.learned()]
 
 
 def of_file(file: _core.GgufFile, device: torch.device, dtype: torch.dtype, learns: bool = True) -> Weights:

@@ -1,0 +1,201 @@
+"""`tqn tune`: a tiny model learns from its source; the file that comes of it, interruptions, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tiny_models import LLAMA, save_llama  # noqa: E402
+from turboquant_native import _core  # noqa: E402
+from turboquant_native.calibrate.text import vocabulary_of  # noqa: E402
+from turboquant_native.commands import cli  # noqa: E402
+from turboquant_native.common.errors import ConvertError  # noqa: E402
+from turboquant_native.convert.conversion import Options, make_plan, write_model  # noqa: E402
+from turboquant_native.convert.inspection import verify  # noqa: E402
+from turboquant_native.convert.sources import open_source  # noqa: E402
+from turboquant_native.evaluate.evaluation import divergence, normalize  # noqa: E402
+from turboquant_native.train import text, tuner  # noqa: E402
+from turboquant_native.train.settings import Settings  # noqa: E402
+from turboquant_native.train.tuner import Tuner  # noqa: E402
+
+SETTINGS: dict[str, Any] = {"tokens": 40 * 8 * 32, "text_tokens": 64 * 32, "seq_len": 32, "windows": 8, "rate": 5e-3}
+
+
+def rounded(folder: Path, path: Path, **options: Any) -> Path:
+    source = open_source(str(folder))
+    write_model(source, make_plan(source, Options(**{"bits": 2, "embed_bits": 4, "outliers": 0.01, **options})), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("teacher") / "tiny")
+
+
+@pytest.fixture
+def model(folder: Path, tmp_path: Path) -> Path:
+    return rounded(folder, tmp_path / "model.gguf")
+
+
+def tune(model: Path, folder: Path, target: Path, **changes: Any) -> Any:
+    return Tuner(model, open_source(str(folder)), target, Settings(**{**SETTINGS, **changes}), threads=1)
+
+
+def engine_divergence(path: Path, folder: Path, tmp_path: Path) -> float:
+    """From the source, by the engine, on tokens that nothing was tuned on."""
+    source = open_source(str(folder))
+    reference = tmp_path / "reference.gguf"
+    if not reference.exists():
+        write_model(source, make_plan(source, Options(outtype="f32")), reference)
+    tokens = np.random.default_rng(9).integers(0, LLAMA["vocab_size"], 60).astype(np.int32)
+    theirs, ours = (
+        normalize(_core.Context(_core.Model(str(file), threads=1, precision="f32")).eval(tokens, 0, logits="all"))
+        for file in (reference, path)
+    )
+    return float(divergence(theirs, ours).mean())
+
+
+def test_a_tuned_file_is_an_ordinary_file_nearer_to_its_source(model: Path, folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "tuned.gguf"
+    model.with_name("model.gguf.quant.json").write_text(json.dumps({"tensors": {"kept": 1}}))
+    result = tune(model, folder, target).run()
+    assert result.kept and result.after < 0.8 * result.before
+    assert engine_divergence(target, folder, tmp_path) < 0.9 * engine_divergence(model, folder, tmp_path)
+    assert verify(target).ok
+    before, after = _core.GgufFile(model), _core.GgufFile(target)
+    assert before.tensors() == after.tensors()
+    fixed = {"turboquant.tensors", "turboquant.checksums", "turboquant.header_sha256", "turboquant.calibration"}
+    assert {k: v for k, v in before.metadata.items() if k not in fixed} == {k: v for k, v in after.metadata.items() if k not in fixed}
+    for name, _, _ in before.tensors():
+        same = np.array_equal(before.data(name), after.data(name))
+        assert same == name.endswith((".tqn", ".tqn_cb", ".tqn_out_ptr", ".tqn_out_col")), name
+    figures = json.loads(after.metadata["turboquant.calibration"])
+    assert figures["kld"] == pytest.approx(result.after) and figures["tuned_tokens"] == SETTINGS["tokens"]
+    report = json.loads((tmp_path / "tuned.gguf.quant.json").read_text())
+    assert report["tensors"] == {"kept": 1} and report["tuning"]["curve"][0] == [0, pytest.approx(result.before)]
+    assert not list(tmp_path.glob(".tuned.gguf*"))
+
+
+def test_types_of_metadata_stay(model: Path, folder: Path, tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    target = tmp_path / "tuned.gguf"
+    tune(model, folder, target, tokens=8 * 32).run()
+    types = [{key: field.types for key, field in GGUFReader(path).fields.items()} for path in (model, target)]
+    types[1].pop("turboquant.calibration")
+    assert types[0] == types[1]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_an_interrupted_run_too(
+    model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken, other = tmp_path / "whole.gguf", tmp_path / "broken.gguf", tmp_path / "other.gguf"
+    tune(model, folder, whole).run()
+    monkeypatch.setattr(tuner, "_SAVE_SECONDS", 0.0)
+    run = tune(model, folder, broken)
+    differentiate, steps = run._differentiate, []
+
+    def interrupted(student: Any, teacher: Any, windows: Any, step: int) -> None:
+        steps.append(step)
+        if step == 17:
+            raise KeyboardInterrupt
+        differentiate(student, teacher, windows, step)
+
+    monkeypatch.setattr(run, "_differentiate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert not broken.exists() and (tmp_path / ".broken.gguf.work" / "state.pt").exists()
+    resumed = tune(model, folder, broken)
+    differentiate, steps = resumed._differentiate, []
+    monkeypatch.setattr(resumed, "_differentiate", lambda *args: (steps.append(args[-1]), differentiate(*args)))
+    resumed.run()
+    assert steps[0] == 17 and broken.read_bytes() == whole.read_bytes()
+    tune(model, folder, other, seed=1).run()
+    assert other.read_bytes() != whole.read_bytes()
+
+
+def test_what_gains_nothing_is_not_kept(model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "tuned.gguf"
+    run = tune(model, folder, target)
+    monkeypatch.setattr(run, "_tune", lambda *args: None)
+    result = run.run()
+    assert not result.kept and "no clear gain" in result.text()
+    before, after = _core.GgufFile(model), _core.GgufFile(target)
+    assert all(np.array_equal(before.data(name), after.data(name)) for name, _, _ in before.tensors())
+    assert json.loads(after.metadata["turboquant.calibration"])["tuned_tokens"] == 0
+
+
+def test_a_mixture_of_half_types_is_tuned(folder: Path, tmp_path: Path) -> None:
+    """Embeddings in F16 learn; they stay F16."""
+    model, target = rounded(folder, tmp_path / "model.gguf", embed_bits=16, outliers=0.0), tmp_path / "tuned.gguf"
+    assert tune(model, folder, target).run().kept
+    before, after = (_core.GgufFile(path).data("token_embd.weight") for path in (model, target))
+    assert before.dtype == after.dtype == np.float16 and not np.array_equal(before, after)
+
+
+def test_refusals(model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refusal(*arguments: str) -> str:
+        assert cli.main(["tune", *arguments]) == 1
+        return capsys.readouterr().err
+
+    other = save_llama(tmp_path / "other", {**LLAMA, "intermediate_size": 84})
+    plain = tmp_path / "plain.gguf"
+    source = open_source(str(folder))
+    write_model(source, make_plan(source, Options(outtype="f16")), plain)
+    assert "nothing to tune" in refusal(str(plain), "--teacher", str(folder))
+    assert "ffn_down.weight is (48, 80), there (48, 84)" in refusal(str(model), "--teacher", str(other))
+    assert "no such file or folder" in refusal(str(model), "--teacher", "/nowhere")
+    assert "exists already" in refusal(str(model), "--teacher", str(folder), "-o", str(plain))
+    assert "is the file to tune itself" in refusal(str(model), "--teacher", str(folder), "-o", str(model), "--overwrite")
+    assert "--rate 2.0" in refusal(str(model), "--teacher", str(folder), "--rate", "2")
+    assert "--tokens 10" in refusal(str(model), "--teacher", str(folder), "--tokens", "10")
+
+
+def test_a_rate_that_destroys_the_model_is_named(model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner, "add_gradients", lambda *args: float("nan"))
+    with pytest.raises(ConvertError, match="divergence is nan at step 0"):
+        tune(model, folder, tmp_path / "tuned.gguf").run()
+
+
+def test_sampled_text_is_kept_batch_by_batch(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = _core.Model(str(model), threads=1)
+    bos = vocabulary_of(engine).bos  # type: ignore[union-attr]
+    whole = text.sample(engine, 10, 16, seed=3, slots=4)
+    assert whole.shape == (10, 16) and whole.min() >= 0 and whole.max() < LLAMA["vocab_size"]
+    assert (whole[0::4, 0] == bos).all() and len(np.unique(whole[1::2, 0])) > 2
+    kept = tmp_path / "text"
+    text.sample(engine, 4, 16, seed=3, slots=4, checkpoint=kept)
+    drawn: list[int] = []
+    draw_batch = text._sample_batch
+    monkeypatch.setattr(text, "_sample_batch", lambda *args: (drawn.append(args[1]), draw_batch(*args))[1])
+    assert np.array_equal(text.sample(engine, 10, 16, seed=3, slots=4, checkpoint=kept), whole)
+    assert drawn == [4, 2]
+
+
+def test_candidates_are_drawn_by_their_probabilities() -> None:
+    best = np.zeros((4000, 3), [("logit", np.float32), ("token", np.int32)])
+    best["logit"], best["token"] = [2.0, 1.0, 0.0], [7, 5, -1]
+    drawn = text._draw(best, np.random.default_rng(0))
+    assert set(drawn) == {7, 5}
+    assert np.mean(drawn == 7) == pytest.approx(np.e / (1 + np.e), abs=0.03)
+    best["logit"][3, 0] = np.nan
+    with pytest.raises(ConvertError, match="not finite"):
+        text._draw(best, np.random.default_rng(0))
+
+
+def test_batches_show_every_window_once_before_any_twice() -> None:
+    def windows(count: int, first: int) -> np.ndarray:
+        return np.arange(first, first + count, dtype=np.int32)[:, None]
+
+    corpus = text.Corpus(windows(14, 0), windows(5, 100), windows(1, 200), real_share=0.25, seed=0)
+    rows = np.concatenate([corpus.batch(step, 8) for step in range(7)]).ravel()
+    sampled, real = rows[rows < 100], rows[rows >= 100]
+    assert len(sampled) == 42 and len(real) == 14
+    for part in (sampled[:14], sampled[14:28], sampled[28:]):
+        assert sorted(part) == list(range(14))
+    assert not np.array_equal(sampled[:14], sampled[14:28])
+    assert sorted(real[:5]) == sorted(real[5:10]) == list(range(100, 105))
