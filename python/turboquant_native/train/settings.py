@@ -20,7 +20,11 @@ class Settings:
         seq_len: tokens of a window.
         windows: of one step.
         rate: the learning rate, relative to what learns.
-        seed: of text and order.
+        code_rate: of the codes' latents, relative to the codes' magnitude; 0: codes stay.
+        code_share: of all tiles, that are encoded anew at a time.
+        code_steps: between two such times.
+        dither: half the width of the noise that is added to what is encoded, in steps of the codes.
+        seed: of text, order and noise.
     """
 
     tokens: int = 16_000_000
@@ -30,6 +34,10 @@ class Settings:
     seq_len: int = 512
     windows: int = 16
     rate: float = 2e-3
+    code_rate: float = 0.0
+    code_share: float = 0.01
+    code_steps: int = 20
+    dither: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -50,6 +58,11 @@ class Settings:
     def steps(self) -> int:
         """Of the optimizer."""
         return self.tokens // (self.seq_len * self.windows)
+
+    @property
+    def last_move(self) -> int:
+        """The step from which on codes stay, so that the rest settles on them."""
+        return self.steps * 9 // 10 if self.code_rate else 0
 
     @property
     def sampled_windows(self) -> int:

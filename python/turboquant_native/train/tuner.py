@@ -30,6 +30,7 @@ from ..convert.container import CALIBRATION_KEY, fill_calibration
 from ..convert.conversion import Options, check_target, fingerprint, make_plan, plain_rounding, write_model
 from ..convert.sources import Source
 from ..evaluate.evaluation import mean_and_error
+from .codes import MovingCodes
 from .distillation import add_gradients, divergences
 from .network import Network
 from .settings import Settings
@@ -200,7 +201,8 @@ class Tuner:
     def _tune(self, student: Network, teacher: Network, corpus: Corpus, before: NDArray[np.float64]) -> None:
         s, learned = self._settings, student.weights.learned()
         optimizer = torch.optim.Adam([{"params": [each.tensor], "unit": each.unit} for each in learned], lr=s.rate, betas=(0.9, 0.99))
-        first = self._load(optimizer, learned)
+        moving = MovingCodes(student.weights, s.code_rate, s.code_share, s.dither, s.seed, self._threads) if s.code_rate else None
+        first = self._load(optimizer, learned, moving)
         saved = time.monotonic()
         look = max(1, s.steps // _LOOKS)
         if first == 0:
@@ -212,14 +214,25 @@ class Tuner:
                 optimizer.zero_grad(set_to_none=True)
                 self._differentiate(student, teacher, corpus.batch(step, s.windows), step)
                 optimizer.step()
+                if moving is not None and step <= s.last_move:
+                    self._move(moving, step)
                 if (step + 1) % look == 0:
                     kld = float(divergences(student, teacher, corpus.held_out, self._device).mean())
                     self.result.curve.append(((step + 1) * s.windows * self._seq_len, kld))
                     progress.tell(f"held-out KLD {kld:.4f} ({before.mean():.4f} before)")
                 progress.advance_to(step + 1)
                 if time.monotonic() - saved > _SAVE_SECONDS:
-                    self._save(step + 1, optimizer, learned)
+                    self._save(step + 1, optimizer, learned, moving)
                     saved = time.monotonic()
+
+    def _move(self, moving: MovingCodes, step: int) -> None:
+        s = self._settings
+        if step == s.last_move:
+            moving.end()
+            return
+        moving.step(_schedule(step / s.steps))
+        if (step + 1) % s.code_steps == 0:
+            moving.encode()
 
     def _differentiate(self, student: Network, teacher: Network, windows: NDArray[np.int32], step: int) -> None:
         tokens = torch.from_numpy(windows.astype(np.int64)).to(self._device)
@@ -233,16 +246,17 @@ class Tuner:
     def _state(self) -> Path:
         return self._work / "state.pt"
 
-    def _save(self, step: int, optimizer: Any, learned: list[Any]) -> None:
+    def _save(self, step: int, optimizer: Any, learned: list[Any], moving: MovingCodes | None) -> None:
         partial = self._work / "state.partial.pt"
         state = {"step": step, "optimizer": optimizer.state_dict(), "learned": [each.tensor.detach() for each in learned]}
+        state["codes"] = moving.state() if moving is not None else {}
         with open(partial, "wb") as stream:
             torch.save(state | {"curve": self.result.curve}, stream)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(self._state)
 
-    def _load(self, optimizer: Any, learned: list[Any]) -> int:
+    def _load(self, optimizer: Any, learned: list[Any], moving: MovingCodes | None) -> int:
         """The step to go on with."""
         if not self._state.exists():
             return 0
@@ -251,6 +265,10 @@ class Tuner:
         with torch.no_grad():
             for each, tensor in zip(learned, state["learned"], strict=True):
                 each.tensor.copy_(tensor)
+        if moving is not None:
+            moving.load(state["codes"])
+            if state["step"] > self._settings.last_move:
+                moving.end()
         self.result.curve = [(int(tokens), float(kld)) for tokens, kld in state["curve"]]
         if not self._quiet:
             print(f"going on at step {state['step']} of {self._settings.steps}", file=sys.stderr)
