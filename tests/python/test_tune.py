@@ -199,15 +199,3 @@ def test_batches_show_every_window_once_before_any_twice() -> None:
         assert sorted(part) == list(range(14))
     assert not np.array_equal(sampled[:14], sampled[14:28])
     assert sorted(real[:5]) == sorted(real[5:10]) == list(range(100, 105))
-
-
-def test_codes_move_and_the_file_says_what_the_student_computed(model: Path, folder: Path, tmp_path: Path) -> None:
-    target = tmp_path / "tuned.gguf"
-    result = tune(model, folder, target, code_rate=5e-3, code_share=0.2, code_steps=5).run()
-    fixed = tune(model, folder, tmp_path / "fixed.gguf").run()
-    assert result.kept and result.after < 0.97 * fixed.after
-    assert verify(target).ok
-    before, after = _core.GgufFile(model), _core.GgufFile(target)
-    name = "blk.0.ffn_gate.weight.tqn"
-    assert not np.array_equal(before.data(name), after.data(name))
-    assert engine_divergence(target, folder, tmp_path) < engine_divergence(tmp_path / "fixed.gguf", folder, tmp_path)

@@ -44,13 +44,18 @@ def add_tuning(group: Any) -> None:
     group.add_argument("--seq-len", type=int, metavar="N", help="tokens of a window (default: 512)")
     group.add_argument("--windows", type=int, metavar="N", help="of one step (default: 16)")
     group.add_argument("--rate", type=float, metavar="R", help="learning rate, relative to what learns (default: 0.002)")
-    group.add_argument("--code-rate", type=float, metavar="R", help="of the codes, relative to their magnitude (default: 0, they stay)")
-    group.add_argument("--code-share", type=float, metavar="FRACTION", help="of all tiles, encoded anew at a time (default: 0.01)")
-    group.add_argument("--code-steps", type=int, metavar="N", help="between two such times (default: 20)")
-    group.add_argument("--dither", type=float, metavar="STEPS", help="noise added to what is encoded, in steps of codes (default: 0)")
+    group.add_argument("--free-rate", type=float, metavar="R", help="of weights that are yet to be rounded (default: 0.001)")
+    group.add_argument("--code-part", type=float, metavar="FRACTION", help="of the steps, in which codes are chosen (default: 0.7)")
+    group.add_argument(
+        "--keep-codes",
+        dest="codes",
+        action="store_false",
+        default=None,
+        help="tune scales, norms and other numbers alone (default for models of a billion weights and more)",
+    )
 
 
-TUNING = ("tokens", "text_tokens", "real_share", "seq_len", "windows", "rate", "code_rate", "code_share", "code_steps", "dither")
+TUNING = ("tokens", "text_tokens", "real_share", "seq_len", "windows", "rate", "free_rate", "code_part", "codes")
 
 
 def settings_of(args: argparse.Namespace) -> Any:

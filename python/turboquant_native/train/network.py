@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import _core
 from .weights import Weights
 
+Tap = Callable[[str, torch.Tensor], None]
 Planes = dict[str, torch.Tensor]  # (windows, positions, width), by the engine's names
 
 
@@ -38,8 +41,35 @@ class Network:
         self.weights, self._dtype, self._saves_memory = weights, dtype, saves_memory
         self._parts = _core.graph(model, n_ctx)
         self._turns: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._device = next(iter(weights.vectors.values())).stored.device
-        self.n_vocab = int(model.config["n_vocab"])
+        self.device = next(iter(weights.vectors.values())).stored.device
+        self.n_vocab, self.n_layers = int(model.config["n_vocab"]), len(self._parts) - 2
+        self._tap: Tap | None = None
+
+    def readers(self, layer: int) -> list[tuple[str, bool]]:
+        """The layer's matrices in the order of the computation, and whether they read the residual stream."""
+        found: list[tuple[str, bool]] = []
+        for op in self._parts[layer + 1]:
+            if op["op"] == "linear":
+                found += [(out["matrix"], op["in"]["x"] == "x") for out in op["out"]]
+            elif op["op"] == "moe":
+                reads = [op["router"], *op["gate"], *op["up"], op["shared_router"], op["shared_gate"], op["shared_up"]]
+                found += [(name, True) for name in reads if name is not None]
+                found += [(name, False) for name in [*op["down"], op["shared_down"]] if name is not None]
+        return found
+
+    @contextmanager
+    def tapped(self, tap: Tap) -> Iterator[None]:
+        """Shows `tap` what each matrix multiplies, (..., n_in), by the matrix's name."""
+        self._tap = tap
+        try:
+            yield
+        finally:
+            self._tap = None
+
+    def _product(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        if self._tap is not None:
+            self._tap(name, x)
+        return self.weights.matrices[name].product(x)
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         """(windows, positions) -> (windows, positions, n_embd) float32: the residual stream behind the last layer."""
@@ -80,7 +110,7 @@ class Network:
     def _linear(self, op: dict[str, Any], planes: Planes) -> None:
         x = self._input(op["in"], planes)
         for out in op["out"]:
-            y = self.weights.matrices[out["matrix"]].product(x)
+            y = self._product(out["matrix"], x)
             if out["bias"] is not None:
                 y = y + self._vector(out["bias"]).to(y.dtype)
             if out["alpha"] != 1:
@@ -131,7 +161,7 @@ class Network:
             frequencies = torch.from_numpy(op["rope_frequencies"]).double()
             angles = torch.outer(torch.arange(positions, dtype=torch.float64), frequencies)
             magnitude = op["rope_magnitude"]
-            found = ((magnitude * angles.cos()).float().to(self._device), (magnitude * angles.sin()).float().to(self._device))
+            found = ((magnitude * angles.cos()).float().to(self.device), (magnitude * angles.sin()).float().to(self.device))
             self._turns[id(op)] = found
         return found[0][:positions], found[1][:positions]
 
@@ -156,8 +186,8 @@ class Network:
     def _moe(self, op: dict[str, Any], planes: Planes) -> None:
         x = self._input(op["in"], planes)
         rows = x.reshape(-1, x.shape[-1])
-        matrices, total = self.weights.matrices, torch.zeros_like(planes[op["y"]]).reshape(-1, planes[op["y"]].shape[-1])
-        probabilities = matrices[op["router"]].product(rows.float()).softmax(dim=-1)
+        total = torch.zeros_like(planes[op["y"]]).reshape(-1, planes[op["y"]].shape[-1])
+        probabilities = self._product(op["router"], rows.float()).softmax(dim=-1)
         weights, experts = (part[:, : op["top_k"]] for part in probabilities.sort(dim=-1, descending=True, stable=True))
         if op["normalize"]:
             weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -169,10 +199,10 @@ class Network:
         if op["shared_gate"] is not None:
             y = self._gated((op["shared_gate"], op["shared_up"], op["shared_down"]), op["activation"], rows).float()
             if op["shared_router"] is not None:
-                y = y * matrices[op["shared_router"]].product(rows.float()).sigmoid()
+                y = y * self._product(op["shared_router"], rows.float()).sigmoid()
             total = total + y
         planes[op["y"]] = planes[op["y"]] + op["alpha"] * total.reshape(planes[op["y"]].shape)
 
     def _gated(self, names: tuple[str, str, str], activation: str, x: torch.Tensor) -> torch.Tensor:
-        gate, up, down = (self.weights.matrices[name] for name in names)
-        return down.product(_activation(activation, gate.product(x)) * up.product(x))
+        gate, up, down = names
+        return self._product(down, _activation(activation, self._product(gate, x)) * self._product(up, x))

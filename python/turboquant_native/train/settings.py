@@ -20,11 +20,10 @@ class Settings:
         seq_len: tokens of a window.
         windows: of one step.
         rate: the learning rate, relative to what learns.
-        code_rate: of the codes' latents, relative to the codes' magnitude; 0: codes stay.
-        code_share: of all tiles, that are encoded anew at a time.
-        code_steps: between two such times.
-        dither: half the width of the noise that is added to what is encoded, in steps of the codes.
-        seed: of text, order and noise.
+        codes: choose the codes again, group by group; None: where the model is small enough (16 bytes a weight).
+        free_rate: the learning rate of weights that are yet to be rounded, relative to their magnitude.
+        code_part: of the steps, in which codes are chosen.
+        seed: of text and order.
     """
 
     tokens: int = 16_000_000
@@ -34,10 +33,9 @@ class Settings:
     seq_len: int = 512
     windows: int = 16
     rate: float = 2e-3
-    code_rate: float = 0.0
-    code_share: float = 0.01
-    code_steps: int = 20
-    dither: float = 0.0
+    codes: bool | None = None
+    free_rate: float = 1e-3
+    code_part: float = 0.7
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,18 +49,16 @@ class Settings:
                 raise ConvertError(f"{option} {value}: give {least} or more")
         if not 0 <= self.real_share <= 1:
             raise ConvertError(f"--real-share {self.real_share}: give a fraction from 0 to 1")
-        if not 0 < self.rate <= 1:
-            raise ConvertError(f"--rate {self.rate}: give a number above 0 and at most 1")
+        if not 0 < self.code_part < 1:
+            raise ConvertError(f"--code-part {self.code_part}: give a fraction between 0 and 1")
+        for option, value in (("--rate", self.rate), ("--free-rate", self.free_rate)):
+            if not 0 < value <= 1:
+                raise ConvertError(f"{option} {value}: give a number above 0 and at most 1")
 
     @property
     def steps(self) -> int:
         """Of the optimizer."""
         return self.tokens // (self.seq_len * self.windows)
-
-    @property
-    def last_move(self) -> int:
-        """The step from which on codes stay, so that the rest settles on them."""
-        return self.steps * 9 // 10 if self.code_rate else 0
 
     @property
     def sampled_windows(self) -> int:

@@ -30,18 +30,20 @@ from ..convert.container import CALIBRATION_KEY, fill_calibration
 from ..convert.conversion import Options, check_target, fingerprint, make_plan, plain_rounding, write_model
 from ..convert.sources import Source
 from ..evaluate.evaluation import mean_and_error
-from .codes import MovingCodes
 from .distillation import add_gradients, divergences
 from .network import Network
+from .optimizer import Adam
+from .progressive import Progressive
 from .settings import Settings
 from .text import HELD_OUT, Corpus, real_windows, sample
-from .weights import of_file, of_source
+from .weights import DENSE, FREE, NORMS, OUTLIERS, SCALES, of_file, of_source
 from .writing import write_tuned
 
 _SAVE_SECONDS = 60.0
 _LOOKS = 10  # at the held-out text
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
-_LARGE = 1_000_000_000  # weights, from which inner values are computed twice instead of kept
+_LARGE = 1_000_000_000  # weights, from which inner values are computed twice instead of kept, and codes stay
+_HESSIAN_WINDOWS = 128  # under which matrices are rounded
 _SLOTS = {"cpu": 64, "cuda": 512}  # sequences sampled side by side
 _AT_ONCE = {"cpu": 1, "cuda": 16}  # windows that are differentiated together
 
@@ -139,9 +141,9 @@ class Tuner:
         saves_memory = self._model.parameters > _LARGE
         student = Network(self._model, weights, self._seq_len, self._dtype, saves_memory)
         teacher = Network(self._model, of_source(self._source, self._device, self._dtype), self._seq_len, self._dtype)
-        before = self._timed("measuring", lambda: divergences(student, teacher, corpus.held_out, self._device))
+        before = self._timed("measuring", lambda: divergences(student, teacher, corpus.held_out))
         self._timed("tuning", lambda: self._tune(student, teacher, corpus, before))
-        after = self._timed("measuring", lambda: divergences(student, teacher, corpus.held_out, self._device))
+        after = self._timed("measuring", lambda: divergences(student, teacher, corpus.held_out))
         self._judge(before, after)
         if not self.result.kept:
             weights = of_file(self._model.file, torch.device("cpu"), torch.float32, learns=False)
@@ -199,40 +201,47 @@ class Tuner:
     # --- steps
 
     def _tune(self, student: Network, teacher: Network, corpus: Corpus, before: NDArray[np.float64]) -> None:
-        s, learned = self._settings, student.weights.learned()
-        optimizer = torch.optim.Adam([{"params": [each.tensor], "unit": each.unit} for each in learned], lr=s.rate, betas=(0.9, 0.99))
-        moving = MovingCodes(student.weights, s.code_rate, s.code_share, s.dither, s.seed, self._threads) if s.code_rate else None
-        first = self._load(optimizer, learned, moving)
-        saved = time.monotonic()
-        look = max(1, s.steps // _LOOKS)
+        s = self._settings
+        optimizer, rounding = Adam(), self._rounding(student, corpus)
+        first = self._load(optimizer, rounding, student)
+        saved, look = time.monotonic(), max(1, s.steps // _LOOKS)
         if first == 0:
             self.result.curve = [(0, float(before.mean()))]
         with Progress(s.steps, "tuning", self._quiet, unit="steps") as progress:
             for step in range(first, s.steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = s.rate * group["unit"] * _schedule(step / s.steps)
-                optimizer.zero_grad(set_to_none=True)
+                while rounding is not None and rounding.done < self._due(rounding, step):
+                    rounding.round_next()
                 self._differentiate(student, teacher, corpus.batch(step, s.windows), step)
-                optimizer.step()
-                if moving is not None and step <= s.last_move:
-                    self._move(moving, step)
+                factor = self._factor(step, rounding is not None)
+                rates = dict.fromkeys((SCALES, NORMS, DENSE, OUTLIERS), s.rate * factor) | {FREE: s.free_rate * factor}
+                optimizer.step(student.weights.learned(), rates)
                 if (step + 1) % look == 0:
-                    kld = float(divergences(student, teacher, corpus.held_out, self._device).mean())
+                    kld = float(divergences(student, teacher, corpus.held_out).mean())
                     self.result.curve.append(((step + 1) * s.windows * self._seq_len, kld))
                     progress.tell(f"held-out KLD {kld:.4f} ({before.mean():.4f} before)")
                 progress.advance_to(step + 1)
                 if time.monotonic() - saved > _SAVE_SECONDS:
-                    self._save(step + 1, optimizer, learned, moving)
+                    self._save(step + 1, optimizer, rounding, student)
                     saved = time.monotonic()
 
-    def _move(self, moving: MovingCodes, step: int) -> None:
+    def _rounding(self, student: Network, corpus: Corpus) -> Progressive | None:
+        """Where codes are chosen again."""
+        codes = self._model.parameters < _LARGE if self._settings.codes is None else self._settings.codes
+        if not codes:
+            return None
+        return Progressive(student, self._source, corpus.batch(0, _HESSIAN_WINDOWS), self._threads)
+
+    def _due(self, rounding: Progressive, step: int) -> int:
+        """How many groups are to be rounded before a step: the first at once, all by the end of `code_part`."""
+        s, count = self._settings, len(rounding.groups)
+        return min(count, 1 + int(step / s.steps / s.code_part * count))
+
+    def _factor(self, step: int, chooses_codes: bool) -> float:
+        """Of the learning rate: a rise, a plateau while codes are chosen, half a cosine."""
         s = self._settings
-        if step == s.last_move:
-            moving.end()
-            return
-        moving.step(_schedule(step / s.steps))
-        if (step + 1) % s.code_steps == 0:
-            moving.encode()
+        part, plateau = step / s.steps, s.code_part if chooses_codes else 0.0
+        fall = max(0.0, part - plateau) / (1 - plateau)
+        return min(1.0, (part + 1e-3) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * fall))
 
     def _differentiate(self, student: Network, teacher: Network, windows: NDArray[np.int32], step: int) -> None:
         tokens = torch.from_numpy(windows.astype(np.int64)).to(self._device)
@@ -246,29 +255,28 @@ class Tuner:
     def _state(self) -> Path:
         return self._work / "state.pt"
 
-    def _save(self, step: int, optimizer: Any, learned: list[Any], moving: MovingCodes | None) -> None:
+    def _save(self, step: int, optimizer: Adam, rounding: Progressive | None, student: Network) -> None:
         partial = self._work / "state.partial.pt"
-        state = {"step": step, "optimizer": optimizer.state_dict(), "learned": [each.tensor.detach() for each in learned]}
-        state["codes"] = moving.state() if moving is not None else {}
+        state = {"step": step, "optimizer": optimizer.state(), "curve": self.result.curve}
+        state["codes"] = {} if rounding is None else rounding.state()
+        state["learned"] = [each.tensor.detach() for each in student.weights.learned()]
         with open(partial, "wb") as stream:
-            torch.save(state | {"curve": self.result.curve}, stream)
+            torch.save(state, stream)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(self._state)
 
-    def _load(self, optimizer: Any, learned: list[Any], moving: MovingCodes | None) -> int:
+    def _load(self, optimizer: Adam, rounding: Progressive | None, student: Network) -> int:
         """The step to go on with."""
         if not self._state.exists():
             return 0
         state = torch.load(self._state, map_location=self._device, weights_only=True)
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load(state["optimizer"])
+        if rounding is not None:
+            rounding.load(state["codes"])
         with torch.no_grad():
-            for each, tensor in zip(learned, state["learned"], strict=True):
+            for each, tensor in zip(student.weights.learned(), state["learned"], strict=True):
                 each.tensor.copy_(tensor)
-        if moving is not None:
-            moving.load(state["codes"])
-            if state["step"] > self._settings.last_move:
-                moving.end()
         self.result.curve = [(int(tokens), float(kld)) for tokens, kld in state["curve"]]
         if not self._quiet:
             print(f"going on at step {state['step']} of {self._settings.steps}", file=sys.stderr)
@@ -290,8 +298,3 @@ class Tuner:
         )
         self._model.close()
         shutil.rmtree(self._work)
-
-
-def _schedule(part: float) -> float:
-    """The learning rate's factor: a rise, then half a cosine."""
-    return min(1.0, (part + 1e-3) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * part))

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from .. import _core
+from ..convert.quantize import QuantizedMatrix
 from ..convert.sources import Source
 from .rotation import signs, unrotate
 
-SCALES, NORMS, DENSE, OUTLIERS = "scales", "norms", "dense", "outliers"  # kinds of learned numbers
+SCALES, NORMS, DENSE, OUTLIERS, FREE = "scales", "norms", "dense", "outliers", "free"  # kinds of learned numbers
 
 
 @dataclass
@@ -24,7 +25,8 @@ class Learned:
     """A tensor that the optimizer changes.
 
     Attributes:
-        kind: SCALES (log of a factor), NORMS (the same, or a bias's change in its own magnitude), DENSE and OUTLIERS (the weights).
+        kind: SCALES (log of a factor), NORMS (the same, or a bias's change in its own magnitude), DENSE, OUTLIERS and FREE (weights; those that are
+            yet to be rounded).
         unit: what a change of 1 in its gradient's units means: the learning rate is multiplied by it.
     """
 
@@ -53,8 +55,8 @@ class Weight(Protocol):
 class DenseWeight:
     """A matrix of numbers."""
 
-    def __init__(self, name: str, w: torch.Tensor, learns: bool) -> None:
-        self.name, self.value = name, w.requires_grad_(learns)
+    def __init__(self, name: str, w: torch.Tensor, learns: bool, kind: str = DENSE) -> None:
+        self.name, self.value, self._kind = name, w.requires_grad_(learns), kind
         self.magnitude = float(w.detach().float().square().mean().sqrt())
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
@@ -65,7 +67,7 @@ class DenseWeight:
 
     def learned(self) -> Iterator[Learned]:
         if self.value.requires_grad:
-            yield Learned(self.name, DENSE, self.value, self.magnitude)
+            yield Learned(self.name, self._kind, self.value, self.magnitude)
 
 
 class PackedWeight:
@@ -111,6 +113,36 @@ class PackedWeight:
         place = np.repeat(np.arange(self.n_out), np.diff(ptr)) * self.n_in + columns
         values = file.data(self.name + ".tqn_out_val").astype(np.float32)
         return torch.from_numpy(place).to(device), torch.from_numpy(values).to(device).requires_grad_()
+
+    def replace(self, rounded: QuantizedMatrix) -> None:
+        """Takes over another rounding of the same shape, bits and rotation."""
+        packed, device = rounded.packed, self.stored.device
+        codes, scale = np.array(packed.codes), np.float32(packed.scale) * packed.row_scale[: self.n_out].astype(np.float32)
+        state = {"codes": torch.from_numpy(codes), "stored": torch.from_numpy(scale), "gain": torch.zeros(self.n_out)}
+        if rounded.outliers is not None:
+            out = rounded.outliers
+            place = np.repeat(np.arange(self.n_out), np.diff(out.ptr)) * self.n_in + out.col
+            state |= {"place": torch.from_numpy(place), "outliers": torch.from_numpy(out.val.astype(np.float32))}
+        self.codebook = np.array(packed.codebook)
+        self.load({name: tensor.to(device) for name, tensor in state.items()})
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What says what the matrix is now."""
+        state = {"codes": torch.from_numpy(self.codes), "stored": self.stored, "gain": self.gain.detach()}
+        if self.place is not None and self.outliers is not None:
+            state |= {"place": self.place, "outliers": self.outliers.detach()}
+        return state
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """The opposite."""
+        device = self.stored.device
+        self.codes = state["codes"].cpu().numpy()
+        self.stored = state["stored"]
+        self.gain = state["gain"].clone().requires_grad_()
+        self.values = torch.from_numpy(self._decoded()).to(device)
+        self.unrotated = self.in_original_basis(self.values)
+        if "place" in state:
+            self.place, self.outliers = state["place"], state["outliers"].clone().requires_grad_()
 
     @property
     def scale(self) -> torch.Tensor:

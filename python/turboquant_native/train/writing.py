@@ -69,8 +69,11 @@ def _add_packed(writer: ContainerWriter, file: _core.GgufFile, entry: dict[str, 
     matrix = _Packed(weight.bits, weight.n_out, weight.n_in, top, weight.codes, row_scale, weight.codebook)
     outliers = None
     if weight.outliers is not None:
-        ptr, columns = file.data(f"{name}.tqn_out_ptr"), file.data(f"{name}.tqn_out_col")
-        outliers = Outliers(ptr, columns, _half(name, weight.outliers.detach().cpu().numpy()))
+        assert weight.place is not None
+        rows, columns = np.divmod(weight.place.cpu().numpy(), weight.n_in)
+        ptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=weight.n_out))]).astype(np.int32)
+        stored = columns.astype(np.uint16 if weight.n_in <= 65536 else np.int32)
+        outliers = Outliers(ptr, stored, _half(name, weight.outliers.detach().cpu().numpy()))
     writer.add_quantized(name, matrix, rotation=str(entry["rotation"]), seed=int(entry["seed"]), outliers=outliers)
 
 
