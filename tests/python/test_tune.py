@@ -19,10 +19,14 @@ from turboquant_native.convert.inspection import verify  # noqa: E402
 from turboquant_native.convert.sources import open_source  # noqa: E402
 from turboquant_native.evaluate.evaluation import divergence, normalize  # noqa: E402
 from turboquant_native.train import text, tuner  # noqa: E402
+from turboquant_native.train.network import Network  # noqa: E402
+from turboquant_native.train.optimizer import Adam  # noqa: E402
+from turboquant_native.train.progressive import groups  # noqa: E402
 from turboquant_native.train.settings import Settings  # noqa: E402
 from turboquant_native.train.tuner import Tuner  # noqa: E402
+from turboquant_native.train.weights import Learned, of_file  # noqa: E402
 
-SETTINGS: dict[str, Any] = {"tokens": 40 * 8 * 32, "text_tokens": 64 * 32, "seq_len": 32, "windows": 8, "rate": 5e-3}
+SETTINGS: dict[str, Any] = {"tokens": 24 * 8 * 32, "text_tokens": 64 * 32, "seq_len": 32, "windows": 8, "rate": 5e-3}
 
 
 def rounded(folder: Path, path: Path, **options: Any) -> Path:
@@ -90,18 +94,19 @@ def test_types_of_metadata_stay(model: Path, folder: Path, tmp_path: Path) -> No
     assert types[0] == types[1]
 
 
+@pytest.mark.parametrize("codes", [False, True])
 def test_the_same_seed_gives_the_same_bytes_and_an_interrupted_run_too(
-    model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: bool
 ) -> None:
     whole, broken, other = tmp_path / "whole.gguf", tmp_path / "broken.gguf", tmp_path / "other.gguf"
-    tune(model, folder, whole).run()
+    tune(model, folder, whole, codes=codes, tokens=12 * 8 * 32).run()
     monkeypatch.setattr(tuner, "_SAVE_SECONDS", 0.0)
-    run = tune(model, folder, broken)
+    run = tune(model, folder, broken, codes=codes, tokens=12 * 8 * 32)
     differentiate, steps = run._differentiate, []
 
     def interrupted(student: Any, teacher: Any, windows: Any, step: int) -> None:
         steps.append(step)
-        if step == 17:
+        if step == 7:
             raise KeyboardInterrupt
         differentiate(student, teacher, windows, step)
 
@@ -109,12 +114,12 @@ def test_the_same_seed_gives_the_same_bytes_and_an_interrupted_run_too(
     with pytest.raises(KeyboardInterrupt):
         run.run()
     assert not broken.exists() and (tmp_path / ".broken.gguf.work" / "state.pt").exists()
-    resumed = tune(model, folder, broken)
+    resumed = tune(model, folder, broken, codes=codes, tokens=12 * 8 * 32)
     differentiate, steps = resumed._differentiate, []
     monkeypatch.setattr(resumed, "_differentiate", lambda *args: (steps.append(args[-1]), differentiate(*args)))
     resumed.run()
-    assert steps[0] == 17 and broken.read_bytes() == whole.read_bytes()
-    tune(model, folder, other, seed=1).run()
+    assert steps[0] == 7 and broken.read_bytes() == whole.read_bytes()
+    tune(model, folder, other, codes=codes, tokens=12 * 8 * 32, seed=1).run()
     assert other.read_bytes() != whole.read_bytes()
 
 
@@ -199,3 +204,41 @@ def test_batches_show_every_window_once_before_any_twice() -> None:
         assert sorted(part) == list(range(14))
     assert not np.array_equal(sampled[:14], sampled[14:28])
     assert sorted(real[:5]) == sorted(real[5:10]) == list(range(100, 105))
+
+
+def test_codes_are_chosen_again(model: Path, folder: Path, tmp_path: Path) -> None:
+    """Every packed matrix has new codes of its own bits; what the student computed is what the file says."""
+    target = tmp_path / "tuned.gguf"
+    result = tune(model, folder, target, codes=True, tokens=40 * 8 * 32).run()
+    assert result.kept and result.after < 0.8 * result.before
+    assert verify(target).ok
+    assert engine_divergence(target, folder, tmp_path) < engine_divergence(model, folder, tmp_path)
+    before, after = _core.GgufFile(model), _core.GgufFile(target)
+    assert before.tensors() == after.tensors()
+    for name, entry in before.quantized().items():
+        assert not np.array_equal(before.data(f"{name}.tqn"), after.data(f"{name}.tqn")), name
+        assert {key: entry[key] for key in ("bits", "seed", "outliers")} == {
+            key: after.quantized()[name][key] for key in ("bits", "seed", "outliers")
+        }
+
+
+def test_groups_follow_the_computation(model: Path) -> None:
+    """Embedding, then what reads the residual stream before what writes to it."""
+    engine = _core.Model(str(model), threads=1)
+    network = Network(engine, of_file(engine.file, torch.device("cpu"), torch.float32), 8, torch.float32)
+    kinds = [sorted({name.split(".")[-2] for name in group}) for group in groups(network)]
+    assert kinds == [["token_embd"], ["attn_k", "attn_q", "attn_v", "ffn_gate", "ffn_up"], ["attn_output", "ffn_down"]]
+    assert sorted(name for group in groups(network) for name in group) == sorted(engine.file.quantized())
+
+
+def test_adam_is_pytorchs() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
+    reference, optimizer = torch.optim.Adam([theirs], lr=0.02, betas=(0.9, 0.99), eps=1e-15), Adam()
+    for _ in range(7):
+        gradient = torch.from_numpy(rng.standard_normal(5).astype(np.float32))
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        optimizer.step([Learned("w", "scales", ours, unit=4.0)], {"scales": 0.005})
+        reference.step()
+    torch.testing.assert_close(ours.data, theirs.data)
+    assert ours.grad is None

@@ -47,11 +47,10 @@ def add_tuning(group: Any) -> None:
     group.add_argument("--free-rate", type=float, metavar="R", help="of weights that are yet to be rounded (default: 0.001)")
     group.add_argument("--code-part", type=float, metavar="FRACTION", help="of the steps, in which codes are chosen (default: 0.7)")
     group.add_argument(
-        "--keep-codes",
-        dest="codes",
-        action="store_false",
+        "--codes",
+        action="store_true",
         default=None,
-        help="tune scales, norms and other numbers alone (default for models of a billion weights and more)",
+        help="choose the codes again too, group by group: takes 16 bytes a weight of memory and several times the tokens",
     )
 
 

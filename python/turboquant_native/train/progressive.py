@@ -1,7 +1,7 @@
-"""Codes chosen again, some matrices at a time: while the rest is still free to move, it learns to make up for what rounding has cost so far.
+"""Codes chosen again, some matrices at a time: what is still free to move learns to make up for what rounding has cost so far.
 
-All matrices of the trellis start from the teacher's weights. Group by group they are rounded with error feedback, under the inputs that they
-see behind the groups already rounded; in between the free ones and all continuous numbers follow the gradient. The last ones are made up for
+All packed matrices start from the teacher's weights. Group by group they are rounded with error feedback, under the inputs that they see
+behind the groups already rounded; in between, the free ones and all continuous numbers follow the gradient. The last ones are made up for
 by scales and norms alone.
 """
 

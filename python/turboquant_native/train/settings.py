@@ -20,7 +20,7 @@ class Settings:
         seq_len: tokens of a window.
         windows: of one step.
         rate: the learning rate, relative to what learns.
-        codes: choose the codes again, group by group; None: where the model is small enough (16 bytes a weight).
+        codes: choose the codes again, group by group (`progressive.py`); takes 16 bytes a weight.
         free_rate: the learning rate of weights that are yet to be rounded, relative to their magnitude.
         code_part: of the steps, in which codes are chosen.
         seed: of text and order.
@@ -33,27 +33,28 @@ class Settings:
     seq_len: int = 512
     windows: int = 16
     rate: float = 2e-3
-    codes: bool | None = None
+    codes: bool = False
     free_rate: float = 1e-3
     code_part: float = 0.7
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for option, value, least in (
-            ("--tokens", self.tokens, self.seq_len * self.windows),
-            ("--text-tokens", self.sampled_windows * self.seq_len, 1),
-            ("--windows", self.windows, 1),
-            ("--seq-len", self.seq_len, 8),
-        ):
-            if value < least:
-                raise ConvertError(f"{option} {value}: give {least} or more")
+        counts = {
+            "--tokens": (self.tokens, self.seq_len * self.windows),
+            "--text-tokens": (self.sampled_windows * self.seq_len, 1),
+            "--windows": (self.windows, 1),
+            "--seq-len": (self.seq_len, 8),
+        }
+        for option, (count, least) in counts.items():
+            if count < least:
+                raise ConvertError(f"{option} {count}: give {least} or more")
         if not 0 <= self.real_share <= 1:
             raise ConvertError(f"--real-share {self.real_share}: give a fraction from 0 to 1")
         if not 0 < self.code_part < 1:
             raise ConvertError(f"--code-part {self.code_part}: give a fraction between 0 and 1")
-        for option, value in (("--rate", self.rate), ("--free-rate", self.free_rate)):
-            if not 0 < value <= 1:
-                raise ConvertError(f"{option} {value}: give a number above 0 and at most 1")
+        for option, rate in (("--rate", self.rate), ("--free-rate", self.free_rate)):
+            if not 0 < rate <= 1:
+                raise ConvertError(f"{option} {rate}: give a number above 0 and at most 1")
 
     @property
     def steps(self) -> int:

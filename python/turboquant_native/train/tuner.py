@@ -42,10 +42,10 @@ from .writing import write_tuned
 _SAVE_SECONDS = 60.0
 _LOOKS = 10  # at the held-out text
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
-_LARGE = 1_000_000_000  # weights, from which inner values are computed twice instead of kept, and codes stay
+_LARGE = 1_000_000_000  # weights, from which inner values are computed twice instead of kept
 _HESSIAN_WINDOWS = 128  # under which matrices are rounded
 _SLOTS = {"cpu": 64, "cuda": 512}  # sequences sampled side by side
-_AT_ONCE = {"cpu": 1, "cuda": 16}  # windows that are differentiated together
+_AT_ONCE = {"cpu": 1, "cuda": 64}  # windows of 512 tokens that are differentiated together
 
 
 @dataclass
@@ -225,9 +225,8 @@ class Tuner:
                     saved = time.monotonic()
 
     def _rounding(self, student: Network, corpus: Corpus) -> Progressive | None:
-        """Where codes are chosen again."""
-        codes = self._model.parameters < _LARGE if self._settings.codes is None else self._settings.codes
-        if not codes:
+        """None where codes stay."""
+        if not self._settings.codes:
             return None
         return Progressive(student, self._source, corpus.batch(0, _HESSIAN_WINDOWS), self._threads)
 

@@ -25,8 +25,8 @@ class Learned:
     """A tensor that the optimizer changes.
 
     Attributes:
-        kind: SCALES (log of a factor), NORMS (the same, or a bias's change in its own magnitude), DENSE, OUTLIERS and FREE (weights; those that are
-            yet to be rounded).
+        kind: SCALES (log of a factor), NORMS (the same, or a bias's change in its own magnitude), DENSE and OUTLIERS (weights), FREE
+            (weights that are yet to be rounded).
         unit: what a change of 1 in its gradient's units means: the learning rate is multiplied by it.
     """
 
