@@ -9,10 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tiny_models import LLAMA, save_llama  # noqa: E402
+from tiny_models import LLAMA, TEXT, save_llama  # noqa: E402
 from turboquant_native import _core  # noqa: E402
 from turboquant_native.calibrate.text import vocabulary_of  # noqa: E402
-from turboquant_native.commands import cli  # noqa: E402
+from turboquant_native.commands import cli, convert  # noqa: E402
 from turboquant_native.common.errors import ConvertError  # noqa: E402
 from turboquant_native.convert.conversion import Options, make_plan, write_model  # noqa: E402
 from turboquant_native.convert.inspection import verify  # noqa: E402
@@ -37,7 +37,9 @@ def rounded(folder: Path, path: Path, **options: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_llama(tmp_path_factory.mktemp("teacher") / "tiny")
+    made = save_llama(tmp_path_factory.mktemp("teacher") / "tiny")
+    (made / "calib.txt").write_text(TEXT * 40)  # the standard library's texts take longer to read than a tiny model to tune
+    return made
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def model(folder: Path, tmp_path: Path) -> Path:
 
 
 def tune(model: Path, folder: Path, target: Path, **changes: Any) -> Any:
-    return Tuner(model, open_source(str(folder)), target, Settings(**{**SETTINGS, **changes}), threads=1)
+    return Tuner(model, open_source(str(folder)), target, Settings(**{**SETTINGS, "calib": folder / "calib.txt", **changes}), threads=1)
 
 
 def engine_divergence(path: Path, folder: Path, tmp_path: Path) -> float:
@@ -242,3 +244,57 @@ def test_adam_is_pytorchs() -> None:
         reference.step()
     torch.testing.assert_close(ours.data, theirs.data)
     assert ours.grad is None
+
+
+def test_convert_tunes_what_it_made(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And goes on with the quantized file where tuning was interrupted."""
+    target = tmp_path / "out.gguf"
+    command = [
+        "convert",
+        str(folder),
+        str(target),
+        "--bits",
+        "2",
+        "--embed-bits",
+        "4",
+        "--effort",
+        "none",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    command += ["--tune", "--tokens", "6144", "--text-tokens", "2048", "--seq-len", "32", "--windows", "8", "--rate", "0.005"]
+    with monkeypatch.context() as patch:
+        patch.setattr(tuner, "add_gradients", interrupt)
+        assert cli.main(command) == 130
+    assert not target.exists() and "goes on from what is kept" in capsys.readouterr().err
+    monkeypatch.setattr(convert, "_quantize", None)  # must not be called again
+    assert cli.main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] and verify(target).ok
+    assert sorted(path.name for path in tmp_path.iterdir() if "out.gguf" in path.name) == ["out.gguf", "out.gguf.quant.json"]
+
+
+def interrupt(*args: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_convert_refuses_tuning_without_sense(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, message in (
+        (["--tokens", "6M"], "--tokens 6000000: goes with --tune"),
+        (["--tune", "--outtype", "f16"], "leaves nothing to tune"),
+        (["--tune", "--rate", "0"], "--rate 0.0"),
+    ):
+        assert cli.main(["convert", str(folder), "/nowhere/out.gguf", *options]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_real_text_is_the_users_or_the_standard_librarys(model: Path, folder: Path, tmp_path: Path) -> None:
+    engine = _core.Model(str(model), threads=1)
+    for calib in (folder / "calib.txt", None):
+        learned, held_out = text.real_windows(engine, calib, 16, 32)
+        assert learned.shape == (28, 32) and held_out.shape == (4, 32)
+    with pytest.raises(ConvertError, match="no such file or folder"):
+        text.real_windows(engine, tmp_path / "none", 16, 32)
