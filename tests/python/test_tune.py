@@ -1,6 +1,7 @@
 """`tqn tune`: a tiny model learns from its source; the file that comes of it, interruptions, and what is refused."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def engine_divergence(path: Path, folder: Path, tmp_path: Path) -> float:
 
 def test_a_tuned_file_is_an_ordinary_file_nearer_to_its_source(model: Path, folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "tuned.gguf"
-    model.with_name("model.gguf.quant.json").write_text(json.dumps({"tensors": {"kept": 1}}))
+    model.with_name("model.gguf.quant.json").write_text(json.dumps({"tensors": {"blk.0.attn_q.weight": {"relative_error": 0.1}}}))
     result = tune(model, folder, target).run()
     assert result.kept and result.after < 0.8 * result.before
     assert engine_divergence(target, folder, tmp_path) < 0.9 * engine_divergence(model, folder, tmp_path)
@@ -82,8 +83,14 @@ def test_a_tuned_file_is_an_ordinary_file_nearer_to_its_source(model: Path, fold
     figures = json.loads(after.metadata["turboquant.calibration"])
     assert figures["kld"] == pytest.approx(result.after) and figures["tuned_tokens"] == SETTINGS["tokens"]
     report = json.loads((tmp_path / "tuned.gguf.quant.json").read_text())
-    assert report["tensors"] == {"kept": 1} and report["tuning"]["curve"][0] == [0, pytest.approx(result.before)]
+    assert report["tensors"]["blk.0.attn_q.weight"] == {"relative_error": 0.1} and report["tuning"]["curve"][0] == [
+        0,
+        pytest.approx(result.before),
+    ]
     assert not list(tmp_path.glob(".tuned.gguf*"))
+    pytest.importorskip("matplotlib")
+    assert cli.main(["report", str(target), "-o", str(tmp_path / "report.html")]) == 0
+    assert "while the file was tuned" in (tmp_path / "report.html").read_text()
 
 
 def test_types_of_metadata_stay(model: Path, folder: Path, tmp_path: Path) -> None:
@@ -298,3 +305,21 @@ def test_real_text_is_the_users_or_the_standard_librarys(model: Path, folder: Pa
         assert learned.shape == (28, 32) and held_out.shape == (4, 32)
     with pytest.raises(ConvertError, match="no such file or folder"):
         text.real_windows(engine, tmp_path / "none", 16, 32)
+
+
+def test_without_torch_the_extra_is_named(
+    model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in [name for name in sys.modules if name.startswith("turboquant_native.train.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delattr("turboquant_native.train.tuner", raising=False)
+    assert cli.main(["tune", str(model), "--teacher", str(folder), "-o", str(tmp_path / "out.gguf")]) == 1
+    assert "pip install 'turboquant-native[train]'" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there_is_refused(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert cli.main(["tune", str(model), "--teacher", str(folder), "--device", "cuda"]) == 1
+    assert "PyTorch has no GPU here" in capsys.readouterr().err

@@ -67,21 +67,16 @@ def settings_of(args: argparse.Namespace) -> Any:
 
 def tuner_of(args: argparse.Namespace, file: Path, source: Any, target: Path) -> Any:
     """The `Tuner`; ConvertError where PyTorch is not there."""
-    from .. import _core
     from ..common.errors import ConvertError
 
     settings = settings_of(args)
     try:
-        import torch
-    except ImportError:
+        from ..train.tuner import Tuner, devices
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
         raise ConvertError("tuning needs torch: pip install 'turboquant-native[train]'") from None
-    from ..train.tuner import Tuner
-
-    has_gpu = torch.cuda.is_available()
-    if args.device == "cuda" and not has_gpu:
-        raise ConvertError("--device cuda: PyTorch has no GPU here")
-    device = "cuda" if has_gpu and args.device != "cpu" else "cpu"
-    sampler = "cuda" if device == "cuda" and _core.backends().get("cuda", "").startswith("available") else "cpu"
+    device, sampler = devices(args.device)
     return Tuner(file, source, target, settings, device=device, sampler=sampler, threads=args.threads, quiet=args.quiet)
 
 

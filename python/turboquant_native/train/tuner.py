@@ -48,6 +48,17 @@ _SLOTS = {"cpu": 64, "cuda": 512}  # sequences sampled side by side
 _AT_ONCE = {"cpu": 1, "cuda": 64}  # windows of 512 tokens that are differentiated together
 
 
+def devices(asked: str) -> tuple[str, str]:
+    """Where PyTorch computes, and where the engine samples text: "cpu" or "cuda" each. asked: one of these, or "auto" for a GPU where there
+    is one. ConvertError where the GPU asked for is not there."""
+    has_gpu = torch.cuda.is_available()
+    if asked == "cuda" and not has_gpu:
+        raise ConvertError("--device cuda: PyTorch has no GPU here")
+    device = "cuda" if has_gpu and asked != "cpu" else "cpu"
+    engine_too = device == "cuda" and _core.backends().get("cuda", "").startswith("available")
+    return device, "cuda" if engine_too else "cpu"
+
+
 @dataclass
 class Tuned:
     """What came of it.
@@ -178,17 +189,18 @@ class Tuner:
     def _corpus(self) -> Corpus:
         s = self._settings
         real, held_real = real_windows(self._model, s.calib, max(1, s.sampled_windows // 8), self._seq_len)
-        teacher = self._sampling_model()
-        try:
-            with Progress(s.sampled_windows + HELD_OUT, "text", self._quiet, unit="windows") as progress:
-                slots = _SLOTS[self._sampler]
-                found = sample(
-                    teacher, s.sampled_windows + HELD_OUT, self._seq_len, s.seed, slots, self._work / "text", progress.advance_to
-                )
-        finally:
-            teacher.close()
+        found = self._sampled(s.sampled_windows + HELD_OUT)
         held_out = np.concatenate([found[s.sampled_windows :], held_real])
         return Corpus(found[: s.sampled_windows], real, held_out, s.real_share, s.seed)
+
+    def _sampled(self, windows: int) -> NDArray[np.int32]:
+        """(windows, seq_len) tokens that the teacher writes."""
+        teacher, slots = self._sampling_model(), _SLOTS[self._sampler]
+        try:
+            with Progress(windows, "text", self._quiet, unit="windows") as progress:
+                return sample(teacher, windows, self._seq_len, self._settings.seed, slots, self._work / "text", progress.advance_to)
+        finally:
+            teacher.close()
 
     def _sampling_model(self) -> Any:
         """The teacher rounded to 8 bits: it writes several times as fast, and its text is as good."""
@@ -291,6 +303,8 @@ class Tuner:
         fill_calibration(self._target, figures | {"kld": kld, "tuned_tokens": self.result.tokens if self.result.kept else 0})
         report = self._path.with_name(f"{self._path.name}.quant.json")
         measured = json.loads(report.read_text()) if report.exists() else {}
+        if self._settings.codes and self.result.kept:
+            measured.pop("tensors", None)  # errors of codes that are no more
         settings = asdict(self._settings) | {"calib": str(self._settings.calib or "default")}
         write_json(
             self._target.with_name(f"{self._target.name}.quant.json"), measured | {"tuning": asdict(self.result) | {"settings": settings}}
