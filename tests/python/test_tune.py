@@ -19,13 +19,13 @@ from turboquant_native.convert.conversion import Options, make_plan, write_model
 from turboquant_native.convert.inspection import verify  # noqa: E402
 from turboquant_native.convert.sources import open_source  # noqa: E402
 from turboquant_native.evaluate.evaluation import divergence, normalize  # noqa: E402
-from turboquant_native.train import text, tuner  # noqa: E402
+from turboquant_native.train import distillation, text, tuner  # noqa: E402
 from turboquant_native.train.network import Network  # noqa: E402
 from turboquant_native.train.optimizer import Adam  # noqa: E402
 from turboquant_native.train.progressive import groups  # noqa: E402
 from turboquant_native.train.settings import Settings  # noqa: E402
 from turboquant_native.train.tuner import Tuner  # noqa: E402
-from turboquant_native.train.weights import Learned, of_file  # noqa: E402
+from turboquant_native.train.weights import Learned, of_file, of_source  # noqa: E402
 
 SETTINGS: dict[str, Any] = {"tokens": 24 * 8 * 32, "text_tokens": 64 * 32, "seq_len": 32, "windows": 8, "rate": 5e-3}
 
@@ -323,3 +323,19 @@ def test_a_gpu_that_is_not_there_is_refused(model: Path, folder: Path, capsys: p
         pytest.skip("there is a GPU")
     assert cli.main(["tune", str(model), "--teacher", str(folder), "--device", "cuda"]) == 1
     assert "PyTorch has no GPU here" in capsys.readouterr().err
+
+
+def test_gradients_of_parts_add_up(model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows that are differentiated some at a time, and logits some rows at a time, give what all together give."""
+    found = []
+    for tokens, values in ((10_000, 1 << 24), (64, 320 * 7)):
+        monkeypatch.setitem(tuner._TOKENS_AT_ONCE, "cpu", tokens)
+        monkeypatch.setitem(distillation._VALUES, "cpu", values)
+        run = tune(model, folder, tmp_path / "tuned.gguf")
+        weights = of_file(run._model.file, torch.device("cpu"), torch.float32)
+        student = Network(run._model, weights, 32, torch.float32)
+        teacher = Network(run._model, of_source(run._source, torch.device("cpu"), torch.float32), 32, torch.float32)
+        run._differentiate(student, teacher, np.random.default_rng(2).integers(0, 320, (5, 32)).astype(np.int32), 0)
+        found.append([each.tensor.grad for each in weights.learned()])
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-3)

@@ -45,7 +45,8 @@ _WARM_UP = 0.05  # of the steps, in which the learning rate rises
 _LARGE = 1_000_000_000  # weights, from which inner values are computed twice instead of kept
 _HESSIAN_WINDOWS = 128  # under which matrices are rounded
 _SLOTS = {"cpu": 64, "cuda": 512}  # sequences sampled side by side
-_AT_ONCE = {"cpu": 1, "cuda": 64}  # windows of 512 tokens that are differentiated together
+_TOKENS_AT_ONCE = {"cpu": 512, "small": 8192, "cuda": 32768}  # that are differentiated together; SmolLM2's take 13 and 36 GB on a GPU
+_SMALL_BYTES = 48 << 30  # of a GPU's memory
 
 
 def devices(asked: str) -> tuple[str, str]:
@@ -254,10 +255,14 @@ class Tuner:
         fall = max(0.0, part - plateau) / (1 - plateau)
         return min(1.0, (part + 1e-3) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * fall))
 
+    @property
+    def _tokens_at_once(self) -> int:
+        is_small = self._device.type == "cuda" and torch.cuda.get_device_properties(self._device).total_memory < _SMALL_BYTES
+        return _TOKENS_AT_ONCE["small" if is_small else self._device.type]
+
     def _differentiate(self, student: Network, teacher: Network, windows: NDArray[np.int32], step: int) -> None:
         tokens = torch.from_numpy(windows.astype(np.int64)).to(self._device)
-        at_once = _AT_ONCE[self._device.type]
-        for part in tokens.split(at_once):
+        for part in tokens.split(max(1, self._tokens_at_once // tokens.shape[1])):
             loss = add_gradients(student, teacher, part, len(part) / len(tokens))
             if not math.isfinite(loss):
                 raise ConvertError(f"{self._path}: the divergence is {loss} at step {step}; use a smaller --rate")
