@@ -35,6 +35,10 @@ class Network:
         n_ctx: positions of a window, at most.
         dtype: of the inputs of products; the residual stream and all norms are float32.
         saves_memory: computes each layer's inner values again on the way back instead of keeping them.
+
+    Attributes:
+        device: where it computes.
+        n_vocab, n_layers: of the model.
     """
 
     def __init__(self, model: _core.Model, weights: Weights, n_ctx: int, dtype: torch.dtype, saves_memory: bool = False) -> None:
