@@ -38,6 +38,7 @@ class Matrix {
 class Buffer {
  public:
   virtual ~Buffer() = default;
+  std::string name;  // of the tensor it was loaded from; empty: of none
   int64_t bytes = 0;
 };
 using MatrixPtr = std::shared_ptr<Matrix>;

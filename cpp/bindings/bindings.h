@@ -17,6 +17,7 @@ void bind_quant(py::module_& m);   // encode, decode, rotate
 void bind_gguf(py::module_& m);    // GgufFile
 void bind_engine(py::module_& m);  // Model, Context, Sampler, backends
 void bind_layer_runner(py::module_& m);
+void bind_graph(py::module_& m);  // the operations of a model, for those who differentiate them
 
 CacheType parse_cache(const std::string& name);  // bind_engine.cpp
 

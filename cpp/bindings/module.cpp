@@ -50,4 +50,5 @@ PYBIND11_MODULE(_core, m) {
   bind_gguf(m);
   bind_engine(m);
   bind_layer_runner(m);
+  bind_graph(m);
 }

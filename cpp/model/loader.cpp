@@ -149,7 +149,9 @@ struct Loader {
     const std::vector<float> values = floats(name, n, rows);
     if (values.empty()) return nullptr;
     model->parameters_ += n * rows;
-    return upload(values);
+    BufferPtr loaded = upload(values);
+    loaded->name = name;
+    return loaded;
   }
   BufferPtr optional_vector(const std::string& name, int64_t n) { return has(name) ? vector(name, n) : nullptr; }
 

@@ -269,6 +269,14 @@ class LayerPass:
     def hidden(self) -> NDArray[np.float32]:
         """(windows, seq_len, n_embd): the residual stream where the windows stand, a new array."""
 
+def graph(model: Model, n_ctx: int) -> list[list[dict[str, Any]]]:
+    """The operations that a pass in a context of n_ctx positions consists of: the embedding's, each layer's, the output's.
+
+    An operation is a dict, "op" its kind: "embed", "linear", "norm", "add_norm", "attention", "soft_cap" or "moe", the rest the fields of
+    cpp/backend/backend.h. Planes are called "x" (the residual stream), "q", "k", "v", "attended", "gate", "up", "branch", "logits";
+    matrices and vectors as their tensors in the file, None where there is none. UnsupportedError for a model on several devices.
+    """
+
 class Sampler:
     def __init__(
         self,

@@ -366,10 +366,10 @@ class Reference:
 @pytest.fixture(scope="module")
 def references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reference]:
     """Saved models by case name, made on demand."""
-    return _References(tmp_path_factory)
+    return References(tmp_path_factory)
 
 
-class _References(dict[str, Reference]):
+class References(dict[str, Reference]):
     def __init__(self, factory: pytest.TempPathFactory) -> None:
         super().__init__()
         self._factory = factory

@@ -7,7 +7,7 @@ import turboquant_native
 
 ROOT = Path(turboquant_native.__file__).parent
 # From the ground up. What stands above everything: the package's own names and import paths kept for programs and pickles.
-FLOORS = ("_core", "common", "engine", "convert", "evaluate", "calibrate", "api", "compat", "server", "commands")
+FLOORS = ("_core", "common", "engine", "convert", "evaluate", "calibrate", "train", "api", "compat", "server", "commands")
 
 
 def modules() -> dict[str, Path]:
@@ -78,3 +78,25 @@ def test_nothing_imports_in_a_circle():
 def test_every_module_has_a_room():
     kept = {"", "__main__", "llama", "cache", "grammar", "sampling", "speculative"}
     assert {name for name in MODULES if floor(name) == len(FLOORS)} <= kept
+
+
+def test_torch_is_imported_by_the_training_room_alone():
+    """Elsewhere by name only, where a user asked for it: an installation without the extra runs."""
+    importers = {
+        name
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Import) and any(alias.name.partition(".")[0] == "torch" for alias in node.names))
+        or (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").partition(".")[0] == "torch")
+    }
+    assert importers and all(name.startswith("train.") for name in importers)
+
+
+def test_nothing_imports_the_training_room_at_its_top():
+    for name, path in MODULES.items():
+        if not name.startswith("train") and name:
+            package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ImportFrom) and node.level:
+                    base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], node.module or ""])
+                    assert not f"{base}.".startswith("train."), name

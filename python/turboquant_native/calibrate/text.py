@@ -32,9 +32,17 @@ def default_windows(
     if vocabulary is None:
         return sample(model, windows, seq_len, seed, progress, checkpoint)
     library = round(windows * (1 - SAMPLED_SHARE))
-    parts = [sample(model, windows - library, seq_len, seed, progress, checkpoint)]
-    need = library * seq_len * 8  # characters: more than enough of them for a token
-    for texts, count in ((_documentation(), library // 2), (_sources(need), library - library // 2)):
+    sampled = sample(model, windows - library, seq_len, seed, progress, checkpoint)
+    return np.concatenate([sampled, library_windows(model, library, seq_len)])
+
+
+def library_windows(model: Any, windows: int, seq_len: int) -> Tokens:
+    """(windows, seq_len) tokens of every Python's documentation, then of its standard library's sources. The model has a tokenizer."""
+    vocabulary = vocabulary_of(model)
+    assert vocabulary is not None
+    parts = [np.empty((0, seq_len), np.int32)]
+    need = windows * seq_len * 8  # characters: more than enough of them for a token
+    for texts, count in ((_documentation(), windows // 2), (_sources(need), windows - windows // 2)):
         if count:
             parts.append(cut_windows(vocabulary, texts, count, seq_len))
     return np.concatenate(parts)

@@ -15,6 +15,7 @@ from .terminal.console import forgiving_streams
 # verb: (module, one line of help)
 _VERBS = {
     "convert": ("convert", "make a TQN file from a Hugging Face model or a GGUF file"),
+    "tune": ("tune", "let a quantized file learn from the model it was made of"),
     "run": ("run", "chat with a model, or have one prompt answered"),
     "chat": ("chat", "chat with a model, also line by line from a pipe"),
     "serve": ("serve", "serve a model: OpenAI's and Anthropic's interfaces, and a page"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _core
 from ..calibrate.request import EFFORTS, HESSIANS
 from ..common.errors import ConvertError
+from .tune import TUNING, add_tuning, settings_of, tuner_of
 
 if TYPE_CHECKING:
     from ..convert.conversion import Options
@@ -21,6 +22,7 @@ _EPILOG = """examples:
   tqn convert HuggingFaceTB/SmolLM2-135M-Instruct smollm2.gguf --bpw 3 --effort normal
   tqn convert model-f16.gguf model-48mb.gguf --size 48MB
   tqn convert model-f16.gguf model-tq3.gguf --bits 3 --tensor-bits 'ffn_down=4' --embed-bits 6
+  tqn convert ./model small.gguf --bpw 2.67 --tune                       quantized, then tuned by gradients (a GPU, minutes)
   tqn convert ./model quick.gguf --bits 6 --effort none                plain rounding: fast, and at 4 bits and below much worse
   tqn convert ./model reference.gguf --outtype f32
 """
@@ -58,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_sizes(parser.add_argument_group("size (one of --bpw, --size, --bits; default: --bpw 4.25)"))
     _add_widths(parser.add_argument_group(f"widths of single tensors ({', '.join(map(str, _core.FORMATS))} bits; 16: F16, 32: F32)"))
     _add_calibration(parser.add_argument_group("calibration"))
+    tuning = parser.add_argument_group("tuning (needs torch)")
+    tuning.add_argument("--tune", action="store_true", help="let the file learn from the model, by gradients, as `tqn tune` does")
+    add_tuning(tuning)
     _add_run(parser.add_argument_group("the run"))
 
 
@@ -150,10 +155,14 @@ def _check(args: argparse.Namespace) -> None:
         raise ConvertError("name the model and the file to write (see --help)")
     if args.threads < 0:
         raise ConvertError(f"--threads {args.threads}: give 0 (all cores) or more")
+    if not args.tune:
+        _refuse(args, "goes with --tune", TUNING)
     sizes = _given(args, "bpw", "size", "bits", "outtype")
     if len(sizes) > 1:
         raise ConvertError(f"{' and '.join(sizes)}: each decides the size; give one of them")
     if args.outtype is not None:
+        if args.tune:
+            raise ConvertError(f"--tune: --outtype {args.outtype} leaves nothing to tune")
         _refuse(args, f"--outtype {args.outtype} leaves the weights as they are", _CALIBRATION)
         _refuse(args, f"--outtype {args.outtype} leaves the weights as they are", ("tensor_bits", "embed_bits", "output_bits", "outliers"))
     elif args.effort == "none":
@@ -176,10 +185,43 @@ def _refuse(args: argparse.Namespace, why: str, names: tuple[str, ...]) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    _check(args)
+    if args.tune and not args.dry_run:
+        _tuned(args)
+    else:
+        _quantize(args)
+
+
+def _tuned(args: argparse.Namespace) -> None:
+    """Quantizes into a file beside the target, which is tuned into it. A run that was stopped goes on with what is there."""
+    from dataclasses import asdict
+
+    from ..common.json_files import read_object, write_json
+    from ..convert.conversion import check_target, fingerprint
+    from ..convert.sources import open_source
+
+    settings_of(args)
+    source = open_source(args.model, args.cache_dir, args.revision)
+    check_target(source, args.out, args.overwrite)
+    untuned = args.out.with_name(f".{args.out.name}.untuned.gguf")
+    note, report = untuned.with_suffix(".key"), untuned.with_name(f"{untuned.name}.quant.json")
+    asked = {
+        name: str(value) for name, value in vars(args).items() if name not in (*TUNING, "overwrite", "quiet", "json", "threads", "verb")
+    }
+    key = {"key": fingerprint(source, asked)}
+    if not (untuned.exists() and note.exists() and read_object(note) == key):
+        _quantize(argparse.Namespace(**{**vars(args), "out": untuned, "overwrite": True, "json": False}))
+        write_json(note, key)
+    result = tuner_of(args, untuned, source, args.out).run(args.overwrite)
+    for file in (untuned, note, report):
+        file.unlink(missing_ok=True)
+    _print_summary(args, asdict(result), result.text())
+
+
+def _quantize(args: argparse.Namespace) -> None:
     from ..convert.conversion import Options
     from ..convert.sources import open_source
 
-    _check(args)
     outliers = args.outliers if isinstance(args.outliers, float) else 0.0
     bits = 4 if args.bits is None else args.bits
     options = Options(bits, tuple(args.tensor_bits), args.embed_bits, args.output_bits, outliers, args.outtype, args.seed)
@@ -309,6 +351,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _what_is_kept(args: argparse.Namespace) -> str:
+    if args.tune:
+        return f"the same command goes on from what is kept beside {args.out}"
     if _is_calibrated(args):
         return f"the same command goes on from the last finished stage (kept in {args.out.with_name(f'.{args.out.name}.work')})"
     return "run again with --resume to go on" if args.resume else "nothing is kept (--resume keeps finished tensors)"

@@ -134,6 +134,12 @@ class Progress:
         """Name what is being worked on."""
         self._bar.set_postfix_str(item, refresh=False)
 
+    def tell(self, news: str) -> None:
+        """A figure of the work: behind the bar on a terminal, a line of its own elsewhere."""
+        self.at(news)
+        if self._lines:
+            print(f"{self._title}: {news}", file=self._stream, flush=True)
+
     def part(self, before: int) -> Callable[[int], None]:
         """`advance_to` for a piece of work that starts when `before` weights are done."""
         return lambda weights: self.advance_to(before + weights)

@@ -124,8 +124,10 @@ def _section(file: Quantized) -> str:
     ends = [f"{name}: {file.entries[name]['bits']} bits" for name in ("token_embd.weight", "output.weight") if name in file.entries]
     if layers:
         parts.append(_figure(lambda: charts.grid(kinds, layers, bits, 8), "Bits per matrix over depth. " + ", ".join(ends)))
-    if file.measured:
+    if file.measured.get("tensors"):
         parts.append(_errors(file, kinds, layers))
+    if curve := file.measured.get("tuning", {}).get("curve"):
+        parts.append(_tuning(curve))
     if any(outliers.values()):
         draw = partial(charts.grid, kinds, layers, outliers, max(outliers.values()), "{:.1f}")
         parts.append(_figure(draw, "FP16 outliers, per thousand weights."))
@@ -136,6 +138,12 @@ def _section(file: Quantized) -> str:
         draw = partial(charts.histogram, counts, edges, "log2 of a row's scale", "rows")
         parts.append(_figure(draw, "Row scales of all matrices."))
     return "".join(parts)
+
+
+def _tuning(curve: Sequence[tuple[int, float]]) -> str:
+    line = charts.Series("held-out text", [(tokens / 1e6, kld) for tokens, kld in curve], True)
+    caption = "KL divergence from the teacher while the file was tuned, nats a token."
+    return _figure(lambda: charts.curves([line], "million tokens", "KL divergence"), caption)
 
 
 def _errors(file: Quantized, kinds: Sequence[str], layers: Sequence[str]) -> str:

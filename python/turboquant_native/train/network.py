@@ -1,0 +1,212 @@
+"""The engine's operations in PyTorch, one for one, so that what is differentiated is what the engine computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from .. import _core
+from .weights import Weights
+
+Tap = Callable[[str, torch.Tensor], None]
+Planes = dict[str, torch.Tensor]  # (windows, positions, width), by the engine's names
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    x = x.float()
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
+
+
+def _activation(kind: str, x: torch.Tensor) -> torch.Tensor:
+    return functional.silu(x) if kind == "silu" else functional.gelu(x, approximate="tanh")
+
+
+class Network:
+    """A model: the operations of its graph over some weights.
+
+    Args:
+        model: whose graph it is; on one device.
+        weights: of that model, or of another with the same tensors' names and shapes.
+        n_ctx: positions of a window, at most.
+        dtype: of the inputs of products; the residual stream and all norms are float32.
+        saves_memory: computes each layer's inner values again on the way back instead of keeping them.
+
+    Attributes:
+        device: where it computes.
+        n_vocab, n_layers: of the model.
+    """
+
+    def __init__(self, model: _core.Model, weights: Weights, n_ctx: int, dtype: torch.dtype, saves_memory: bool = False) -> None:
+        self.weights, self._dtype, self._saves_memory = weights, dtype, saves_memory
+        self._parts = _core.graph(model, n_ctx)
+        self._turns: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.device = next(iter(weights.vectors.values())).stored.device
+        self.n_vocab, self.n_layers = int(model.config["n_vocab"]), len(self._parts) - 2
+        self._tap: Tap | None = None
+
+    def readers(self, layer: int) -> list[tuple[str, bool]]:
+        """The layer's matrices in the order of the computation, and whether they read the residual stream."""
+        found: list[tuple[str, bool]] = []
+        for op in self._parts[layer + 1]:
+            if op["op"] == "linear":
+                found += [(out["matrix"], op["in"]["x"] == "x") for out in op["out"]]
+            elif op["op"] == "moe":
+                reads = [op["router"], *op["gate"], *op["up"], op["shared_router"], op["shared_gate"], op["shared_up"]]
+                found += [(name, True) for name in reads if name is not None]
+                found += [(name, False) for name in [*op["down"], op["shared_down"]] if name is not None]
+        return found
+
+    @contextmanager
+    def tapped(self, tap: Tap) -> Iterator[None]:
+        """Shows `tap` what each matrix multiplies, (..., n_in), by the matrix's name."""
+        self._tap = tap
+        try:
+            yield
+        finally:
+            self._tap = None
+
+    def _product(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        if self._tap is not None:
+            self._tap(name, x)
+        return self.weights.matrices[name].product(x)
+
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(windows, positions) -> (windows, positions, n_embd) float32: the residual stream behind the last layer."""
+        planes: Planes = {}
+        for op in self._parts[0]:
+            planes[op["y"]] = op["scale"] * self.weights.matrices[op["matrix"]].rows(tokens)
+        x = planes["x"]
+        for ops in self._parts[1:-1]:
+            x = checkpoint(self._layer, ops, x, use_reentrant=False) if self._saves_memory else self._layer(ops, x)
+        return x
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(windows, positions, n_embd) -> (windows, positions, n_vocab) float32."""
+        planes = {"x": hidden}
+        self._run(self._parts[-1], planes)
+        return planes["logits"].float()
+
+    def _layer(self, ops: list[dict[str, Any]], x: torch.Tensor) -> torch.Tensor:
+        planes = {"x": x}
+        self._run(ops, planes)
+        return planes["x"]
+
+    def _run(self, ops: list[dict[str, Any]], planes: Planes) -> None:
+        for op in ops:
+            getattr(self, f"_{op['op']}")(op, planes)
+
+    def _vector(self, name: str) -> torch.Tensor:
+        return self.weights.vectors[name].value
+
+    def _input(self, of: dict[str, Any], planes: Planes) -> torch.Tensor:
+        x = planes[of["x"]]
+        if of["up"] is not None:
+            x = _activation(of["activation"], x) * planes[of["up"]]
+        elif of["norm"] is not None:
+            x = _rms_norm(x, self._vector(of["norm"]), of["eps"])
+        return x.to(self._dtype)
+
+    def _linear(self, op: dict[str, Any], planes: Planes) -> None:
+        x = self._input(op["in"], planes)
+        for out in op["out"]:
+            y = self._product(out["matrix"], x)
+            if out["bias"] is not None:
+                y = y + self._vector(out["bias"]).to(y.dtype)
+            if out["alpha"] != 1:
+                y = y * out["alpha"]
+            planes[out["y"]] = planes[out["y"]] + y if out["add"] else y
+
+    def _norm(self, op: dict[str, Any], planes: Planes) -> None:
+        x = planes[op["x"]]
+        grouped = x.reshape(*x.shape[:-1], op["groups"], -1)
+        planes[op["y"]] = _rms_norm(grouped, self._vector(op["weight"]), op["eps"]).reshape(x.shape)
+
+    def _add_norm(self, op: dict[str, Any], planes: Planes) -> None:
+        planes[op["y"]] = planes[op["y"]] + op["alpha"] * _rms_norm(planes[op["x"]], self._vector(op["weight"]), op["eps"])
+
+    def _soft_cap(self, op: dict[str, Any], planes: Planes) -> None:
+        planes[op["x"]] = op["cap"] * torch.tanh(planes[op["x"]].float() / op["cap"])
+
+    # --- attention
+
+    def _attention(self, op: dict[str, Any], planes: Planes) -> None:
+        q, k, v = (self._heads(planes[op[name]], op["head_dim"]) for name in "qkv")
+        q, k = self._turned(op, q).to(self._dtype), self._turned(op, k).to(self._dtype)
+        y = self._attend(op, q, k, v.to(self._dtype))
+        planes[op["y"]] = y.transpose(1, 2).reshape(*planes[op["q"]].shape)
+
+    @staticmethod
+    def _heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
+        """(windows, heads, positions, head_dim)"""
+        return x.reshape(*x.shape[:-1], -1, head_dim).transpose(1, 2)
+
+    def _turned(self, op: dict[str, Any], x: torch.Tensor) -> torch.Tensor:
+        if len(op["rope_frequencies"]) == 0:
+            return x
+        cos, sin = self._angles(op, x.shape[2])
+        dims = 2 * len(op["rope_frequencies"])
+        turning, rest = x[..., :dims].float(), x[..., dims:].float()
+        if op["rope_pairs"]:
+            a, b = turning[..., 0::2], turning[..., 1::2]
+            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+        else:
+            a, b = turning.chunk(2, dim=-1)
+            turned = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+        return torch.cat([turned, rest], dim=-1)
+
+    def _angles(self, op: dict[str, Any], positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(positions, dims / 2) cosines and sines; layers that turn alike have equal ones, each its own."""
+        if (found := self._turns.get(id(op))) is None or len(found[0]) < positions:
+            frequencies = torch.from_numpy(op["rope_frequencies"]).double()
+            angles = torch.outer(torch.arange(positions, dtype=torch.float64), frequencies)
+            magnitude = op["rope_magnitude"]
+            found = ((magnitude * angles.cos()).float().to(self.device), (magnitude * angles.sin()).float().to(self.device))
+            self._turns[id(op)] = found
+        return found[0][:positions], found[1][:positions]
+
+    @staticmethod
+    def _attend(op: dict[str, Any], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        shared, positions = op["n_heads"] // op["n_kv_heads"], q.shape[2]
+        if shared > 1:
+            k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
+        windowed = 0 < op["window"] < positions
+        if not windowed and not op["soft_cap"]:
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=op["scale"])
+        place = torch.arange(positions, device=q.device)
+        behind = place[:, None] - place
+        seen = (behind >= 0) & (behind < op["window"]) if windowed else behind >= 0
+        if not op["soft_cap"]:
+            return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=op["scale"])
+        scores = op["soft_cap"] * torch.tanh((q @ k.transpose(-1, -2)).float() * (op["scale"] / op["soft_cap"]))
+        return scores.masked_fill(~seen, -torch.inf).softmax(dim=-1).to(v.dtype) @ v
+
+    # --- mixtures of experts
+
+    def _moe(self, op: dict[str, Any], planes: Planes) -> None:
+        x = self._input(op["in"], planes)
+        rows = x.reshape(-1, x.shape[-1])
+        total = torch.zeros_like(planes[op["y"]]).reshape(-1, planes[op["y"]].shape[-1])
+        probabilities = self._product(op["router"], rows.float()).softmax(dim=-1)
+        weights, experts = (part[:, : op["top_k"]] for part in probabilities.sort(dim=-1, descending=True, stable=True))
+        if op["normalize"]:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        for expert, names in enumerate(zip(op["gate"], op["up"], op["down"], strict=True)):
+            row, choice = (experts == expert).nonzero(as_tuple=True)
+            if len(row):
+                y = self._gated(names, op["activation"], rows[row]).float() * weights[row, choice, None]
+                total = total.index_add(0, row, y)
+        if op["shared_gate"] is not None:
+            y = self._gated((op["shared_gate"], op["shared_up"], op["shared_down"]), op["activation"], rows).float()
+            if op["shared_router"] is not None:
+                y = y * self._product(op["shared_router"], rows.float()).sigmoid()
+            total = total + y
+        planes[op["y"]] = planes[op["y"]] + op["alpha"] * total.reshape(planes[op["y"]].shape)
+
+    def _gated(self, names: tuple[str, str, str], activation: str, x: torch.Tensor) -> torch.Tensor:
+        gate, up, down = names
+        return self._product(down, _activation(activation, self._product(gate, x)) * self._product(up, x))

@@ -1,0 +1,68 @@
+"""What a user may ask of tuning. Knows nothing of PyTorch, so that commands can declare their options without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..common.errors import ConvertError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is tuned.
+
+    Attributes:
+        tokens: that pass in all.
+        text_tokens: sampled from the teacher; None: a quarter of `tokens`, at most 4 million.
+        real_share: of real text in a batch.
+        calib: text file or folder; None: the standard library's documentation and sources.
+        seq_len: tokens of a window.
+        windows: of one step.
+        rate: the learning rate, relative to what learns.
+        codes: choose the codes again, group by group (`progressive.py`); takes 16 bytes a weight.
+        free_rate: the learning rate of weights that are yet to be rounded, relative to their magnitude.
+        code_part: of the steps, in which codes are chosen.
+        seed: of text and order.
+    """
+
+    tokens: int = 16_000_000
+    text_tokens: int | None = None
+    real_share: float = 0.125
+    calib: Path | None = None
+    seq_len: int = 512
+    windows: int = 16
+    rate: float = 2e-3
+    codes: bool = False
+    free_rate: float = 1e-3
+    code_part: float = 0.7
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = {
+            "--tokens": (self.tokens, self.seq_len * self.windows),
+            "--text-tokens": (self.sampled_windows * self.seq_len, 1),
+            "--windows": (self.windows, 1),
+            "--seq-len": (self.seq_len, 8),
+        }
+        for option, (count, least) in counts.items():
+            if count < least:
+                raise ConvertError(f"{option} {count}: give {least} or more")
+        if not 0 <= self.real_share <= 1:
+            raise ConvertError(f"--real-share {self.real_share}: give a fraction from 0 to 1")
+        if not 0 < self.code_part < 1:
+            raise ConvertError(f"--code-part {self.code_part}: give a fraction between 0 and 1")
+        for option, rate in (("--rate", self.rate), ("--free-rate", self.free_rate)):
+            if not 0 < rate <= 1:
+                raise ConvertError(f"{option} {rate}: give a number above 0 and at most 1")
+
+    @property
+    def steps(self) -> int:
+        """Of the optimizer."""
+        return self.tokens // (self.seq_len * self.windows)
+
+    @property
+    def sampled_windows(self) -> int:
+        """Of text that the teacher writes."""
+        tokens = min(self.tokens // 4, 4_000_000) if self.text_tokens is None else self.text_tokens
+        return max(1, tokens // self.seq_len)
