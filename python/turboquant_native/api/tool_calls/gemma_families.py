@@ -123,6 +123,7 @@ class Gemma3Parser(BareJsonParser):
     """
 
     opening = ("```tool_code", *BareJsonParser.opening)
+    binds_arguments = False  # Python's are none
     _in_fence = False
 
     def _at_start(self) -> bool:
