@@ -129,6 +129,24 @@ def test_embeddings_in_both_encodings(client, llama):
     assert np.allclose(post(client, "/v1/embeddings", {"input": tokens})["data"][0]["embedding"], plain[0]["embedding"])
 
 
+def test_rerank_by_an_embedding_model(client, llama, monkeypatch):
+    documents = ["The quick brown fox", {"text": "12345 67890"}, "The quick brown dog"]
+    body = {"query": "The quick brown fox", "documents": documents, "return_documents": True}
+    assert "no pooling" in post(client, "/v1/rerank", body, 400)["error"]["message"]
+    monkeypatch.setitem(llama.session.metadata, "turboquant.embedding_normalize", True)
+    vectors = np.array([entry["embedding"] for entry in llama.create_embedding(["The quick brown fox", "12345 67890"])["data"]])
+    for path in ("/v1/rerank", "/rerank", "/v2/rerank"):
+        results = post(client, path, body)["results"]
+        scores = [entry["relevance_score"] for entry in results]
+        assert results[0]["index"] == 0 and scores == sorted(scores, reverse=True) and abs(scores[0] - 1) < 1e-5
+        other = next(entry for entry in results if entry["index"] == 1)
+        assert other["document"] == {"text": "12345 67890"} and abs(other["relevance_score"] - vectors[0] @ vectors[1]) < 1e-5
+    (best,) = post(client, "/v1/rerank", {**body, "top_n": 1, "return_documents": False})["results"]
+    assert set(best) == {"index", "relevance_score"}
+    post(client, "/v1/rerank", {**body, "documents": [""]}, 400)
+    post(client, "/v1/rerank", {**body, "documents": ["fox " * 600]}, 400)
+
+
 def test_models_and_state(client):
     listed = client.get("/v1/models").json()
     assert [model["id"] for model in listed["data"]] == ["tiny"] and client.get("/v1/models/tiny").json()["object"] == "model"
