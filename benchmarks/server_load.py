@@ -102,7 +102,7 @@ HEAD = """| case | requests/s | tokens/s | first token p50 (ms) | p99 | between 
 
 async def measure(args: argparse.Namespace) -> None:
     """All cases, a line each."""
-    limits = httpx.Limits(max_connections=None)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # some servers close kept ones at any moment
     headers = {"Authorization": f"Bearer {args.key}"} if args.key else {}
     async with httpx.AsyncClient(base_url=args.url, timeout=None, limits=limits, headers=headers) as client:
         seed = random.Random(args.seed).randrange(1 << 30)

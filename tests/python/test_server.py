@@ -129,6 +129,24 @@ def test_embeddings_in_both_encodings(client, llama):
     assert np.allclose(post(client, "/v1/embeddings", {"input": tokens})["data"][0]["embedding"], plain[0]["embedding"])
 
 
+def test_rerank_by_an_embedding_model(client, llama, monkeypatch):
+    documents = ["The quick brown fox", {"text": "12345 67890"}, "The quick brown dog"]
+    body = {"query": "The quick brown fox", "documents": documents, "return_documents": True}
+    assert "no pooling" in post(client, "/v1/rerank", body, 400)["error"]["message"]
+    monkeypatch.setitem(llama.session.metadata, "turboquant.embedding_normalize", True)
+    vectors = np.array([entry["embedding"] for entry in llama.create_embedding(["The quick brown fox", "12345 67890"])["data"]])
+    for path in ("/v1/rerank", "/rerank", "/v2/rerank"):
+        results = post(client, path, body)["results"]
+        scores = [entry["relevance_score"] for entry in results]
+        assert results[0]["index"] == 0 and scores == sorted(scores, reverse=True) and abs(scores[0] - 1) < 1e-5
+        other = next(entry for entry in results if entry["index"] == 1)
+        assert other["document"] == {"text": "12345 67890"} and abs(other["relevance_score"] - vectors[0] @ vectors[1]) < 1e-5
+    (best,) = post(client, "/v1/rerank", {**body, "top_n": 1, "return_documents": False})["results"]
+    assert set(best) == {"index", "relevance_score"}
+    post(client, "/v1/rerank", {**body, "documents": [""]}, 400)
+    post(client, "/v1/rerank", {**body, "documents": ["fox " * 600]}, 400)
+
+
 def test_models_and_state(client):
     listed = client.get("/v1/models").json()
     assert [model["id"] for model in listed["data"]] == ["tiny"] and client.get("/v1/models/tiny").json()["object"] == "model"
@@ -215,6 +233,81 @@ def test_a_strict_tools_schema_is_kept_by_its_own_calls(client, llama, monkeypat
     calls = choice["message"]["tool_calls"]
     assert calls[0]["function"]["name"] == "paint" and json.loads(calls[0]["function"]["arguments"])["c"] in ("red", "blue")
     assert choice["message"]["content"].startswith("So.")
+
+
+def strict_paint(**more):
+    return ask(tools=[{"type": "function", "function": {"name": "paint", "strict": True, "parameters": COLOURS}}], max_tokens=150, **more)
+
+
+@pytest.mark.parametrize(
+    ("mark", "begun"),
+    [
+        ("", '{"name": "paint"'),
+        ("", 'So.\n```json\n{"name": "paint",'),
+        ("<|python_tag|>", '{"name": "paint", "para'),
+        ("<|python_tag|>", '<|python_tag|>{"type": "function", "name": "paint"'),
+        ("[TOOL_CALLS]", '[TOOL_CALLS][{"name": "paint"'),
+        ("[TOOL_CALLS]", "[TOOL_CALLS]paint[ARGS]{"),
+    ],
+)
+def test_a_strict_tool_is_kept_in_every_json_family(llama, monkeypatch, mark, begun):
+    """The model names the tool by itself; from there on only arguments that fit can follow."""
+    monkeypatch.setattr(llama.session, "chat_format", CHATML + f"{{# {mark} #}}")
+    with TestClient(create_app(llama, Settings(n_slots=4))) as client, saying(monkeypatch, spoken(llama, begun, end=False)):
+        choice = post(client, "/v1/chat/completions", strict_paint())["choices"][0]
+    call = choice["message"]["tool_calls"][0]["function"]
+    assert call["name"] == "paint" and json.loads(call["arguments"])["c"] in ("red", "blue")
+
+
+def test_a_strict_call_that_cannot_be_bound_fails_aloud(llama, monkeypatch):
+    """Arguments before the name: when the tool is known, they stand already."""
+    monkeypatch.setattr(llama.session, "chat_format", CHATML)
+    app, begun = create_app(llama, Settings(n_slots=4)), '{"parameters": {"c": "green"}, "name": "paint"'
+    with TestClient(app, raise_server_exceptions=False) as client, saying(monkeypatch, spoken(llama, begun)):
+        assert post(client, "/v1/chat/completions", strict_paint(), 500)["error"]["code"] == "strict_tool_call_failed"
+        assert events(post(client, "/v1/chat/completions", strict_paint(stream=True)))[-2][1]["error"]["code"] == "strict_tool_call_failed"
+
+
+@pytest.mark.parametrize("mark", ["<function=", "<|tool_call>", "<start_function_call>", "<start_of_turn>"])
+def test_a_strict_tool_is_refused_where_it_cannot_be_kept(llama, monkeypatch, mark):
+    monkeypatch.setattr(llama.session, "chat_format", CHATML + f"{{# {mark} #}}")
+    with TestClient(create_app(llama, Settings(n_slots=4))) as client:
+        assert "'paint' is strict" in post(client, "/v1/chat/completions", strict_paint(), 400)["error"]["message"]
+        body = strict_paint(tool_choice="required")
+        assert json.loads(post(client, "/v1/chat/completions", body)["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"])[
+            "c"
+        ] in ("red", "blue")
+
+
+TWO_CALLS = {
+    "<tool_call>": "Both.\n" + CALL + "\n" + CALL + "\nDone.",
+    "[TOOL_CALLS]": 'Both.[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Paris"}}, {"name": "weather", "arguments": {}}]',
+    "<start_of_turn>": 'Both.\n```tool_code\nweather(city="Paris")\nweather(city="Rome")\n```',
+}
+
+
+@pytest.mark.parametrize("mark", TWO_CALLS)
+def test_one_call_where_calls_must_not_be_parallel(llama, monkeypatch, mark):
+    monkeypatch.setattr(llama.session, "chat_format", CHATML + f"{{# {mark} #}}")
+    body, script = ask(tools=TOOLS), spoken(llama, TWO_CALLS[mark])
+    with TestClient(create_app(llama, Settings(n_slots=4))) as client, saying(monkeypatch, script):
+        both = post(client, "/v1/chat/completions", body)
+        one = post(client, "/v1/chat/completions", {**body, "parallel_tool_calls": False})
+        streamed = chunks(post(client, "/v1/chat/completions", {**body, "parallel_tool_calls": False, "stream": True}))
+        messages = {"messages": body["messages"], "max_tokens": 200, "tools": [{"name": "weather", "input_schema": {}}]}
+        anthropic = post(client, "/v1/messages", {**messages, "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}})
+        tools = [{"type": "function", "name": "weather"}]
+        response = post(client, "/v1/responses", {"model": "tiny", "input": "a", "tools": tools, "parallel_tool_calls": False})
+    assert len(both["choices"][0]["message"]["tool_calls"]) == 2
+    message = one["choices"][0]["message"]
+    assert [json.loads(call["function"]["arguments"]) for call in message["tool_calls"]] == [{"city": "Paris"}]
+    assert (message["content"], one["choices"][0]["finish_reason"]) == ("Both.", "tool_calls")
+    calls = [call for piece in streamed for call in piece["choices"][0]["delta"].get("tool_calls", ())]
+    assert {call["index"] for call in calls} == {0} and streamed[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    assert [part["type"] for part in anthropic["content"]] == ["text", "tool_use"] and anthropic["stop_reason"] == "tool_use"
+    assert [item["type"] for item in response["output"]] == ["message", "function_call"]
+    if mark != "<start_of_turn>":  # whose calls come all at once
+        assert one["usage"]["completion_tokens"] < both["usage"]["completion_tokens"]  # the second call was not written
 
 
 def test_no_tools_no_calls(client, llama, monkeypatch):
@@ -456,6 +549,39 @@ def test_anthropics_errors_have_its_shape(client):
 )
 def test_wrong_fields_are_named(client, path, body, param):
     assert post(client, path, body, status=400)["error"]["param"].split(".")[0] == param
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "word"),
+    [
+        ("/v1/chat/completions", ask(top_logprobs=2), "logprobs: true"),
+        ("/v1/chat/completions", ask(functions=[{"name": "f"}]), "functions"),
+        ("/v1/chat/completions", ask(guided_json={"type": "object"}), "guided_json"),
+        ("/v1/chat/completions", ask(mirostat=2), "mirostat"),
+        ("/v1/chat/completions", ask(modalities=["text", "audio"]), "modalities"),
+        ("/v1/completions", {"prompt": "a", "min_tokens": 5}, "min_tokens"),
+        ("/v1/completions", {"prompt": "a", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ("/v1/responses", {"model": "m", "input": "a", "top_logprobs": 2}, "log-probabilities"),
+        ("/v1/responses", {"model": "m", "input": "a", "conversation": "c"}, "conversation"),
+        ("/v1/responses", {"model": "m", "input": "a", "tool_choice": {"type": "web_search"}}, "web_search"),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2, "mcp_servers": [{}]}, "mcp_servers"),
+    ],
+)
+def test_what_is_not_followed_is_refused(client, path, body, word):
+    assert word in post(client, path, body, status=400)["error"]["message"]
+
+
+def test_what_asks_for_nothing_is_let_through(client):
+    post(client, "/v1/chat/completions", ask(max_tokens=1, mirostat=0, functions=None, modalities=["text"], min_tokens=0, store=True))
+
+
+def test_only_allowed_tools_are_called(client):
+    tools = [{"type": "function", "name": name, "parameters": COLOURS} for name in ("paint", "wash")]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "wash"}]}
+    body = {"model": "tiny", "input": "a", "tools": tools, "tool_choice": choice, "temperature": 0, "max_output_tokens": 100}
+    assert [item["name"] for item in post(client, "/v1/responses", body)["output"]] == ["wash"]
+    choice["tools"] = [{"type": "function", "name": "none"}]
+    post(client, "/v1/responses", body, status=400)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """An answer taken apart while it comes: thinking, text, calls of tools."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..engine.vocabulary import Vocabulary
@@ -15,15 +15,22 @@ class AnswerReader:
     Args:
         parser: reads calls of tools; None where the request allows none.
         splitter: tells the thinking apart; None for a model that does not think.
+        one_call: the answer ends where a second call begins.
     """
 
-    def __init__(self, parser: CallParser | None = None, splitter: ReasoningSplitter | None = None) -> None:
-        self._parser, self._splitter = parser, splitter
+    def __init__(self, parser: CallParser | None = None, splitter: ReasoningSplitter | None = None, one_call: bool = False) -> None:
+        self._parser, self._splitter, self._one_call = parser, splitter, one_call
 
     @property
     def calls(self) -> int:
-        """Calls that have begun."""
-        return self._parser.calls if self._parser else 0
+        """Calls that have begun, and are part of the answer."""
+        found = self._parser.calls if self._parser else 0
+        return min(found, 1) if self._one_call else found
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a call beyond the only one has begun."""
+        return self._one_call and self._parser is not None and self._parser.calls > 1
 
     @property
     def is_thinking(self) -> bool:
@@ -38,13 +45,22 @@ class AnswerReader:
     def finish(self) -> list[AnswerEvent]:
         """The answer has ended: what was held back."""
         thinking, answer = self._splitter.finish() if self._splitter else ("", "")
-        return self._events(thinking, answer) + (self._parser.finish() if self._parser else [])
+        return self._events(thinking, answer) + self._kept(self._parser.finish if self._parser else list)
 
     def _events(self, thinking: str, answer: str) -> list[AnswerEvent]:
         events: list[AnswerEvent] = [ReasoningDelta(thinking)] if thinking else []
-        if self._parser is not None:
-            return events + (self._parser.push(answer) if answer else [])
+        parser = self._parser
+        if parser is not None:
+            return events + (self._kept(lambda: parser.push(answer)) if answer else [])
         return events + ([TextDelta(answer)] if answer else [])
+
+    def _kept(self, read: Callable[[], list[AnswerEvent]]) -> list[AnswerEvent]:
+        """What is read, as far as it is part of the answer."""
+        if self.is_cut:
+            return []
+        events = read()
+        second = next((i for i, event in enumerate(events) if isinstance(event, CallStart) and event.index > 0), None)
+        return events[:second] if self._one_call else events
 
 
 class ArgumentsParser(CallParser):
@@ -64,7 +80,12 @@ class ArgumentsParser(CallParser):
 
 
 def reader_for(
-    template: str, prompt: str, tools: Sequence[Mapping[str, Any]] | None, forced: str | None = None, bare: bool = False
+    template: str,
+    prompt: str,
+    tools: Sequence[Mapping[str, Any]] | None,
+    forced: str | None = None,
+    bare: bool = False,
+    one_call: bool = False,
 ) -> AnswerReader:
     """The reader of answers to one request.
 
@@ -72,6 +93,7 @@ def reader_for(
         template: the chat template, jinja2 text. prompt: what it rendered.
         tools: those that the answer may call, in OpenAI's form.
         forced: the tool whose bare arguments a grammar makes the answer. bare: a grammar makes the answer {"name", "arguments"}.
+        one_call: the answer ends where a second call begins.
     """
     tags = reasoning.thinking_tags(template)
     splitter = None
@@ -81,7 +103,7 @@ def reader_for(
         return AnswerReader(ArgumentsParser(forced), splitter)
     functions = tool_calls.functions(tools)
     family = tool_calls.BareJsonParser if bare else tool_calls.family_of(template)
-    return AnswerReader(family(functions) if functions or family.reads_all else None, splitter)
+    return AnswerReader(family(functions) if functions or family.reads_all else None, splitter, one_call)
 
 
 def shown_tokens(vocabulary: Vocabulary, template: str, with_tools: bool) -> frozenset[int]:

@@ -5,17 +5,20 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..engine.grammar import LlamaGrammar
-from .answer import reader_for, shown_tokens
-from .call_grammar import WithinCalls
+from ..engine.sampling import StoppingCriteriaList
+from .answer import AnswerReader, reader_for, shown_tokens
+from .call_grammar import WithinArguments, WithinCalls
 from .chat_answer import ChatAnswer
 from .chat_prompt import Message, prompt_of
 from .completion import Completion, CompletionRequest
 from .session import Session
 from .thinking_grammar import after_thinking
 from .tool_calls import family_of
+from .tool_calls.watching import EndsWhen, TextOfTokens
 from .tool_choice import demanded, grammar_of_calls
 
-Grammar = TypeVar("Grammar", LlamaGrammar, WithinCalls)
+Grammar = TypeVar("Grammar", LlamaGrammar, WithinCalls, WithinArguments)
+CallGrammar = WithinCalls | WithinArguments
 
 
 def grammar_for(response_format: dict[str, Any] | None) -> LlamaGrammar | None:
@@ -33,11 +36,20 @@ def grammar_for(response_format: dict[str, Any] | None) -> LlamaGrammar | None:
     raise ValueError(f"response_format has the unknown type {kind!r}; known: text, json_object, json_schema")
 
 
-def grammar_of_strict_tools(tools: Sequence[dict[str, Any]] | None, template: str) -> WithinCalls | None:
-    """What binds the calls that the model chooses to make, where a tool is strict and the family's markup shows where they begin."""
-    marker = family_of(template).json_marker
-    strict = any(isinstance(tool, dict) and (tool.get("function") or {}).get("strict") for tool in tools or ())
-    return strictly(WithinCalls(demanded(tools, "required"), marker), True) if marker is not None and strict else None
+def grammar_of_strict_tools(tools: Sequence[dict[str, Any]] | None, template: str, shown: frozenset[int]) -> CallGrammar | None:
+    """What binds the calls that the model chooses to make, where a tool is strict; ValueError where the family's calls cannot be bound."""
+    strict = [tool["function"]["name"] for tool in tools or () if isinstance(tool, dict) and (tool.get("function") or {}).get("strict")]
+    if not strict:
+        return None
+    family, functions = family_of(template), demanded(tools, "required")
+    if family.json_marker is not None:
+        return strictly(WithinCalls(functions, family.json_marker), True)
+    if not family.binds_arguments:
+        raise ValueError(
+            f"the tool {strict[0]!r} is strict, which cannot be kept in this model's own way to write calls: "
+            "demand it (tool_choice by name, or 'required'), or leave strict out"
+        )
+    return strictly(WithinArguments(functions, family, shown), True)
 
 
 def strictly(grammar: Grammar, strict: bool) -> Grammar:
@@ -45,6 +57,14 @@ def strictly(grammar: Grammar, strict: bool) -> Grammar:
     if strict and grammar.relaxed:
         raise ValueError(f"the schema is strict, but cannot be followed in all: {'; '.join(grammar.relaxed)}")
     return grammar
+
+
+def _ends_at_second_call(reader: AnswerReader, text: TextOfTokens, n_prompt: int) -> EndsWhen:
+    def push(new: str) -> bool:
+        reader.push(new)
+        return reader.is_cut
+
+    return EndsWhen(push, text, n_prompt)
 
 
 class ChatCompletion:
@@ -55,6 +75,7 @@ class ChatCompletion:
         tools, tool_choice: the tools go to the template; a call that is demanded constrains the answer.
         response_format: constrains the answer, not the thinking before it.
         chat_template_kwargs: more variables of the template.
+        parallel_tool_calls: False: the answer ends where a second call would begin.
     """
 
     def __init__(
@@ -67,20 +88,29 @@ class ChatCompletion:
         response_format: dict[str, Any] | None = None,
         model: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
     ) -> None:
         self._session, self._model = session, model or session.model_path
         tools = None if tool_choice == "none" else tools
         functions = demanded(tools, tool_choice)
         prompt = prompt_of(session, messages, tools, chat_template_kwargs)
-        grammar: LlamaGrammar | WithinCalls | None = request.grammar or grammar_for(response_format)
+        shown = shown_tokens(session.vocabulary, prompt.template, bool(tools))
+        grammar: LlamaGrammar | CallGrammar | None = request.grammar or grammar_for(response_format)
         if functions:
             grammar = strictly(grammar_of_calls(functions), any(function.get("strict") for function in functions))
         elif grammar is None:
-            grammar = grammar_of_strict_tools(tools, prompt.template)
+            grammar = grammar_of_strict_tools(tools, prompt.template, shown)
         forced = str(functions[0]["name"]) if len(functions) == 1 else None
-        self._reader = reader_for(prompt.template, prompt.text, tools, forced, bare=len(functions) > 1)
+        one_call = parallel_tool_calls is False and bool(tools)
+
+        def reader() -> AnswerReader:
+            return reader_for(prompt.template, prompt.text, tools, forced, bare=len(functions) > 1, one_call=one_call)
+
+        self._reader = reader()
         self._with_logprobs = request.logprobs is not None
-        shown = shown_tokens(session.vocabulary, prompt.template, bool(tools))
+        if one_call and not functions:  # a demanded call is one already
+            ends = _ends_at_second_call(reader(), TextOfTokens(session.vocabulary, shown), len(prompt.tokens))
+            request = replace(request, stopping_criteria=StoppingCriteriaList([*(request.stopping_criteria or ()), ends]))
         bound = after_thinking(grammar, prompt.template, prompt.text, demanded=bool(functions))
         self.completion = Completion(session, replace(request, prompt=prompt.tokens, grammar=bound, shown_tokens=shown))
 

@@ -60,6 +60,12 @@ def declared(session: Session, pooling: int, normalize: bool) -> tuple[int, bool
     return pooling, normalize or keys.get("turboquant.embedding_normalize") is True
 
 
+def is_declared(session: Session) -> bool:
+    """Whether the file says how its vectors are made: the model was trained to embed."""
+    keys = session.metadata
+    return f"{keys.get('general.architecture')}.pooling_type" in keys or "turboquant.embedding_normalize" in keys
+
+
 def embed(session: Session, tokens: Sequence[int], pooling: int, normalize: bool) -> NDArray[np.float32]:
     """Pools the final hidden states of tokens: (n_embd,), or (n, n_embd) without pooling.
 

@@ -115,6 +115,7 @@ class TextMethods:
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
         **kwargs: Any,
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """Answers a conversation through the model's chat template.
@@ -129,6 +130,7 @@ class TextMethods:
             response_format: {"type": "text" | "json_object" | "json_schema", ...}; constrains the answer, not the thinking before it.
             logprobs, top_logprobs: report log-probabilities, with so many alternatives a token.
             chat_template_kwargs: more variables of the template, such as {"enable_thinking": False}.
+            parallel_tool_calls: False: at most one call; the answer ends where a second one would begin.
             The rest is `create_completion`'s.
 
         Returns:
@@ -143,6 +145,8 @@ class TextMethods:
             raise ValueError("functions and function_call are not supported; use tools and tool_choice")
         if self.chat_handler is not None:
             given = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "functions", "function_call")}
+            if parallel_tool_calls is None:
+                del given["parallel_tool_calls"]  # younger than most handlers
             answer: dict[str, Any] | Iterator[dict[str, Any]] = self.chat_handler(llama=self, **given, **kwargs)
             return answer
         refuse_unsupported(**kwargs)
@@ -157,7 +161,9 @@ class TextMethods:
             grammar=grammar,
             logit_bias=logit_bias,
         )
-        chat = ChatCompletion(self._session, messages, request, tools, tool_choice, response_format, model, chat_template_kwargs)
+        chat = ChatCompletion(
+            self._session, messages, request, tools, tool_choice, response_format, model, chat_template_kwargs, parallel_tool_calls
+        )
         return chat.stream() if stream else chat.finish()
 
     def create_chat_completion_openai_v1(self, *args: Any, **kwargs: Any) -> Any:

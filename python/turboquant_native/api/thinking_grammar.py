@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 from ..engine.grammar import LlamaGrammar
 from ..engine.sampling import Logits, LogitsProcessor
 from ..engine.vocabulary import Vocabulary
-from .call_grammar import WithinCalls
+from .call_grammar import WithinArguments, WithinCalls
 from .reasoning import ThinkingTags, thinking_is_open, thinking_is_over, thinking_tags
 from .tool_calls import family_of
 
+Grammar = LlamaGrammar | WithinCalls | WithinArguments
 
-def after_thinking(grammar: LlamaGrammar | WithinCalls | None, template: str, prompt: str, demanded: bool = False) -> Any:
+
+def after_thinking(grammar: Grammar | None, template: str, prompt: str, demanded: bool = False) -> Any:
     """The grammar, waiting for the end of the thinking where the model thinks.
 
     Args:
@@ -37,7 +39,7 @@ class AfterThinking:
         is_open: the prompt has opened the thinking. Otherwise the model may open it, where that is one token of its vocabulary.
     """
 
-    def __init__(self, grammar: LlamaGrammar | WithinCalls, tags: ThinkingTags, is_open: bool) -> None:
+    def __init__(self, grammar: Grammar, tags: ThinkingTags, is_open: bool) -> None:
         self._grammar, self._tags, self._is_open = grammar, tags, is_open
 
     def processor(self, vocabulary: Vocabulary, n_prompt: int) -> LogitsProcessor:

@@ -3,7 +3,7 @@
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from .grammar_tokens import grammar_tokenizer
 from .vocabulary import Vocabulary
 
 Logits = NDArray[np.float32]
+Frame = str | re.Pattern[str]
 
 # Unbounded white space would let a model write it for ever.
 JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"\n? {0,16}", "coerce_one_of": True, "lenient": True}
@@ -74,6 +75,10 @@ def _is_regex(pattern: str) -> bool:
 def _of_schema(schema: str | dict[str, Any]) -> tuple[str, list[str]]:
     prepared, left_out = json_schemas.prepare(schema, _is_regex)
     return _llguidance().LLMatcher.grammar_from_json_schema(json.dumps(prepared), defaults=JSON_OPTIONS), left_out
+
+
+def _lark(frame: Frame) -> str:
+    return json.dumps(frame) if isinstance(frame, str) else f"/{frame.pattern}/"
 
 
 def _llguidance() -> Any:
@@ -135,13 +140,13 @@ class LlamaGrammar:
         return cls(*_of_schema(json_schema))
 
     @classmethod
-    def from_json_schemas(cls, frames: Mapping[str, tuple[dict[str, Any], str]]) -> "LlamaGrammar":
-        """One of several schemas, each between fixed texts: {text before: (schema, text after)}."""
+    def from_json_schemas(cls, frames: Mapping[Frame, tuple[dict[str, Any], Frame]]) -> "LlamaGrammar":
+        """One of several schemas, each between texts or expressions (Rust's syntax): {before: (schema, after)}."""
         parts, left_out = [], []
         for before, (schema, after) in frames.items():
             prepared, relaxed = json_schemas.prepare(schema, _is_regex)
             with_options = {"x-guidance": JSON_OPTIONS, **(prepared if isinstance(prepared, dict) else {"anyOf": [prepared]})}
-            parts.append(f"{json.dumps(before)} %json {json.dumps(with_options)} {json.dumps(after)}")
+            parts.append(f"{_lark(before)} %json {json.dumps(with_options)} {_lark(after)}")
             left_out += relaxed
         rules = "".join(f"part{i}: {part}\n" for i, part in enumerate(parts))
         lark = f"start: {' | '.join(f'part{i}' for i in range(len(parts)))}\n{rules}"
@@ -158,13 +163,13 @@ class LlamaGrammar:
         check_chains(lark)
         return cls(_llguidance().LLMatcher.grammar_from_lark(lark))
 
-    def processor(self, vocabulary: Vocabulary, n_prompt: int) -> Callable[[NDArray[np.intc], Logits], Logits]:
+    def processor(self, vocabulary: Vocabulary, n_prompt: int) -> "GrammarProcessor":
         """A logits processor for one completion whose prompt has n_prompt tokens."""
         compiled = self._compiled if self._gbnf is None else _with_ids(self._gbnf, vocabulary)
-        return _GrammarProcessor(compiled, vocabulary, n_prompt)
+        return GrammarProcessor(compiled, vocabulary, n_prompt)
 
 
-class _GrammarProcessor:
+class GrammarProcessor:
     """Takes away every token that the grammar does not allow next."""
 
     def __init__(self, compiled: str, vocabulary: Vocabulary, n_prompt: int) -> None:
@@ -183,6 +188,10 @@ class _GrammarProcessor:
         allowed = np.unpackbits(bits, bitorder="little")[: len(logits)].astype(bool)
         logits[~allowed] = -np.inf
         return logits
+
+    def skip(self, tokens: Sequence[int]) -> bool:
+        """Takes tokens that stand already at its beginning; False where the grammar does not allow them."""
+        return len(tokens) == 0 or bool(self._matcher.consume_tokens(list(tokens)))
 
     def _check(self) -> None:
         if self._matcher.is_error():

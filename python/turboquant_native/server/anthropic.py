@@ -46,14 +46,21 @@ def to_chat(body: CountBody) -> ChatBody:
     """The same request in OpenAI's form; ValueError names what has no counterpart."""
     messages = _system(body.system) + [entry for index, message in enumerate(body.messages) for entry in _messages(index, message)]
     values: dict[str, Any] = {"model": body.model, "messages": messages, "tools": _tools(body.tools), **_tool_choice(body.tool_choice)}
+    template: dict[str, Any] = {}
     if body.thinking is not None:
-        values["chat_template_kwargs"] = {"enable_thinking": body.thinking.get("type") != "disabled"}
+        template["enable_thinking"] = body.thinking.get("type") != "disabled"
     if isinstance(body, MessagesBody):
         values |= {name: getattr(body, name) for name in ("stream", "max_tokens", "temperature", "top_p", "top_k")}
         values["stop"] = body.stop_sequences
+        if (body.output_config or {}).get("effort") is not None:
+            template["reasoning_effort"] = (body.output_config or {})["effort"]
         schema = ((body.output_config or {}).get("format") or {}).get("schema")
         if schema is not None:
             values["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
+    if template:
+        values["chat_template_kwargs"] = template
+    if (body.model_extra or {}).get("mcp_servers"):
+        raise ValueError("mcp_servers is not supported: give the tools themselves")
     return ChatBody.model_validate(values)
 
 
@@ -121,7 +128,12 @@ def _tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
     return [
         {
             "type": "function",
-            "function": {"name": tool.get("name"), "description": tool.get("description", ""), "parameters": tool["input_schema"]},
+            "function": {
+                "name": tool.get("name"),
+                "description": tool.get("description", ""),
+                "parameters": tool["input_schema"],
+                **({"strict": True} if tool.get("strict") else {}),
+            },
         }
         for tool in own
     ]
@@ -129,12 +141,13 @@ def _tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
 
 def _tool_choice(choice: dict[str, Any] | None) -> dict[str, Any]:
     kind = (choice or {}).get("type")
+    parallel = {"parallel_tool_calls": False} if (choice or {}).get("disable_parallel_tool_use") else {}
     if choice is None or kind == "auto":
-        return {}
+        return parallel
     if kind == "tool":
-        return {"tool_choice": {"type": "function", "function": {"name": choice.get("name")}}}
+        return {"tool_choice": {"type": "function", "function": {"name": choice.get("name")}}, **parallel}
     if kind in ("any", "none"):
-        return {"tool_choice": "required" if kind == "any" else "none"}
+        return {"tool_choice": "required" if kind == "any" else "none", **parallel}
     raise ValueError(f"tool_choice has the unknown type {kind!r}; known: auto, any, tool, none")
 
 

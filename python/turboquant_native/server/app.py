@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from .. import __version__
 from ..api.llama import Llama
-from . import chat_routes, completion_routes, docs, errors, logs, model_routes, page_route, streaming
+from . import chat_routes, completion_routes, docs, errors, logs, model_routes, page_route, rerank_route, streaming
 from .limits import BodyLimit, KeyCheck
 from .models import Model, Models, find
 from .service import Service
@@ -46,7 +46,7 @@ def create_app(engine_or_settings: Llama | Settings, settings: Settings | None =
         middleware=_middleware(service),
     )
     app.state.service = service
-    for router in (chat_routes.router, completion_routes.router, model_routes.router, docs.router):
+    for router in (chat_routes.router, completion_routes.router, model_routes.router, rerank_route.router, docs.router):
         app.include_router(router)
     app.add_exception_handler(errors.ApiError, errors.handle)
     app.add_exception_handler(RequestValidationError, errors.handle)

@@ -10,6 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ..api.call_grammar import UnboundCall
+
 # Anthropic's name for a status; OpenAI's stands with each error.
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
@@ -127,6 +129,8 @@ def of_exception(error: BaseException) -> ApiError:
         return error
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
+    if isinstance(error, UnboundCall):
+        return ApiError(500, str(error), code="strict_tool_call_failed")
     return ApiError(500, "the server failed to answer; its log says why", code="internal_error")
 
 

@@ -71,7 +71,7 @@ def _embed(llama: Llama, body: EmbeddingBody) -> tuple[list[Any], int]:
         raise errors.ApiError(400, f"dimensions must be {llama.n_embd()}, the model's own", code="invalid_value", param="dimensions")
     given: Any = body.input
     inputs = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
-    tokens = [llama.vocabulary.encode(entry, add_bos=True, special=True) if isinstance(entry, str) else entry for entry in inputs]
+    tokens = [llama.vocabulary.encode_document(entry) if isinstance(entry, str) else entry for entry in inputs]
     for ids in tokens:
         if len(ids) > llama.n_ctx():
             raise errors.context_length_exceeded(len(ids), llama.n_ctx(), "input")

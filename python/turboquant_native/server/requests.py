@@ -78,7 +78,17 @@ def chat(llama: Llama, body: ChatBody, settings: Settings, model: str) -> ChatCo
         raise ValueError("give response_format, grammar or json_schema, one of them")
     values = _template_values(body)
     try:
-        return ChatCompletion(llama.session, _messages(body), request, body.tools, body.tool_choice, body.response_format, model, values)
+        return ChatCompletion(
+            llama.session,
+            _messages(body),
+            request,
+            body.tools,
+            body.tool_choice,
+            body.response_format,
+            model,
+            values,
+            body.parallel_tool_calls,
+        )
     except PromptTooLong as error:
         raise errors.context_length_exceeded(error.n_prompt, error.n_ctx) from error
 

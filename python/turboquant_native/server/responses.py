@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from .schemas import Body, ChatBody
+from .schemas import Body, ChatBody, refuse_not_followed
 
 Event = tuple[str, dict[str, Any]]
 
@@ -28,6 +28,9 @@ class ResponsesBody(Body):
     text: dict[str, Any] | None = None
     reasoning: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
+    presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    include: list[str] | None = None
     previous_response_id: str | None = None
     background: bool | None = None
 
@@ -38,11 +41,18 @@ def to_chat(body: ResponsesBody) -> ChatBody:
         raise ValueError("previous_response_id is not supported: nothing is stored here, send the whole conversation as input")
     if body.background:
         raise ValueError("background is not supported")
+    if body.top_logprobs or "message.output_text.logprobs" in (body.include or ()):
+        raise ValueError("log-probabilities are not supported here: /v1/chat/completions has them")
+    extra = body.model_extra or {}
+    for name in ("conversation", "prompt"):
+        if extra.get(name) is not None:
+            raise ValueError(f"{name} is not supported: nothing is stored here, send the whole conversation as input")
+    refuse_not_followed(extra)
     messages = [{"role": "system", "content": body.instructions}] if body.instructions else []
     items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     for index, item in enumerate(items):
         _append(messages, index, item)
-    tools = _tools(body.tools)
+    tools, choice = _allowed(_tools(body.tools), body.tool_choice)
     values: dict[str, Any] = {
         "model": body.model,
         "messages": messages,
@@ -50,8 +60,11 @@ def to_chat(body: ResponsesBody) -> ChatBody:
         "max_completion_tokens": body.max_output_tokens,
         "temperature": body.temperature,
         "top_p": body.top_p,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
         "tools": tools or None,
-        "tool_choice": _tool_choice(body.tool_choice, bool(tools)),
+        "tool_choice": choice,
+        "parallel_tool_calls": body.parallel_tool_calls,
         "response_format": _format(body.text),
     }
     if (body.reasoning or {}).get("effort") is not None:
@@ -117,14 +130,18 @@ def _tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     ]
 
 
-def _tool_choice(choice: str | dict[str, Any] | None, any_tools: bool) -> Any:
-    if choice is None or not any_tools:
-        return None
-    if isinstance(choice, str):
-        return choice
+def _allowed(tools: list[dict[str, Any]], choice: str | dict[str, Any] | None) -> tuple[list[dict[str, Any]], Any]:
+    """The tools that may be called, and the chat's tool_choice; ValueError for a choice that cannot be met."""
+    if choice is None or isinstance(choice, str):
+        return tools, choice if tools or choice == "required" else None
     if choice.get("type") == "function":
-        return {"type": "function", "function": {"name": choice.get("name")}}
-    return choice.get("mode", "auto")  # allowed_tools, or a tool that is no function
+        return tools, {"type": "function", "function": {"name": choice.get("name")}}
+    if choice.get("type") != "allowed_tools":
+        raise ValueError(f"tool_choice demands the tool {choice.get('type')!r}, which is not here; functions can be demanded")
+    named = {tool.get("name") for tool in choice.get("tools") or () if tool.get("type") == "function"}
+    allowed = [tool for tool in tools if tool["function"].get("name") in named]
+    mode = choice.get("mode", "auto")
+    return allowed, mode if allowed or mode == "required" else None
 
 
 def _format(text: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -177,8 +194,8 @@ class ResponseWriter:
             "tools": [_tool_shown(tool) for tool in body.tools or () if tool.get("type") == "function"],
             "top_logprobs": body.top_logprobs or 0,
             "top_p": 1.0 if body.top_p is None else body.top_p,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
+            "presence_penalty": body.presence_penalty or 0.0,
+            "frequency_penalty": body.frequency_penalty or 0.0,
             "truncation": "disabled",
             "usage": None,
             "metadata": body.metadata or {},
@@ -281,7 +298,7 @@ class ResponseWriter:
 
 
 _PARTS = {"message": "output_text", "reasoning": "reasoning_text"}  # item: type of its part, and name of its events
-_ECHOED = ("max_tool_calls", "presence_penalty", "frequency_penalty", "prompt_cache_key", "safety_identifier")
+_ECHOED = ("max_tool_calls", "prompt_cache_key", "safety_identifier")
 
 
 def _logprobs(kind: str) -> dict[str, Any]:

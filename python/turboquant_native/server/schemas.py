@@ -1,8 +1,9 @@
 """Bodies of requests in OpenAI's form. Fields that nobody here knows are ignored, as clients expect."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Token = Annotated[int, Field(ge=0)]
 
@@ -11,6 +12,41 @@ class Body(BaseModel):
     """What all bodies share."""
 
     model_config = ConfigDict(extra="allow")
+
+
+# Fields of other servers and of OpenAI that would change the answer and are not followed here: field: (values that ask for nothing, what
+# helps). Other unknown fields are ignored; these are refused, because their absence would go unnoticed.
+_NOT_FOLLOWED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "functions": ((None, []), "use tools"),
+    "function_call": ((None, "none"), "use tool_choice"),
+    "modalities": ((None, [], ["text"]), "answers are text"),
+    "audio": ((None,), "answers are text"),
+    "web_search_options": ((None,), "there is no search here"),
+    "guided_json": ((None,), "use response_format"),
+    "guided_regex": ((None,), "use grammar"),
+    "guided_choice": ((None,), "use grammar"),
+    "guided_grammar": ((None,), "use grammar"),
+    "structured_outputs": ((None, {}), "use response_format or grammar"),
+    "mirostat": ((None, 0), "use temperature, top_p, min_p"),
+    "dry_multiplier": ((None, 0), "use repeat_penalty"),
+    "xtc_probability": ((None, 0), "use min_p"),
+    "dynatemp_range": ((None, 0), "use temperature"),
+    "lora": ((None, []), "adapters are not supported"),
+    "ignore_eos": ((None, False), "use logit_bias against the end token"),
+    "min_tokens": ((None, 0), "use logit_bias against the end token"),
+    "stop_token_ids": ((None, []), "use stop, with the tokens' names"),
+    "n_predict": ((None,), "use max_tokens"),
+    "truncate_prompt_tokens": ((None,), "prompts are never cut"),
+    "continue_final_message": ((None, False), "use /v1/completions"),
+    "add_generation_prompt": ((None, True), "use /v1/completions"),
+}
+
+
+def refuse_not_followed(fields: Mapping[str, Any]) -> None:
+    """ValueError for a field that asks for what is not done here."""
+    for name, (neutral, help_) in _NOT_FOLLOWED.items():
+        if fields.get(name) not in neutral:
+            raise ValueError(f"{name} is not supported: {help_}")
 
 
 class StreamOptions(Body):
@@ -48,6 +84,11 @@ class Sampling(Body):
             raise ValueError(f"must be 1, got {value}: send the request several times")
         return value
 
+    @model_validator(mode="after")
+    def _refuse_what_is_not_followed(self) -> "Sampling":
+        refuse_not_followed(self.model_extra or {})
+        return self
+
 
 class Message(Body):
     """One message of a conversation; its content is checked where the prompt is made."""
@@ -69,6 +110,12 @@ class ChatBody(Sampling):
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
+
+    @model_validator(mode="after")
+    def _no_alternatives_without_logprobs(self) -> "ChatBody":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        return self
 
 
 class CompletionBody(Sampling):

@@ -73,8 +73,11 @@ class MistralParser(JsonCallParser):
 
     def __init__(self, tools: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(tools)
-        self._in_list = False
+        self._in_list = self._in_object_call = False
         self._arguments = JsonValue()
+
+    def behind_name(self) -> tuple[str | None, bool]:
+        return super().behind_name() if self._in_object_call else (self._arguments.text, False)
 
     @classmethod
     def marks(cls) -> tuple[str, ...]:
@@ -90,7 +93,8 @@ class MistralParser(JsonCallParser):
         if self._buffer.startswith("[") and not self._in_list:
             self._buffer, self._in_list = self._buffer[1:], True
             return True
-        self._state = self._read_object() if self._buffer.startswith("{") else self._in_name
+        self._in_object_call = self._buffer.startswith("{")
+        self._state = self._read_object() if self._in_object_call else self._in_name
         return True
 
     def _in_name(self) -> bool:

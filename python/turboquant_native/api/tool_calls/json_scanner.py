@@ -59,11 +59,12 @@ class JsonCall:
     def __init__(self) -> None:
         self.raw = ""
         self.name: str | None = None
+        self._name_end = 0
         self.complete = self.broken = False
         self._key = ""
         self._value = JsonValue()
         self._arguments = ""
-        self._seen_arguments = False
+        self._seen_arguments = self._arguments_first = False
         self._phase: Callable[[str], bool] = self._open
 
     def feed(self, text: str) -> int:
@@ -74,6 +75,11 @@ class JsonCall:
                 self.raw += text[count]
                 count += 1
         return count
+
+    @property
+    def behind_name(self) -> str | None:
+        """What stands behind the name so far; None where arguments stood before it."""
+        return None if self._arguments_first else self.raw[self._name_end :]
 
     def take_arguments(self) -> str:
         """The text of the arguments that has come since the last call."""
@@ -113,9 +119,11 @@ class JsonCall:
     def _end_of_value(self, streamed: bool) -> None:
         if self._key == "name":
             self.name = self._loaded_text() or None
+            self._name_end = len(self.raw) + 1  # with the quote that is being read
             self.broken |= self.name is None
         elif self._key in _ARGUMENTS:
             self._seen_arguments = True
+            self._arguments_first |= self.name is None
             if not streamed:
                 self._arguments += self._whole_arguments()
 

@@ -24,6 +24,7 @@ class CallParser:
     is_thinking = False  # the answer stands inside of thinking that the parser itself tells from the text
     answer_begins = ""  # the text behind which the answer itself stands, in families whose answers have other parts before it
     json_marker: str | None = None  # what stands before {"name", "arguments"} wherever a call is made, so that a grammar can begin there
+    binds_arguments = False  # arguments are JSON behind the tool's name, so that a grammar can begin there: `behind_name`
 
     def __init__(self, tools: Mapping[str, Mapping[str, Any]]) -> None:
         self._tools = tools
@@ -58,6 +59,10 @@ class CallParser:
         """The answer has ended: what was held back."""
         self._ended = True
         return self.push("")
+
+    def behind_name(self) -> tuple[str | None, bool]:
+        """Of the call that began last: what stands behind its name (None: arguments stood before it), and whether that has a key."""
+        raise NotImplementedError
 
     # --- text ----------------------------------------------------------------------------------------------------------------------------
 
@@ -131,11 +136,16 @@ class CallParser:
 class JsonCallParser(CallParser):
     """For families whose calls are objects with a name and arguments."""
 
+    binds_arguments = True
+
     def __init__(self, tools: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(tools)
         self._call = JsonCall()
         self._begun = False
         self._only_known = False  # without a marker, only a tool's name tells a call from other JSON
+
+    def behind_name(self) -> tuple[str | None, bool]:
+        return self._call.behind_name, True
 
     def _read_object(self, only_known: bool = False) -> Callable[[], bool]:
         """The state that reads one object, for the caller to set."""

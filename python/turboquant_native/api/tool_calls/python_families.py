@@ -18,6 +18,8 @@ _WORDS = {"true": True, "false": False, "null": None}
 class PythonCallParser(CallParser):
     """Reads the calls in a piece of Python."""
 
+    binds_arguments = False  # Python's are no JSON
+
     def _take_code(self, closing: str | None) -> bool:
         """Takes the code before `closing`, None: before the answer's end, as calls, or as text where it is anything else."""
         end = self._buffer.find(closing) if closing else -1

@@ -1,0 +1,155 @@
+"""Several replicas behind one address: which of them a request goes to, and the whole on a cluster of two nodes (needs `ray`)."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+
+import httpx
+import pytest
+
+from server_tools import chunks, until
+from turboquant_native.server import Settings
+from turboquant_native.server.cluster.calls import Call, Head, answer
+from turboquant_native.server.cluster.prefixes import Seen, prefix_of
+
+
+def chat(text: str, **more) -> bytes:
+    return json.dumps({"messages": [{"role": "system", "content": text}, {"role": "user", "content": "Hello"}], **more}).encode()
+
+
+def test_a_prefix_is_what_two_requests_share():
+    base = prefix_of(chat("a" * 1000))
+    other = prefix_of(chat("a" * 700 + "b" * 300, temperature=0.5))
+    assert len(base) > 3 and base[:2] == other[:2] and base[3:] != other[3:]
+    assert prefix_of(chat("b" * 1000))[0] != base[0] and prefix_of(chat("short")) == ()
+    for body in (b"", b"{", b"[1]", b"\xff", b'"a"'):
+        assert prefix_of(body) == ()
+
+
+def test_the_replica_that_saw_most_is_taken():
+    seen, prefix = Seen(), prefix_of(chat("a" * 3000))
+    assert seen.best(prefix, ["one", "two"]) is None
+    seen.note(prefix, "one")
+    assert seen.best(prefix, ["one", "two"]) == "one" and seen.best(prefix, ["two"]) is None
+    longer = (*prefix, *prefix_of(chat("c" * 1000)))
+    assert seen.best(longer, ["one", "two"]) == "one"
+    assert seen.best((prefix[0], *prefix_of(chat("d" * 3000))), ["one"]) is None  # less than half of it
+    assert seen.best((), ["one"]) is None
+
+
+def test_who_gives_an_answer_up_is_seen_to_leave():
+    ended = []
+
+    async def app(scope, receive, send):
+        assert (await receive())["body"] == b"body" and scope["path"] == "/p"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+        try:
+            await send({"type": "http.response.body", "body": b"first", "more_body": True})
+            ended.append((await receive())["type"])
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    async def go():
+        pieces = answer(app, Call("POST", "/p", b"", [], b"body"))
+        found = [await anext(pieces), await anext(pieces)]
+        await pieces.aclose()
+        await asyncio.sleep(0.01)
+        return found
+
+    assert asyncio.run(go()) == [Head(200, [(b"a", b"b")]), b"first"]
+    assert ended in (["http.disconnect"], ["cancelled"])
+
+
+# --- with Ray ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster(chat_model):
+    """The address of an application with two replicas on two nodes. A body with "slow" has its stream stand still after its third piece."""
+    ray = pytest.importorskip("ray")
+    from ray import serve
+    from ray.cluster_utils import Cluster
+
+    from turboquant_native.server.cluster.application import Replica, Scale, application
+
+    class Slow(Replica):
+        async def call(self, call):
+            count, node = 0, ray.get_runtime_context().get_node_id()
+            async for piece in super().call(call):
+                if isinstance(piece, Head):
+                    piece = Head(piece.status, [*piece.headers, (b"x-pid", str(os.getpid()).encode()), (b"x-node", node.encode())])
+                yield piece
+                count += 1
+                if count == 3 and b'"slow"' in call.body:
+                    await asyncio.sleep(3600)
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes.add_node(num_cpus=1)
+    nodes.wait_for_nodes()
+    ray.init(address=nodes.address, log_to_driver=False)
+    try:
+        port = free_port()
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        settings = Settings(models=[chat_model], aliases=["*"], n_ctx=512, n_slots=2, llama={"n_threads": 1})
+        serve.run(application(settings, Scale(2, 2), Slow), name="test", route_prefix="/")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        nodes.shutdown()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def ask(client: httpx.Client, text: str, **more) -> httpx.Response:
+    response = client.post("/v1/chat/completions", content=chat(text, max_tokens=8, temperature=0, **more))
+    assert response.status_code == 200, response.text
+    return response
+
+
+def test_two_nodes_and_a_killed_replica(cluster):
+    with httpx.Client(base_url=cluster, timeout=60) as client:
+        assert client.get("/health").status_code == 200
+        assert client.post("/v1/chat/completions", json={"messages": []}).json()["error"]["code"] == "invalid_value"
+        answers = [ask(client, letter * 300) for letter in "abcdefgh"]
+        assert len({response.headers["x-node"] for response in answers}) == 2, "both nodes answer"
+        for letter, first in zip("abcdefgh", answers, strict=True):  # the replica that has the text answers again, and finds it cached
+            again = ask(client, letter * 300)
+            assert (
+                again.headers["x-pid"] == first.headers["x-pid"] and again.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 100
+            )
+            assert again.json()["choices"][0]["message"] == first.json()["choices"][0]["message"]
+        assert len(chunks(ask(client, "a" * 300, stream=True).text)) > 1
+        kill_one_of_two(client, answers)
+
+
+def kill_one_of_two(client: httpx.Client, answers: list[httpx.Response]) -> None:
+    """The stream of a replica that dies ends with an error; the other replica's goes on, and soon there are two again."""
+    victim = answers[0].headers["x-pid"]
+    body = chat("a" * 300, max_tokens=8, stream=True, user="slow")
+    with client.stream("POST", "/v1/chat/completions", content=body) as stream:
+        assert stream.headers["x-pid"] == victim
+        lines = stream.iter_lines()
+        next(lines)
+        os.kill(int(victim), signal.SIGKILL)
+        rest = list(lines)
+    assert rest[-2:] == ["data: [DONE]", ""] and json.loads(rest[-4].removeprefix("data: "))["error"]["code"] == "unavailable"
+    other = next(response for response in answers if response.headers["x-pid"] != victim)
+    letter = "abcdefgh"[answers.index(other)]
+    assert ask(client, letter * 300).headers["x-pid"] == other.headers["x-pid"]
+    pids = {other.headers["x-pid"]}
+
+    def replaced() -> bool:
+        response = client.post("/v1/chat/completions", content=chat(os.urandom(150).hex(), max_tokens=1))
+        pids.add(response.headers.get("x-pid", other.headers["x-pid"]))
+        return len(pids - {victim}) == 2
+
+    assert until(replaced, 60)
