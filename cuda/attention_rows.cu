@@ -198,8 +198,10 @@ auto* rows_kernel_for(int head_dim) {
       return rows_kernel<2, T>;
     case 3:
       return rows_kernel<3, T>;
-    default:
+    case 4:
       return rows_kernel<4, T>;
+    default:
+      return rows_kernel<8, T>;
   }
 }
 

@@ -111,7 +111,7 @@ void embed(const PackedView& matrix, const RotationView& rotation, const BatchVi
            cudaStream_t stream);
 void embed(const DenseView& matrix, const BatchView& batch, float scale, float* y, cudaStream_t stream);
 void norm(const float* x, const float* weight, float eps, int rows, int width, float* y, cudaStream_t stream);
-void add_norm(const float* x, const float* weight, float eps, float alpha, int rows, int width, float* y, cudaStream_t stream);
+void add_norm(const float* x, const float* weight, float eps, float alpha, float scale, int rows, int width, float* y, cudaStream_t stream);
 void soft_cap(float* x, float cap, int64_t count, cudaStream_t stream);
 
 // The best k (at most kMaxCandidates) of each row of x (rows, width) as TopOp says; scratch: top_scratch_bytes().
@@ -146,6 +146,7 @@ struct QueryRun {
   int32_t first_row, count;
 };
 inline constexpr int kQueryTile = 64;
+inline constexpr int kMaxHeadDim = 512, kMaxRunHeadDim = 256;  // of attend_rows, of attend_runs
 
 void store_keys(const AttentionView& a, cudaStream_t stream);
 void attend_rows(const AttentionView& a, int splits, cudaStream_t stream);

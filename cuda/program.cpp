@@ -68,8 +68,9 @@ void CudaProgram::reserve() {
     if (op.kind == Op::moe) moe_.reserve(op.moe_op, max_rows_);
     if (op.kind != Op::attention) continue;
     const AttentionOp& a = op.attention_op;
-    if (a.shape.head_dim % 8 != 0 || a.shape.head_dim > 256)
-      throw Error(Cause::unsupported, "device cuda: head size " + std::to_string(a.shape.head_dim) + " is not a multiple of 8 up to 256");
+    if (a.shape.head_dim % 8 != 0 || a.shape.head_dim > kMaxHeadDim)
+      throw Error(Cause::unsupported, "device cuda: head size " + std::to_string(a.shape.head_dim) + " is not a multiple of 8 up to " +
+                                          std::to_string(kMaxHeadDim));
     const int64_t heads = std::min<int64_t>(max_rows_, kGraphRows) * a.shape.n_heads * kMaxSplits;
     workspace_.partials.reserve(heads * (a.shape.head_dim + 2) * 4);
     const bool known = std::any_of(angles_.begin(), angles_.end(), [&](const Angles& t) { return same_table(t.table, a.rope); });
@@ -160,7 +161,7 @@ void CudaProgram::launch(const Op& op) {
     }
     case Op::add_norm: {
       const AddNormOp& o = op.add_norm_op;
-      return add_norm(at(o.x), data(o.weight), o.eps, o.alpha, batch_.rows, int(o.x.width), at(o.y), stream_);
+      return add_norm(at(o.x), data(o.weight), o.eps, o.alpha, o.scale, batch_.rows, int(o.x.width), at(o.y), stream_);
     }
     case Op::attention:
       return launch_attention(op.attention_op);
@@ -211,7 +212,7 @@ void CudaProgram::launch_attention(const AttentionOp& op) {
   }
   store_keys(a, stream_);
   const bool prompt = batch_.rows > kGraphRows && int(runs_.size()) * kMinRunRows <= batch_.rows;
-  if (prompt && precision_ == Precision::int8 && !op.cache_f32) {
+  if (prompt && precision_ == Precision::int8 && !op.cache_f32 && op.shape.head_dim <= kMaxRunHeadDim) {
     const auto* runs = reinterpret_cast<const QueryRun*>(inputs_.as<int32_t>() + 4 * max_rows_);
     return attend_runs(a, runs, int(runs_.size()), stream_);
   }

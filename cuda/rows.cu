@@ -59,10 +59,11 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const float* x, const fl
   for (int i = threadIdx.x; i < n; i += blockDim.x) y[i] = x[i] * (weight ? factor * weight[i] : factor);
 }
 
-__global__ void __launch_bounds__(kThreads) add_norm_kernel(const float* x, const float* weight, float eps, float alpha, int n, float* y) {
+__global__ void __launch_bounds__(kThreads)
+    add_norm_kernel(const float* x, const float* weight, float eps, float alpha, float scale, int n, float* y) {
   x += int64_t(blockIdx.x) * n, y += int64_t(blockIdx.x) * n;
   const float factor = rms_factor(x, n, eps);
-  for (int i = threadIdx.x; i < n; i += blockDim.x) y[i] += alpha * (x[i] * (weight ? factor * weight[i] : factor));
+  for (int i = threadIdx.x; i < n; i += blockDim.x) y[i] = scale * (y[i] + alpha * (x[i] * (weight ? factor * weight[i] : factor)));
 }
 
 __global__ void __launch_bounds__(kThreads) soft_cap_kernel(float* x, float cap, int64_t count) {
@@ -111,8 +112,9 @@ void norm(const float* x, const float* weight, float eps, int rows, int width, f
   check_launch("norm");
 }
 
-void add_norm(const float* x, const float* weight, float eps, float alpha, int rows, int width, float* y, cudaStream_t stream) {
-  add_norm_kernel<<<rows, kThreads, 0, stream>>>(x, weight, eps, alpha, width, y);
+void add_norm(const float* x, const float* weight, float eps, float alpha, float scale, int rows, int width, float* y,
+              cudaStream_t stream) {
+  add_norm_kernel<<<rows, kThreads, 0, stream>>>(x, weight, eps, alpha, scale, width, y);
   check_launch("add_norm");
 }
 

@@ -97,12 +97,13 @@ struct NormOp {
   float eps = 0;
   Plane y{};
 };
-// y += alpha * RMS norm of x.
+// y = scale * (y + alpha * RMS norm of x).
 struct AddNormOp {
   Plane x{}, y{};
   Buffer* weight = nullptr;
   float eps = 0;
   float alpha = 1;
+  float scale = 1;
 };
 // Rotary embedding: pair i of the first `dims` elements of a head turns by position * inv_freq[i].
 struct RopeTable {

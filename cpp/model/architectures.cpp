@@ -15,6 +15,7 @@ struct Architecture {
   bool rope_pairs = false;
   QkNorm qk_norm = QkNorm::none;
   bool pre_norms = true, post_norms = false;
+  bool gemma4 = false;           // scores are not scaled, values normed, windowed layers have heads of their own size
   bool gpt_oss = false;          // sinks, experts with biases, clamped swiglu
   bool gemma = false;            // gelu, embeddings scaled by sqrt(n_embd)
   int window_pattern = 0;        // where no key says otherwise
@@ -42,6 +43,14 @@ constexpr auto kArchitectures = std::to_array<Architecture>({
     {.name = "gemma3",
      .qk_norm = QkNorm::per_head,
      .post_norms = true,
+     .gemma = true,
+     .window_pattern = 6,
+     .plain_windows = true,
+     .rope_base_windowed = 10000},
+    {.name = "gemma4",
+     .qk_norm = QkNorm::per_head,
+     .post_norms = true,
+     .gemma4 = true,
      .gemma = true,
      .window_pattern = 6,
      .plain_windows = true,
@@ -150,22 +159,30 @@ int64_t read_shape(const gguf::File& file, const Keys& keys, Config& c) {
   return n_layers;
 }
 
-void read_heads(const Keys& keys, const Architecture& a, Config& c) {
+int64_t read_head_dim(const Keys& keys, const std::string& suffix, int64_t fallback) {
+  const std::string key = "attention.key_length" + suffix, values = "attention.value_length" + suffix;
+  const int64_t head_dim = keys.integer(key, 1, kMaxDim, fallback);
+  if (head_dim < 2 || head_dim % 2 != 0) throw Error(Cause::bad_file, keys.where(key) + ": heads of " + std::to_string(head_dim));
+  if (keys.integer(values, 1, kMaxDim, head_dim) != head_dim)
+    throw Error(Cause::unsupported, keys.where(values) + " differs from the key length");
+  return head_dim;
+}
+
+// windowed: of each layer, whether it has a window.
+void read_heads(const Keys& keys, const Architecture& a, const std::vector<bool>& windowed, Config& c) {
   const std::vector<int64_t> heads = keys.integers("attention.head_count", c.n_layers(), 1, kMaxDim);
   if (heads.empty()) throw Error(Cause::bad_file, keys.where("attention.head_count") + " is missing");
   const std::vector<int64_t> kv_heads = keys.integers("attention.head_count_kv", c.n_layers(), 1, kMaxDim, heads);
-  const int64_t head_dim = keys.integer("attention.key_length", 1, kMaxDim, c.n_embd / heads[0]);
-  if (head_dim < 2 || head_dim % 2 != 0)
-    throw Error(Cause::bad_file, keys.where("attention.key_length") + ": heads of " + std::to_string(head_dim));
-  if (keys.integer("attention.value_length", 1, kMaxDim, head_dim) != head_dim)
-    throw Error(Cause::unsupported, keys.where("attention.value_length") + " differs from the key length");
+  const int64_t head_dim = read_head_dim(keys, "", c.n_embd / heads[0]);
+  const int64_t head_dim_windowed = a.gemma4 ? read_head_dim(keys, "_swa", head_dim) : head_dim;
   for (size_t i = 0; i < heads.size(); i++) {
     if (heads[i] % kv_heads[i] != 0)
       throw Error(Cause::bad_file, keys.where("attention.head_count_kv") + " is " + std::to_string(kv_heads[i]) +
                                        ", which does not divide " + std::to_string(heads[i]) + " heads");
     AttentionConfig attention;
-    attention.n_heads = int(heads[i]), attention.n_kv_heads = int(kv_heads[i]), attention.head_dim = int(head_dim);
-    attention.qk_norm = a.qk_norm, attention.sinks = a.gpt_oss;
+    attention.n_heads = int(heads[i]), attention.n_kv_heads = int(kv_heads[i]),
+    attention.head_dim = int(windowed[i] ? head_dim_windowed : head_dim);
+    attention.qk_norm = a.qk_norm, attention.sinks = a.gpt_oss, attention.norm_values = a.gemma4;
     c.layers[i].mixer = attention;
   }
 }
@@ -227,6 +244,23 @@ void read_scales(const Keys& keys, const Architecture& a, Config& c) {
   c.logit_soft_cap = keys.real("final_logit_softcapping", 0, 1e6, 0);
 }
 
+// The size of heads in layers with a window, or in those without one; where there are no such layers, that of the others.
+int largest_head(const Config& c, const std::vector<bool>& windowed, bool with_window) {
+  int found = 0, other = 0;
+  for (size_t i = 0; i < windowed.size(); i++) {
+    int& most = windowed[i] == with_window ? found : other;
+    most = std::max(most, std::get<AttentionConfig>(c.layers[i].mixer).head_dim);
+  }
+  return found > 0 ? found : other;
+}
+
+// What else files of gemma 4 may hold.
+void refuse_parts_of_gemma4(const Keys& keys) {
+  for (const std::string_view key : {"embedding_length_per_layer_input", "attention.shared_kv_layers", "expert_count"})
+    if (const int64_t n = keys.integer(key, 0, kMaxDim, 0); n > 0)
+      throw Error(Cause::unsupported, keys.where(key) + " is " + std::to_string(n) + "; only gemma 4's dense models without it can be run");
+}
+
 QueryGrowth read_growth(const Keys& keys, const RopeConfig& rope) {
   QueryGrowth growth;
   growth.beta = keys.real("attention.temperature_scale", 0, 1e3, 0);
@@ -238,8 +272,11 @@ QueryGrowth read_growth(const Keys& keys, const RopeConfig& rope) {
 }
 
 void read_attention(const Keys& keys, const Architecture& a, Config& c) {
-  read_heads(keys, a, c);
-  const RopeConfig rope = read_rope(keys, a, std::get<AttentionConfig>(c.layers[0].mixer).head_dim, c.n_ctx_train);
+  const int64_t window = keys.integer("attention.sliding_window", 0, kMaxContext, 0);
+  std::vector<bool> windowed = keys.pattern("attention.sliding_window_pattern", c.n_layers(), a.window_pattern);
+  if (window == 0) windowed.assign(windowed.size(), false);
+  read_heads(keys, a, windowed, c);
+  const RopeConfig rope = read_rope(keys, a, largest_head(c, windowed, false), c.n_ctx_train);
   RopeConfig local = rope;
   if (a.plain_windows) {
     local = {.use_factors = false, .dims = rope.dims, .pairs = rope.pairs};
@@ -247,17 +284,20 @@ void read_attention(const Keys& keys, const Architecture& a, Config& c) {
   }
   // The 27 B models of gemma 2 and 3 divide by the root of n_embd / n_heads, which no key says.
   const bool gemma_27b = (a.name == "gemma2" && c.n_layers() == 46) || (a.name == "gemma3" && c.n_layers() == 62);
-  const int64_t window = keys.integer("attention.sliding_window", 0, kMaxContext, 0);
-  const std::vector<bool> windowed = keys.pattern("attention.sliding_window_pattern", c.n_layers(), a.window_pattern);
+  if (a.gemma4) {
+    const int64_t head_dim = largest_head(c, windowed, true);
+    local.dims = int(keys.integer("rope.dimension_count_swa", 2, head_dim, head_dim));
+    if (local.dims % 2 != 0) throw Error(Cause::bad_file, keys.where("rope.dimension_count_swa") + " is odd");
+  }
   const std::vector<bool> turns = keys.pattern("rope.layer_pattern", c.n_layers(), a.rope_pattern);
   const QueryGrowth growth = read_growth(keys, rope);
   for (int64_t i = 0; i < c.n_layers(); i++) {
     auto& attention = std::get<AttentionConfig>(c.layers[size_t(i)].mixer);
-    attention.scale = keys.real("attention.scale", 0, 1e6, 1 / std::sqrt(double(attention.head_dim)));
+    attention.scale = keys.real("attention.scale", 0, 1e6, a.gemma4 ? 1 : 1 / std::sqrt(double(attention.head_dim)));
     if (gemma_27b && !keys.has("attention.scale")) attention.scale = float(1 / std::sqrt(double(c.n_embd) / attention.n_heads));
     attention.soft_cap = keys.real("attn_logit_softcapping", 0, 1e6, 0);
     attention.window = windowed[size_t(i)] ? window : 0;
-    attention.rope = attention.window > 0 ? local : rope;
+    attention.rope = windowed[size_t(i)] ? local : rope;
     attention.growth = growth;
     if (!turns[size_t(i)]) attention.rope = {.dims = 0};
   }
@@ -273,6 +313,7 @@ Config read_config(const gguf::File& file) {
   Config c;
   c.architecture = a.name;
   c.pre_norms = a.pre_norms, c.post_norms = a.post_norms;
+  if (a.gemma4) refuse_parts_of_gemma4(keys);
   c.layers.resize(size_t(read_shape(file, keys, c)));
   read_attention(keys, a, c);
   const GatedActivation activation = a.gpt_oss ? GatedActivation::clamped_swiglu : GatedActivation::silu;

@@ -51,7 +51,10 @@ struct AttentionConfig {
   QkNorm qk_norm = QkNorm::none;
   RopeConfig rope;
   QueryGrowth growth{};  // of queries in long contexts
-  bool sinks = false;    // each head has a score that takes part in its softmax and adds nothing
+  // Values are normed as QkNorm::per_head norms keys, without a weight; a file without a matrix for them has the keys' product in its
+  // place.
+  bool norm_values = false;
+  bool sinks = false;  // each head has a score that takes part in its softmax and adds nothing
   int64_t q_width() const { return int64_t(n_heads) * head_dim; }
   int64_t kv_width() const { return int64_t(n_kv_heads) * head_dim; }
 };
@@ -81,6 +84,7 @@ using FeedForward = std::variant<GatedConfig, ExpertsConfig>;
 
 // A layer adds two branches to the residual stream x, one after the other:
 //   x += residual_scale * post_norm(mixer(pre_norm(x)));  x += residual_scale * post_norm(feed_forward(pre_norm(x)))
+// In some models (gemma 4) the stream is then multiplied by a number of the layer's own.
 struct LayerConfig {
   Mixer mixer;
   FeedForward feed_forward;

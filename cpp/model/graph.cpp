@@ -27,14 +27,14 @@ Plane stream(const Graph& g) { return {g.planes.x.get(), g.config.n_embd}; }
 
 // A branch's last matrix adds to the residual stream, or, where a post norm follows, writes a plane that is then normed and added.
 void add_branch(std::vector<Op>& ops, const Graph& g, const LinearInput& in, const MatrixPtr& matrix, const BufferPtr& bias,
-                const BufferPtr& post_norm) {
+                const BufferPtr& post_norm, float scale = 1) {
   const Config& c = g.config;
   LinearOutput out = output(matrix, post_norm ? g.planes.branch : g.planes.x, bias);
   if (!post_norm) out.alpha = c.residual_scale, out.add = true;
   ops.push_back(linear_op(in, {out}));
   if (!post_norm) return;
   Op norm{.kind = Op::add_norm};
-  norm.add_norm_op = {.x = out.y, .y = stream(g), .weight = post_norm.get(), .eps = c.norm_eps, .alpha = c.residual_scale};
+  norm.add_norm_op = {.x = out.y, .y = stream(g), .weight = post_norm.get(), .eps = c.norm_eps, .alpha = c.residual_scale, .scale = scale};
   ops.push_back(norm);
 }
 
@@ -69,10 +69,17 @@ AttentionOp attention_op(const Graph& g, const AttentionConfig& a, const RopeFre
 void add_mixer(std::vector<Op>& ops, const Graph& g, const Layer& layer, const AttentionConfig& a, const LayerState& state) {
   const auto& w = std::get<AttentionWeights>(layer.mixer);
   const Planes& p = g.planes;
-  ops.push_back(linear_op(normed(stream(g), layer.mixer_norm, g.config.norm_eps),
-                          {output(w.q, p.q, w.q_bias), output(w.k, p.k, w.k_bias), output(w.v, p.v, w.v_bias)}));
+  std::vector<LinearOutput> products{output(w.q, p.q, w.q_bias), output(w.k, p.k, w.k_bias)};
+  if (w.v) products.push_back(output(w.v, p.v, w.v_bias));
+  ops.push_back(linear_op(normed(stream(g), layer.mixer_norm, g.config.norm_eps), products));
   Op attention{.kind = Op::attention};
   attention.attention_op = attention_op(g, a, w.rope, w.sinks, state);
+  if (a.norm_values) {
+    const AttentionOp& op = attention.attention_op;
+    Op norm{.kind = Op::norm};
+    norm.norm_op = {.x = w.v ? op.v : op.k, .groups = a.n_kv_heads, .eps = g.config.norm_eps, .y = op.v};
+    ops.push_back(norm);
+  }
   add_qk_norm(ops, g, a, attention.attention_op.q, w.q_norm, a.n_heads);
   add_qk_norm(ops, g, a, attention.attention_op.k, w.k_norm, a.n_kv_heads);
   ops.push_back(attention);
@@ -103,7 +110,7 @@ void add_feed_forward(std::vector<Op>& ops, const Graph& g, const Layer& layer, 
   const LinearOutput gate = output(w.gate, g.planes.gate), up = output(w.up, g.planes.up);
   ops.push_back(linear_op(normed(stream(g), layer.ffn_norm, g.config.norm_eps), {gate, up}));
   add_branch(ops, g, {.kind = LinearInput::gated, .x = gate.y, .up = up.y, .activation = f.activation}, w.down, nullptr,
-             layer.ffn_post_norm);
+             layer.ffn_post_norm, layer.scale);
 }
 
 // What the layers that run on a device need at most.

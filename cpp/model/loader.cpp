@@ -216,6 +216,10 @@ struct Loader {
       l.mixer_post_norm = vector(blk + "post_attention_norm.weight", c.n_embd);
       l.ffn_post_norm = vector(blk + "post_ffw_norm.weight", c.n_embd);
     }
+    if (c.post_norms && has(blk + "layer_output_scale.weight")) {
+      const std::vector<float> scale = floats(blk + "layer_output_scale.weight", 1);
+      if (!scale.empty()) l.scale = scale[0];
+    }
     l.mixer = std::visit([&](const auto& mixer) { return MixerWeights(load_mixer(blk, mixer)); }, layer.mixer);
     l.feed_forward = std::visit([&](const auto& part) { return FeedForwardWeights(load_feed_forward(blk, part)); }, layer.feed_forward);
     return l;
@@ -225,7 +229,7 @@ struct Loader {
     AttentionWeights w;
     w.q = matrix(blk + "attn_q.weight", a.q_width(), c.n_embd);
     w.k = matrix(blk + "attn_k.weight", a.kv_width(), c.n_embd);
-    w.v = matrix(blk + "attn_v.weight", a.kv_width(), c.n_embd);
+    if (!a.norm_values || has(blk + "attn_v.weight")) w.v = matrix(blk + "attn_v.weight", a.kv_width(), c.n_embd);
     w.o = matrix(blk + "attn_output.weight", c.n_embd, a.q_width());
     w.q_bias = optional_vector(blk + "attn_q.bias", a.q_width());
     w.k_bias = optional_vector(blk + "attn_k.bias", a.kv_width());

@@ -23,7 +23,7 @@ struct RopeFrequencies {
 // In the comments below, (n_out, n_in) is the shape of a matrix; what an architecture does not have is null.
 struct AttentionWeights {
   MatrixPtr q;     // (q_width, n_embd)
-  MatrixPtr k, v;  // (kv_width, n_embd)
+  MatrixPtr k, v;  // (kv_width, n_embd); v null: what k gives, before its norm, are also the values
   MatrixPtr o;     // (n_embd, q_width): from the heads back to the residual stream
   BufferPtr q_bias, k_bias, v_bias, o_bias;
   BufferPtr q_norm, k_norm;  // weights of the norms that AttentionConfig::qk_norm says
@@ -52,6 +52,7 @@ struct Layer {
   MixerWeights mixer;
   BufferPtr ffn_norm, ffn_post_norm;  // (n_embd) before and after the feed-forward
   FeedForwardWeights feed_forward;
+  float scale = 1;  // the stream is multiplied by it behind the layer
 };
 
 struct Weights {

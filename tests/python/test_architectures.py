@@ -151,6 +151,65 @@ CASES = [
         | {"attention.sliding_window": 8, "rope.freq_base_swa": 100.0}
         | {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
     ),
+    Case(
+        "gemma4",
+        "gemma4_text",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "global_head_dim": 24,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "hidden_size_per_layer_input": 0,
+            "sliding_window": 8,
+            "final_logit_softcapping": 3.0,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "full_attention"],
+        },
+        {
+            "attention.key_length": 24,
+            "attention.value_length": 24,
+            "attention.key_length_swa": 16,
+            "attention.value_length_swa": 16,
+            "rope.dimension_count": 24,
+            "rope.dimension_count_swa": 16,
+            "attention.sliding_window": 8,
+            "attention.head_count_kv": [2, 2, 1, 1],
+            "attention.sliding_window_pattern": [True, True, False, False],
+            "final_logit_softcapping": 3.0,
+            "rope.freq_base_swa": 10000.0,
+        },
+    ),
+    Case(
+        "gemma4-values-odd",
+        "gemma4_text",
+        {
+            "num_hidden_layers": 7,
+            "hidden_size": 54,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "intermediate_size": 70,
+            "head_dim": 12,
+            "global_head_dim": 20,
+            "hidden_size_per_layer_input": 0,
+            "sliding_window": 5,
+            "use_bidirectional_attention": "vision",
+            "rope_parameters": {
+                "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 5000.0, "factor": 2.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+        {
+            "attention.key_length": 20,
+            "attention.value_length": 20,
+            "attention.key_length_swa": 12,
+            "attention.value_length_swa": 12,
+            "rope.dimension_count": 20,
+            "rope.dimension_count_swa": 12,
+            "attention.sliding_window": 5,
+            "rope.freq_base_swa": 100.0,
+            "attention.sliding_window_pattern": [True, True, True, True, True, False, False],
+        },
+    ),
     Case("phi3", "phi3", {"intermediate_size": 72}),
     Case("phi3-window", "phi3", {"sliding_window": 8}, {"attention.sliding_window": 8}),
     Case(
@@ -387,8 +446,11 @@ class References(dict[str, Reference]):
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                centre = 0.0 if parameter.dim() > 1 or "bias" in name else (0.2 if case.gguf.startswith("gemma") else 1.0)
+                centre = 0.0 if parameter.dim() > 1 or "bias" in name else (0.2 if case.gguf in ("gemma", "gemma2", "gemma3") else 1.0)
                 parameter.copy_(centre + torch.randn_like(parameter) * (0.12 if parameter.dim() > 1 else 0.2))
+            for name, buffer in model.named_buffers():
+                if name.endswith("layer_scalar"):
+                    buffer.fill_(0.6 + 0.05 * len(name))
         folder = self._factory.mktemp(case.name)
         model.save_pretrained(folder)
         tokens = np.random.default_rng(3).integers(2, BASE["vocab_size"], N_TOKENS).astype(np.int32)
@@ -518,7 +580,9 @@ def test_gguf_source_gives_the_same_file(case: Case, references: Any, tmp_path: 
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
-@pytest.mark.parametrize(("model_type", "part_name"), [("gemma3", "gemma3"), ("mistral3", "ministral3"), ("mistral3", "mistral-full")])
+@pytest.mark.parametrize(
+    ("model_type", "part_name"), [("gemma3", "gemma3"), ("gemma4", "gemma4"), ("mistral3", "ministral3"), ("mistral3", "mistral-full")]
+)
 def test_text_part_of_a_multimodal_model(references: Any, tmp_path: Path, prefix: str, model_type: str, part_name: str) -> None:
     """Both layouts that checkpoints have; what belongs to the images is left out."""
     folder = references.of(next(case for case in CASES if case.name == part_name)).folder

@@ -417,6 +417,7 @@ def test_index_that_leaves_its_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "files outside its folder" in fails(capsys, folder, tmp_path / "out.gguf")
 
 
+_GEMMA4 = {"model_type": "gemma4_text", "head_dim": 12, "hidden_size_per_layer_input": 0}
 _SCALED_WINDOWS = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "yarn", "factor": 2.0}}
 
 
@@ -442,6 +443,15 @@ _SCALED_WINDOWS = {"full_attention": {"rope_type": "default"}, "sliding_attentio
             "rope scaling 'proportional' is not supported (supported: linear, llama3, longrope, ",
         ),
         ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, "layers without experts"),
+        ({"model_type": "gemma4_text", "head_dim": 12}, "hidden_size_per_layer_input is 256: only gemma 4's dense models"),
+        ({**_GEMMA4, "enable_moe_block": True}, "enable_moe_block is True: only gemma 4's dense models"),
+        ({**_GEMMA4, "num_kv_shared_layers": 1}, "num_kv_shared_layers is 1: only gemma 4's dense models"),
+        (
+            {**_GEMMA4, "layer_types": ["full_attention"] * 2, "per_layer_config": {"0": {"head_dim": 16}}},
+            "per_layer_config: heads of the sizes [12, 16], expected one size for each of layer_types",
+        ),
+        ({**_GEMMA4, "per_layer_config": {"1": {"head_dim": "a"}}}, "per_layer_config: 1.head_dim is 'a', expected a whole number from 2"),
+        ({"model_type": "gpt_oss", "swiglu_limit": 5.0}, "swiglu_limit is 5.0, expected 7.0"),
         ({"model_type": "gemma3_text", "final_logit_softcapping": 3.0}, "final_logit_softcapping = 3.0"),
     ],
 )

@@ -31,6 +31,11 @@ _LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
 }  # fmt: skip
 _LONGROPE = {"rope_type": "longrope", "long_factor": [2.0] * 6, "short_factor": [1.0] * 6, "original_max_position_embeddings": 16}
+_GEMMA4 = {
+    "head_dim": 12, "global_head_dim": 16, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0,
+    "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "per_layer_config": {"1": {"head_dim": 20}},
+    "rope_parameters": {"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25}, "sliding_attention": {}},
+}  # fmt: skip
 _YARN = {
     "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 8.0, "mscale": 1.0, "mscale_all_dim": 0.5,
 }  # fmt: skip
@@ -46,6 +51,7 @@ CONFIGS: list[dict[str, Any]] = [
     {**LLAMA, "model_type": "olmo3", "rope_parameters": {"full_attention": _YARN}, "sliding_window": 8},
     {**LLAMA, "model_type": "smollm3", "no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 8},
     {**LLAMA, "model_type": "ministral3", "head_dim": 12, "rope_parameters": {**_YARN, "llama_4_scaling_beta": 0.1}},
+    {**LLAMA, "model_type": "gemma4_text", **_GEMMA4},
     {**LLAMA, "model_type": "gpt_oss", "head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     {**LLAMA, "model_type": "granite", "attention_multiplier": 0.5, "logits_scaling": 2.0},
 ]

@@ -107,13 +107,13 @@ def _gguf_tensors(arch: str, config: dict[str, Any], tensors: dict[str, np.ndarr
             layer, expert, part = name.split(".")[2], int(name.split(".")[5]), parts[name.split(".")[6]]
             stacks.setdefault(f"blk.{layer}.ffn_{part}_exps.weight", {})[expert] = w
             continue
-        name += ".weight" if name.endswith(".sinks") else ""
+        name += ".weight" if name.endswith((".sinks", ".layer_scalar")) else ""
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert target is not None, name
         kind = target.split(".")[2] if target.startswith("blk.") else ""
         if arch in ("llama", "granite", "smollm3", "mistral3") and kind in heads:
             w = w[_neighbours(w.shape[0], heads[kind])]
-        if arch.startswith("gemma") and target.endswith("norm.weight"):
+        if arch in ("gemma", "gemma2", "gemma3") and target.endswith("norm.weight"):
             w = w + 1
         out[target] = w[0] if kind == "ffn_gate_inp_shexp" else w
     return out | {name: np.stack([stack[e] for e in sorted(stack)]) for name, stack in stacks.items()}

@@ -53,7 +53,9 @@ class AddNormStep final : public Step {
     const Range mine = w.share(w.rows());
     for (int64_t r = mine.first; r < mine.last; r++) {
       w.k.rms_norm(row(op_.x, r), data(op_.weight), op_.x.width, op_.eps, normed);
-      w.k.add_scaled(row(op_.y, r), normed, op_.alpha, op_.x.width);
+      float* y = row(op_.y, r);
+      w.k.add_scaled(y, normed, op_.alpha, op_.x.width);
+      for (int64_t i = 0; op_.scale != 1 && i < op_.x.width; i++) y[i] *= op_.scale;
     }
   }
 

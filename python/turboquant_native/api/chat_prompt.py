@@ -41,8 +41,8 @@ def prompt_of(
         "tools": list(tools) if tools else None,
         "bos_token": _text_of(session, vocabulary.bos),
         "eos_token": _text_of(session, vocabulary.eos),
-        **_checked(chat_template_kwargs),
         "add_generation_prompt": add_generation_prompt,
+        **_checked(chat_template_kwargs),
     }
     text = chat_format.render(template, [_plain(index, message, knows_calls) for index, message in enumerate(messages)], **values)
     vocabulary.check_length(text, session.n_ctx())

@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..common.errors import ConvertError
+from .fields import PER_LAYER_FIELDS, checked
 
 Config = Mapping[str, Any]
 Hyperparameters = dict[str, Any]
@@ -44,6 +45,8 @@ class Architecture:
         plain_windows: layers with a window turn by a base of their own (`rope.freq_base_swa`), unscaled.
         expert_biases: router and experts have biases; those of the experts are one tensor (experts, width) for each of the three matrices.
         renamed: llama.cpp's names of tensors whose place is another one here.
+        by_window: layers with a window have heads of a size of their own, and the layers different numbers of key heads.
+        optional: tensors of a layer that a file may do without.
         activations: names that the feed-forward activation may have in a config.
     """
 
@@ -59,6 +62,8 @@ class Architecture:
     wide_head_norms: bool = False
     plain_windows: bool = False
     expert_biases: bool = False
+    by_window: bool = False
+    optional: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     activations: tuple[str, ...] = ("silu", "swish")
 
@@ -198,6 +203,49 @@ def _experts_gguf(normalize: bool) -> Callable[[Hyperparameters], Hyperparameter
     return lambda values: {"expert_feed_forward_length": values.get("feed_forward_length"), "expert_weights_norm": normalize}
 
 
+def _gemma4(config: Config) -> Hyperparameters:
+    """The dense models: full layers have larger heads, and may take their keys' product for their values too."""
+    for name in ("hidden_size_per_layer_input", "num_kv_shared_layers", "enable_moe_block"):
+        if config.get(name):
+            raise ConvertError(f"{name} is {config[name]}: only gemma 4's dense models, without it, are supported")
+    n_layers = config["num_hidden_layers"]
+    types = list(config.get("layer_types") or ["sliding_attention" if (layer + 1) % 6 else "full_attention" for layer in range(n_layers)])
+    types[-1:] = ["full_attention"]  # as transformers has it
+    kv_heads, head_dim = config.get("num_key_value_heads") or config["num_attention_heads"], config["head_dim"]
+    full_kv = (config.get("num_global_key_value_heads") if config.get("attention_k_eq_v") else None) or kv_heads
+    own = {"head_dim": config.get("global_head_dim") or 512, "num_key_value_heads": full_kv}
+    layers = [_own_heads(config, layer, own if kind == "full_attention" else {}) for layer, kind in enumerate(types)]
+    sizes = {kind: {size for size, other in zip((size for size, _ in layers), types, strict=True) if other == kind} for kind in set(types)}
+    if any(len(found) != 1 for found in sizes.values()):
+        raise ConvertError(
+            f"per_layer_config: heads of the sizes {sorted(set().union(*sizes.values()))}, expected one size for each of layer_types"
+        )
+    full, numbers = sizes["full_attention"].pop(), [number for _, number in layers]
+    windowed = {key: head_dim for key in ("attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa")}
+    return (
+        _window({**config, "layer_types": types})
+        | {"attention.scale": 1.0, "final_logit_softcapping": config.get("final_logit_softcapping") or 0.0}
+        | {"attention.key_length": full, "attention.value_length": full, "rope.dimension_count": full}
+        | (windowed if "sliding_attention" in types else {})
+        | {"attention.head_count_kv": numbers if len(set(numbers)) > 1 else numbers[0]}
+    )
+
+
+def _own_heads(config: Config, layer: int, own: dict[str, int]) -> tuple[int, int]:
+    """(size of a layer's heads, number of its key heads); what the config says of single layers comes before `own`."""
+    values = {"head_dim": config["head_dim"], "num_key_value_heads": config.get("num_key_value_heads") or config["num_attention_heads"]}
+    single = config.get("per_layer_config")
+    values |= own if single is None else checked("per_layer_config", PER_LAYER_FIELDS, single.get(str(layer)) or {}, f"{layer}.")
+    return values["head_dim"], values["num_key_value_heads"]
+
+
+def _gemma4_gguf(values: Hyperparameters) -> Hyperparameters:
+    windowed = values.get("attention.sliding_window")
+    size = values.get("attention.key_length_swa", values["attention.key_length"])
+    own = {"attention.key_length_swa": size, "attention.value_length_swa": size, "rope.dimension_count_swa": size}
+    return {"attention.scale": 1.0} | (own | {"rope.freq_base_swa": 10000.0, "attention.sliding_window_pattern": 6} if windowed else {})
+
+
 def _gpt_oss(config: Config) -> Hyperparameters:
     for name, value in (("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)):
         if config.get(name, value) != value:
@@ -220,6 +268,10 @@ _QWEN_MOE_DEFAULTS = {"num_experts_per_tok": 4, "moe_intermediate_size": 1408, "
 _MINISTRAL3_ROPE = {
     "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "mscale": 1.0, "mscale_all_dim": 1.0,
     "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+_GEMMA4_ROPE = {
+    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }  # fmt: skip
 _GPT_OSS_ROPE = {
     "rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False,
@@ -302,6 +354,25 @@ ARCHITECTURES: dict[str, Architecture] = {
             plain_windows=True,
             activations=_GELU,
         ),
+        Architecture(
+            "gemma4_text",
+            "gemma4",
+            tensors=(*PRE_NORMS, *POST_NORMS, *HEAD_NORMS, *DENSE, "layer_output_scale"),
+            options=_gemma4,
+            gguf_defaults=_gemma4_gguf,
+            defaults={
+                "tie_word_embeddings": True,
+                "head_dim": 256,
+                "sliding_window": 512,
+                "max_position_embeddings": 131072,
+                "hidden_size_per_layer_input": 256,
+                "rope_parameters": _GEMMA4_ROPE,
+            },
+            plain_windows=True,
+            by_window=True,
+            optional=("attn_v", "layer_output_scale"),
+            activations=_GELU,
+        ),
         Architecture("phi3", "phi3", options=_window, defaults={"rms_norm_eps": 1e-5}),
         Architecture(
             "olmo2",
@@ -360,7 +431,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     )
 }
 # Multimodal configs whose text part is a supported architecture.
-TEXT_MODELS = {"gemma3": "gemma3_text", "mistral3": "mistral"}
+TEXT_MODELS = {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "mistral3": "mistral"}
 
 
 def supported() -> list[str]:
@@ -393,16 +464,32 @@ def by_gguf_name(name: str, has_experts: bool) -> Architecture:
 # --- tensors -----------------------------------------------------------------------------------------------------------------------------
 
 
-def _layer_shapes(architecture: Architecture, hp: Hyperparameters) -> dict[str, Shape]:
-    """Shapes (n_out, n_in) or (n,) of one layer's tensors, experts apart, by name without `blk.N.`."""
-    n_embd, n_ff, head_dim = hp["embedding_length"], hp["feed_forward_length"], hp["attention.key_length"]
-    q, kv = hp["attention.head_count"] * head_dim, hp["attention.head_count_kv"] * head_dim
-    expert_ff, shared_ff = hp.get("expert_feed_forward_length", 0), hp.get("expert_shared_feed_forward_length", 0)
-    n_experts = hp.get("expert_count", 0)
+def _has_window(hp: Hyperparameters, layer: int) -> bool:
+    pattern = hp.get("attention.sliding_window_pattern")
+    if pattern is None:
+        return False
+    return pattern[layer] if isinstance(pattern, list) else pattern == 0 or (layer + 1) % pattern != 0
+
+
+def _attention_shapes(architecture: Architecture, hp: Hyperparameters, layer: int) -> dict[str, Shape]:
+    n_embd, head_dim, kv_heads = hp["embedding_length"], hp["attention.key_length"], hp["attention.head_count_kv"]
+    if architecture.by_window and _has_window(hp, layer):
+        head_dim = hp.get("attention.key_length_swa", head_dim)
+    q, kv = hp["attention.head_count"] * head_dim, (kv_heads[layer] if isinstance(kv_heads, list) else kv_heads) * head_dim
     wide = architecture.wide_head_norms
-    shapes: dict[str, Shape] = {
+    return {
         "attn_q": (q, n_embd), "attn_k": (kv, n_embd), "attn_v": (kv, n_embd), "attn_output": (n_embd, q),
         "attn_q_norm": (q if wide else head_dim,), "attn_k_norm": (kv if wide else head_dim,),
+    }  # fmt: skip
+
+
+def _layer_shapes(hp: Hyperparameters) -> dict[str, Shape]:
+    """Shapes (n_out, n_in) or (n,) of one layer's tensors, those of attention apart, by name without `blk.N.`."""
+    n_embd, n_ff = hp["embedding_length"], hp["feed_forward_length"]
+    expert_ff, shared_ff = hp.get("expert_feed_forward_length", 0), hp.get("expert_shared_feed_forward_length", 0)
+    n_experts = hp.get("expert_count", 0)
+    shapes: dict[str, Shape] = {
+        "layer_output_scale": (1,),
         "ffn_gate": (n_ff, n_embd), "ffn_up": (n_ff, n_embd), "ffn_down": (n_embd, n_ff),
         "ffn_gate_inp": (n_experts, n_embd), "ffn_gate_inp_shexp": (n_embd,),
         "attn_sinks": (hp["attention.head_count"],),
@@ -436,9 +523,11 @@ def tensor_shapes(architecture: Architecture, hp: Hyperparameters) -> tuple[dict
         "rope_factors_long.weight": (half,),
         "rope_factors_short.weight": (half,),
     }
-    shapes = _layer_shapes(architecture, hp)
+    others = _layer_shapes(hp)
     for layer in range(hp["block_count"]):
-        required |= {f"blk.{layer}.{name}.weight": shapes[name] for name in _layer_names(architecture, hp)}
+        shapes = others | _attention_shapes(architecture, hp, layer)
+        for name in _layer_names(architecture, hp):
+            (optional if name in architecture.optional else required)[f"blk.{layer}.{name}.weight"] = shapes[name]
         if architecture.expert_biases:
             n_experts, n_ff = hp["expert_count"], hp["expert_feed_forward_length"]
             required |= {f"blk.{layer}.ffn_{name}_exps.bias": (n_experts, n_ff) for name in ("gate", "up")}

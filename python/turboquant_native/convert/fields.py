@@ -72,6 +72,16 @@ def _accept_pattern(value: Any) -> int | list[bool]:
     return int(integer(0, _MAX_LAYERS).accept(value))
 
 
+def _accept_heads(value: Any) -> int | list[int]:
+    heads = integer(1, _MAX_DIM)
+    return [heads.accept(one) for one in value] if isinstance(value, list) else int(heads.accept(value))
+
+
+def _accept_attention(value: Any) -> Any:
+    """Whether some positions see later ones: a kind of input ("vision": images alone), or true or false."""
+    return value if isinstance(value, str) and len(value) < MAX_TEXT_BYTES else _accept_flag(value)
+
+
 def _accept_flag(value: Any) -> bool:
     if value not in (0, 1) or not isinstance(value, bool | int):
         raise ValueError
@@ -114,9 +124,12 @@ GGUF_FIELDS: dict[str, Rule] = {
     "feed_forward_length": integer(0, _MAX_DIM),
     "vocab_size": integer(1, 2**31 - 1),
     "attention.head_count": integer(1, _MAX_DIM),
-    "attention.head_count_kv": integer(1, _MAX_DIM),
+    "attention.head_count_kv": Rule(f"a whole number from 1 to {_MAX_DIM}, or one for each layer", _accept_heads),
     "attention.key_length": integer(2, _MAX_DIM),
     "attention.value_length": integer(2, _MAX_DIM),
+    "attention.key_length_swa": integer(2, _MAX_DIM),
+    "attention.value_length_swa": integer(2, _MAX_DIM),
+    "rope.dimension_count_swa": integer(2, _MAX_DIM),
     "attention.sliding_window": integer(0, _MAX_CONTEXT),
     "attention.sliding_window_pattern": _PATTERN,
     "attention.layer_norm_rms_epsilon": number(0, 1),
@@ -158,7 +171,7 @@ CONFIG_FIELDS: dict[str, Rule] = {
     "_model_name_or_path": TEXT.or_null(),
     "hidden_act": TEXT.or_null(),
     "hidden_activation": TEXT.or_null(),
-    "use_bidirectional_attention": FLAG.or_null(),
+    "use_bidirectional_attention": Rule("true, false or a kind of input", _accept_attention, optional=True),
     "tie_word_embeddings": FLAG.or_null(),
     "max_position_embeddings": GGUF_FIELDS["context_length"],
     "original_max_position_embeddings": integer(2, _MAX_CONTEXT).or_null(),
@@ -167,7 +180,14 @@ CONFIG_FIELDS: dict[str, Rule] = {
     "intermediate_size": GGUF_FIELDS["feed_forward_length"],
     "vocab_size": GGUF_FIELDS["vocab_size"],
     "num_attention_heads": GGUF_FIELDS["attention.head_count"],
-    "num_key_value_heads": GGUF_FIELDS["attention.head_count_kv"].or_null(),
+    "num_key_value_heads": integer(1, _MAX_DIM).or_null(),
+    "num_global_key_value_heads": integer(1, _MAX_DIM).or_null(),
+    "global_head_dim": integer(2, _MAX_DIM).or_null(),
+    "per_layer_config": OBJECT.or_null(),
+    "attention_k_eq_v": FLAG.or_null(),
+    "hidden_size_per_layer_input": integer(0, _MAX_DIM).or_null(),
+    "num_kv_shared_layers": integer(0, _MAX_LAYERS).or_null(),
+    "enable_moe_block": FLAG.or_null(),
     "head_dim": GGUF_FIELDS["attention.key_length"].or_null(),
     "rms_norm_eps": GGUF_FIELDS["attention.layer_norm_rms_epsilon"],
     "sliding_window": GGUF_FIELDS["attention.sliding_window"].or_null(),
@@ -201,6 +221,7 @@ CONFIG_FIELDS: dict[str, Rule] = {
     "rope_scaling": OBJECT.or_null(),
     "rope_parameters": OBJECT.or_null(),
 }
+PER_LAYER_FIELDS: dict[str, Rule] = {"head_dim": integer(2, _MAX_DIM), "num_key_value_heads": integer(1, _MAX_DIM)}
 ROPE_FIELDS: dict[str, Rule] = {
     "rope_type": TEXT.or_null(),
     "type": TEXT.or_null(),

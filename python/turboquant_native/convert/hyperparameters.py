@@ -23,6 +23,7 @@ _NEUTRAL = {  # values that say no more than the key's absence
     "attention.temperature_scale": 0,
 }  # fmt: skip
 _PATTERNS = ("attention.sliding_window_pattern", "rope.layer_pattern")
+_BY_WINDOW = ("attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa")
 _OF_YARN = ("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_truncate")
 _REQUIRED = ("context_length", "embedding_length", "block_count", "vocab_size", "attention.head_count")
 _MAX_EXPERTS_IN_ALL = 1 << 17  # layers times experts: each is three tensors with a place in every table
@@ -53,7 +54,7 @@ def hyperparameters_of_config(origin: str, architecture: Architecture, config: C
     _check_options(origin, architecture, config)
     try:
         rope, local_base = rope_parameters(origin, architecture, config)
-        values = _common_values(config, rope, local_base) | rope_scaling(origin, config, rope) | architecture.options(config)
+        values = _common_values(config, rope, local_base) | rope_scaling(origin, architecture, config, rope) | architecture.options(config)
     except KeyError as missing:
         raise ConvertError(f"{origin}: has no entry {missing}") from None
     except ConvertError as error:
@@ -66,6 +67,7 @@ def hyperparameters_of_config(origin: str, architecture: Architecture, config: C
 def _common_values(config: Config, rope: dict[str, Any], local_base: float | None) -> Hyperparameters:
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    partial = 1.0 if rope["rope_type"] == "proportional" else partial  # the others turn too, by nothing
     return {
         "context_length": config["max_position_embeddings"],
         "embedding_length": config["hidden_size"],
@@ -88,7 +90,7 @@ def _check_options(origin: str, architecture: Architecture, config: Config) -> N
     activation = config.get("hidden_activation") or config.get("hidden_act") or architecture.activations[0]
     if activation not in architecture.activations:
         raise ConvertError(f"{origin}: activation {activation!r} is not supported for {architecture.model_type}")
-    if config.get("use_bidirectional_attention"):
+    if config.get("use_bidirectional_attention") not in (None, False, "vision"):  # of images only: there are none here
         raise ConvertError(f"{origin}: use_bidirectional_attention: only causal attention is supported")
 
 
@@ -110,6 +112,9 @@ def _canonical(origin: str, architecture: Architecture, values: Hyperparameters,
     else:
         out.pop("attention.sliding_window_pattern", None)
         out.pop("rope.freq_base_swa", None)
+    if not architecture.by_window or "attention.sliding_window" not in out:
+        for key in _BY_WINDOW:
+            out.pop(key, None)
     if out.get("rope.scaling.type") != "yarn":
         for key in _OF_YARN:
             out.pop(key, None)
@@ -134,7 +139,15 @@ def _check_consistent(origin: str, architecture: Architecture, hp: Hyperparamete
 
     heads, head_dim = hp["attention.head_count"], hp["attention.key_length"]
     heads_kv, dims = hp["attention.head_count_kv"], hp["rope.dimension_count"]
-    demand(heads % heads_kv == 0, "attention.head_count_kv", f"a divisor of {names['attention.head_count']}, {heads}")
+    one_each = heads_kv if isinstance(heads_kv, list) else [heads_kv] * hp["block_count"]
+    demand(len(one_each) == hp["block_count"], "attention.head_count_kv", f"one for each of {hp['block_count']} layers")
+    divisors = all(heads % number == 0 for number in one_each)
+    demand(divisors, "attention.head_count_kv", f"a divisor of {names['attention.head_count']}, {heads}")
+    if "attention.key_length_swa" in hp:
+        own = hp["attention.key_length_swa"]
+        demand(own % 2 == 0 and hp["attention.value_length_swa"] == own, "attention.key_length_swa", "an even number, the same for values")
+        demand(hp["rope.dimension_count_swa"] % 2 == 0, "rope.dimension_count_swa", "an even number")
+        demand(hp["rope.dimension_count_swa"] <= own, "rope.dimension_count_swa", f"at most the size of a head, {own}")
     demand(head_dim % 2 == 0, "attention.key_length", "an even number")
     demand(hp["attention.value_length"] == head_dim, "attention.value_length", f"{names['attention.key_length']}, {head_dim}")
     demand(dims % 2 == 0 and dims <= head_dim, "rope.dimension_count", f"an even number up to the size of a head, {head_dim}")
@@ -158,7 +171,9 @@ def _check_consistent(origin: str, architecture: Architecture, hp: Hyperparamete
 def hyperparameters_of_gguf(origin: str, architecture: Architecture, metadata: Config, n_vocab: int) -> Hyperparameters:
     """From a GGUF file's metadata; `n_vocab` is the number of embedding rows."""
     names = {key: f"{architecture.gguf}.{key}" for key in GGUF_FIELDS}
-    found = {key: _same_in_all_layers(origin, names[key], metadata[names[key]]) for key in GGUF_FIELDS if names[key] in metadata}
+    found = {
+        key: _same_in_all_layers(origin, architecture, names[key], metadata[names[key]]) for key in GGUF_FIELDS if names[key] in metadata
+    }
     found.pop("pooling_type", None)  # of the embeddings, not of the model
     found["vocab_size"] = n_vocab
     values = {key: value for key, value in found.items() if value is not None}
@@ -181,12 +196,14 @@ def hyperparameters_of_gguf(origin: str, architecture: Architecture, metadata: C
     return _canonical(origin, architecture, gguf_rope_scaling(origin, values), names)
 
 
-def _same_in_all_layers(origin: str, key: str, value: Any) -> Any:
-    """llama.cpp allows a value per layer; here all layers must agree."""
+def _same_in_all_layers(origin: str, architecture: Architecture, key: str, value: Any) -> Any:
+    """llama.cpp allows a value per layer; here all layers must agree but on a few."""
     if not isinstance(value, list | tuple | np.ndarray):
         return value
     if key.endswith(_PATTERNS):
         return layer_pattern([bool(use) for use in value])
+    if architecture.by_window and key.endswith("attention.head_count_kv") and len(set(value)) > 1:
+        return list(value)
     if len(value) == 0 or any(item != value[0] for item in value):
         raise ConvertError(f"{origin}: {key} differs between layers ({shown(str(list(value[:8])))}), which is not supported")
     return value[0]

@@ -43,10 +43,10 @@ def _local_base(origin: str, field: str, local: dict[str, Any], theta: float) ->
     return local.get("rope_theta") or theta
 
 
-def rope_scaling(origin: str, config: Config, rope: dict[str, Any]) -> Hyperparameters:
+def rope_scaling(origin: str, architecture: Architecture, config: Config, rope: dict[str, Any]) -> Hyperparameters:
     """The keys of a config's scaling."""
     kind = rope["rope_type"]
-    if kind in ("default", "llama3"):  # llama3's factors are the tensor rope_freqs.weight
+    if kind in ("default", "llama3") or (kind == "proportional" and architecture.by_window):  # these are the tensor rope_freqs.weight
         return {}
     original = rope["original_max_position_embeddings"]
     if kind == "linear":
@@ -107,6 +107,8 @@ def rope_tensors(origin: str, architecture: Architecture, config: Config, hp: Hy
         if not rope["low_freq_factor"] < rope["high_freq_factor"]:
             raise refused(where, "high_freq_factor", rope["high_freq_factor"], f"more than low_freq_factor, {rope['low_freq_factor']}")
         tensors = {"rope_freqs.weight": _llama3_factors(rope, hp)}
+    elif rope["rope_type"] == "proportional":
+        tensors = {"rope_freqs.weight": _proportional_factors(rope, hp)}
     elif rope["rope_type"] == "dynamic":
         required(where, rope, ["factor"])
         tensors = {"rope_factors_long.weight": _dynamic_factors(where, rope["factor"], hp)}
@@ -132,6 +134,13 @@ def _llama3_factors(rope: dict[str, Any], hp: Hyperparameters) -> NDArray[np.flo
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
     smooth = np.clip((turns - low) / (high - low), 0, 1)
     return np.asarray(1 / ((1 - smooth) / factor + smooth), np.float32)
+
+
+def _proportional_factors(rope: dict[str, Any], hp: Hyperparameters) -> NDArray[np.float32]:
+    """The first pairs turn as they would without scaling; the others by next to nothing (llama.cpp's factor)."""
+    half = hp["rope.dimension_count"] // 2
+    turning = int((rope.get("partial_rotary_factor") or 1.0) * hp["rope.dimension_count"] // 2)
+    return np.where(np.arange(half) < turning, rope.get("factor") or 1.0, 1e30).astype(np.float32)
 
 
 def _dynamic_factors(where: str, factor: float, hp: Hyperparameters) -> NDArray[np.float32]:

@@ -85,7 +85,7 @@ double attention_difference(const AttentionCase& c, Precision precision) {
 
 }  // namespace
 
-TEST("attention: grouped heads, windows, soft caps, both ropes and none, growing queries, sinks, head sizes 64 to 256") {
+TEST("attention: grouped heads, windows, soft caps, both ropes and none, growing queries, sinks, head sizes 64 to 512") {
   const AttentionCase cases[] = {{4, 4, 64, 1, 0},
                                  {9, 3, 64, 1, 130},
                                  {8, 2, 128, 3, 700},
@@ -100,6 +100,8 @@ TEST("attention: grouped heads, windows, soft caps, both ropes and none, growing
                                  {2, 2, 192, 64, 64},
                                  {4, 2, 64, 3, 40, 0, 0, false, -1, {.beta = 0.3f, .length = 20}},
                                  {8, 2, 128, 80, 40, 0, 0, true, 0, {.beta = 0.3f, .length = 30}},
+                                 {4, 1, 512, 1, 90},
+                                 {2, 1, 384, 70, 20, 30},
                                  {8, 2, 64, 1, 300, 0, 0, false, 0, {}, true},
                                  {8, 1, 64, 3, 90, 40, 0, false, 0, {}, true},
                                  {4, 2, 64, 100, 30, 20, 0, false, 0, {}, true}};
@@ -132,7 +134,7 @@ TEST("norms, soft cap and embeddings") {
         m.ops.resize(5);
         m.ops[0].kind = Op::embed, m.ops[0].embed_op = {m.matrices[0].get(), y, 2.f};
         m.ops[1].kind = Op::embed, m.ops[1].embed_op = {m.matrices[1].get(), x, 1.f};
-        m.ops[2].kind = Op::add_norm, m.ops[2].add_norm_op = {x, y, m.planes[1].buffer.get(), 1e-5f, 0.7f};
+        m.ops[2].kind = Op::add_norm, m.ops[2].add_norm_op = {x, y, m.planes[1].buffer.get(), 1e-5f, 0.7f, 0.9f};
         m.ops[3].kind = Op::norm, m.ops[3].norm_op = {y, 9, m.planes[2].buffer.get(), 1e-6f, y};
         m.ops[4].kind = Op::soft_cap, m.ops[4].soft_cap_op = {y, 3.f};
         return m;

@@ -21,7 +21,9 @@ from .safetensors_file import SafetensorsFile
 from .stored_tensors import StoredTensors
 
 # Stored, but no weights of the text model.
-_IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*\.masked_bias|.*vision_tower\..*|.*multi_modal_projector\..*")
+_IGNORED = re.compile(
+    r".*rotary_emb\.inv_freq|.*\.masked_bias|.*(vision|audio)_tower\..*|.*multi_modal_projector\..*|.*embed_(vision|audio)\..*"
+)
 _TEXT_PREFIX = re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.)")
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.experts\.(\d+)\.(\w+)\.weight")
 _EXPERTS = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj(_bias)?")  # gpt-oss's
@@ -108,7 +110,7 @@ def gguf_tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
         return f"blk.{layer}.ffn_{_EXPERT_PARTS[part]}.{expert}.weight" if part in _EXPERT_PARTS else None
     if match := _EXPERTS.fullmatch(name):
         return f"blk.{match[1]}.ffn_{match[2]}{TRANSPOSED}{'bias' if match[3] else 'weight'}"
-    name += ".weight" if name.endswith(".sinks") else ""
+    name += ".weight" if name.endswith((".sinks", ".layer_scalar")) else ""
     return names.get_name(name, try_suffixes=(".weight", ".bias"))
 
 
