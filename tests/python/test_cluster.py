@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from server_tools import chunks, until
-from turboquant_native.server import Settings
+from turboquant_native.commands import cli
+from turboquant_native.server import Settings, command
 from turboquant_native.server.cluster.calls import Call, Head, answer
 from turboquant_native.server.cluster.prefixes import Seen, prefix_of
 
@@ -61,6 +62,18 @@ def test_who_gives_an_answer_up_is_seen_to_leave():
 
     assert asyncio.run(go()) == [Head(200, [(b"a", b"b")]), b"first"]
     assert ended in (["http.disconnect"], ["cancelled"])
+
+
+@pytest.mark.parametrize("replicas", ["0", "a", "2:1", "-1", ":2", "1:x"])
+def test_replicas_are_checked(replicas):
+    assert (command.replicas_of("2"), command.replicas_of("1:4")) == ((2, 2), (1, 4))
+    with pytest.raises(ValueError, match="--replicas"):
+        command.replicas_of(replicas)
+
+
+def test_options_of_ray_need_ray(capsys, chat_model):
+    assert cli.main(["serve", str(chat_model), "--replicas", "2"]) == 1
+    assert "are for --ray" in capsys.readouterr().err
 
 
 # --- with Ray ----------------------------------------------------------------------------------------------------------------------------
