@@ -79,6 +79,38 @@ def test_options_of_ray_need_ray(capsys, chat_model):
 # --- with Ray ----------------------------------------------------------------------------------------------------------------------------
 
 
+def test_front_and_replica_in_one_process(chat_model, monkeypatch):
+    """Ray's way to try an application without a cluster."""
+    serve = pytest.importorskip("ray.serve")
+    from starlette.requests import Request
+
+    from turboquant_native.server.cluster import application
+
+    class Through(application.Front):
+        async def through(self, body):
+            async def receive():
+                return {"type": "http.request", "body": body, "more_body": False}
+
+            headers = [(b"content-type", b"application/json")]
+            scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"", "headers": headers}
+            response = await self(Request({**scope, "scheme": "http", "server": ("test", 80)}, receive))
+            if not hasattr(response, "body_iterator"):
+                return response.status_code, response.body.decode()
+            return response.status_code, b"".join([piece async for piece in response.body_iterator]).decode()
+
+    monkeypatch.setattr(application, "Front", Through)
+    settings = Settings(models=[chat_model], aliases=["*"], n_ctx=512, n_slots=2, llama={"n_threads": 1}, max_body=4096)
+    handle = serve.run(application.application(settings, application.Scale(1, 2)), name="local", _local_testing_mode=True)
+    for body, status, word in [
+        (chat("a", max_tokens=4, stream=True), 200, "[DONE]"),
+        (chat("a", max_tokens=4), 200, "completion_tokens"),
+        (b"{}", 400, "invalid_value"),
+        (b"x" * 5000, 413, "request_too_large"),
+    ]:
+        found, text = handle.through.remote(body).result()
+        assert found == status and word in text
+
+
 @pytest.fixture(scope="module")
 def cluster(chat_model):
     """The address of an application with two replicas on two nodes. A body with "slow" has its stream stand still after its third piece."""
