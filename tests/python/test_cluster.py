@@ -161,7 +161,7 @@ def ask(client: httpx.Client, text: str, **more) -> httpx.Response:
 
 
 def test_two_nodes_and_a_killed_replica(cluster):
-    with httpx.Client(base_url=cluster, timeout=60) as client:
+    with httpx.Client(base_url=cluster, timeout=60, headers={"Content-Type": "application/json"}) as client:
         assert client.get("/health").status_code == 200
         assert client.post("/v1/chat/completions", json={"messages": []}).json()["error"]["code"] == "invalid_value"
         answers = [ask(client, letter * 300) for letter in "abcdefgh"]
