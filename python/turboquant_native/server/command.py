@@ -40,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sampling = parser.add_argument_group("sampling, where a request says nothing")
     for name, value in Settings().sampling.items():
         sampling.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help="(%(default)s)")
+    ray = parser.add_argument_group("several machines (extra [ray]; docs/cluster.md)")
+    ray.add_argument("--ray", action="store_true", help="serve as a Ray Serve application")
+    ray.add_argument("--replicas", default="1", metavar="N[:MOST]", help="servers behind the address; MOST: under load (%(default)s)")
+    ray.add_argument("--ray-address", metavar="HOST:PORT", help="of a cluster; 'auto': this machine's (default: one is started)")
     log = parser.add_argument_group("log")
     log.add_argument("--log-json", action="store_true", help="one JSON object a line")
     log.add_argument("--log-prompts", action="store_true", help="log what is said, too")
@@ -85,9 +89,33 @@ def settings_of(args: argparse.Namespace) -> Settings:
     )
 
 
+def replicas_of(text: str) -> tuple[int, int]:
+    """(least, most) of `--replicas`; ValueError for what is neither N nor N:MOST."""
+    least, _, most = text.partition(":")
+    if not least.isdecimal() or not (most or least).isdecimal() or not 1 <= int(least) <= int(most or least):
+        raise ValueError(f"--replicas {text}: give a number from 1 on, or two such as 1:4")
+    return int(least), int(most or least)
+
+
+def _run_on_ray(args: argparse.Namespace, settings: Settings) -> int:
+    try:
+        from .cluster import application
+    except ModuleNotFoundError as error:
+        raise ImportError(f"--ray needs {error.name}: pip install 'turboquant-native[server,ray]'") from error
+    least, most = replicas_of(args.replicas)
+    threads = args.threads or os.cpu_count() or 1
+    scale = application.Scale(least, most, cpus=threads, gpus=1 if args.gpu else 0)
+    application.run(settings, scale, args.ray_address, args.host, args.port)
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
     """Serves until the process is told to end (SIGTERM or Ctrl-C)."""
     settings = settings_of(args)
+    if args.ray:
+        return _run_on_ray(args, settings)
+    if args.replicas != "1" or args.ray_address:
+        raise ValueError("--replicas and --ray-address are for --ray")
     try:
         import uvicorn
 
