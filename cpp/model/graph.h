@@ -13,7 +13,9 @@ namespace tq {
 struct Planes {
   BufferPtr x;         // (rows, n_embd) the residual stream
   BufferPtr q, k, v;   // attention: queries, keys and values of the batch's rows
-  BufferPtr attended;  // attention: what the heads give, as wide as q
+  BufferPtr attended;  // what the heads give, before an output gate
+  BufferPtr output_gate;             // that gate; null where no mixer has one
+  BufferPtr alpha, beta, convolved;  // delta net (DeltaNetOp), whose q holds queries, keys and values; null where there is none
   BufferPtr gate, up;  // gated feed-forward; null where all layers are mixtures of experts, which have their own scratch
   BufferPtr branch;    // (rows, n_embd) what a branch gives before its post norm; null without post norms
   BufferPtr hidden;    // (rows, n_embd) behind the output norm; null until asked for

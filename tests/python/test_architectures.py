@@ -71,6 +71,14 @@ _SCALE = {"attention.scale": 10**-0.5}
 _HEAD = {"attention.key_length": 16, "attention.value_length": 16, "rope.dimension_count": 16}
 _MOE_KEYS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32}
 _GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 10, "sliding_window": 8, "num_hidden_layers": 4}
+_DELTA = {
+    "head_dim": 16, "num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 12, "linear_num_value_heads": 4,
+    "linear_value_head_dim": 20, "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.5},
+}  # fmt: skip
+_DELTA_KEYS = _HEAD | {
+    "rope.dimension_count": 8, "ssm.group_count": 2, "ssm.state_size": 12, "ssm.time_step_rank": 4, "ssm.inner_size": 80,
+    "ssm.conv_kernel": 4, "full_attention_interval": 4,
+}  # fmt: skip
 CASES = [
     Case("llama-gqa", "llama"),
     Case("llama-odd", "llama", {"hidden_size": 54, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 70}),
@@ -351,6 +359,28 @@ CASES = [
         },
     ),
 ]
+CASES += [
+    Case("qwen3_5", "qwen3_5_text", _DELTA, _DELTA_KEYS),
+    Case(
+        "qwen3_5-tied-odd",
+        "qwen3_5_text",
+        _DELTA
+        | {"tie_word_embeddings": True, "hidden_size": 44, "intermediate_size": 60, "linear_num_key_heads": 3, "linear_key_head_dim": 10}
+        | {"linear_num_value_heads": 3, "linear_value_head_dim": 21, "linear_conv_kernel_dim": 3, "full_attention_interval": 2},
+        _DELTA_KEYS
+        | {"ssm.group_count": 3, "ssm.state_size": 10, "ssm.time_step_rank": 3, "ssm.inner_size": 63, "ssm.conv_kernel": 3}
+        | {"full_attention_interval": 2},
+    ),
+    Case(
+        "qwen3_5-wide",
+        "qwen3_5_text",
+        _DELTA
+        | {"linear_num_value_heads": 6, "linear_value_head_dim": 48, "linear_key_head_dim": 32, "num_key_value_heads": 4}
+        | {"num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"], "attention_bias": True},
+        _DELTA_KEYS
+        | {"ssm.state_size": 32, "ssm.time_step_rank": 6, "ssm.inner_size": 288, "attention.recurrent_layers": [True, False, True]},
+    ),
+]
 ALL = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 ONE_EACH = pytest.mark.parametrize("case", list({case.model_type: case for case in reversed(CASES)}.values()), ids=lambda case: case.name)
 
@@ -387,6 +417,8 @@ class _References(dict[str, Reference]):
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
+                if name.endswith(("A_log", "dt_bias")):
+                    continue
                 centre = 0.0 if parameter.dim() > 1 or "bias" in name else (0.2 if case.gguf.startswith("gemma") else 1.0)
                 parameter.copy_(centre + torch.randn_like(parameter) * (0.12 if parameter.dim() > 1 else 0.2))
         folder = self._factory.mktemp(case.name)

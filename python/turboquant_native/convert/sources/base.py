@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ...common.errors import ConvertError, listing
 from ...common.files import FileState, file_state
 from ..architectures import Architecture, Hyperparameters, Shape, tensor_shapes
 from ..heads import SourceHead
+from ..delta_net import split_recurrent
 from ..tokenizer import TokenizerData
 
 TRANSPOSED = "_exps_transposed."  # in our own names of such tensors, before they are split
@@ -23,7 +24,8 @@ TRANSPOSED = "_exps_transposed."  # in our own names of such tensors, before the
 class Piece:
     """Where a tensor comes from: rows [start, stop) of a stored tensor, of one expert where experts are stacked; None: all of it.
 
-    every_second: of the columns, from this one on; None: all. transposed: columns are then rows.
+    every_second: of the columns, from this one on; None: all. transposed: columns are then rows. picked: of
+    all rows, in this order.
     """
 
     stored: str
@@ -31,10 +33,12 @@ class Piece:
     expert: int | None = None
     every_second: int | None = None
     transposed: bool = False
+    picked: NDArray[np.intp] | None = field(default=None, compare=False)
 
     def cut(self, w: NDArray[np.float32]) -> NDArray[np.float32]:
         """What is left to do when the rows of the expert are read."""
         w = w if self.every_second is None else w[..., self.every_second :: 2]
+        w = w if self.picked is None else w[self.picked]
         return w.T if self.transposed else w
 
 
@@ -165,6 +169,9 @@ def _file_order(shapes: dict[str, Shape]) -> Iterator[tuple[str, Shape]]:
 
 def split_fused(gguf_name: str, own_name: str, shape: Shape, hp: Hyperparameters) -> Iterator[tuple[str, Piece, Shape]]:
     """The final tensors inside a stored one: (name, piece, shape). q, k and v in one matrix, gate and up in one, stacked experts."""
+    if "ssm.group_count" in hp and (parts := list(split_recurrent(gguf_name, shape, hp))):
+        yield from ((name, Piece(own_name, picked=rows), part_shape) for name, rows, part_shape in parts)
+        return
     layer, _, kind = gguf_name.rpartition(".attn_qkv.")
     if layer:
         head_dim = hp["attention.key_length"]

@@ -12,6 +12,7 @@ from ...common.files import is_present, read_json
 from ..architectures import Architecture, Shape, by_model_type, permute_heads
 from ..heads import head_of_folder, head_tensor
 from ..hyperparameters import checked_config, hyperparameters_of_config
+from ..delta_net import to_gguf_convention as delta_net_convention
 from ..pooling import embedding_keys_of_folder
 from ..rope import rope_tensors
 from ..tokenizer import tokenizer_of_folder
@@ -21,7 +22,7 @@ from .safetensors_file import SafetensorsFile
 from .stored_tensors import StoredTensors
 
 # Stored, but no weights of the text model.
-_IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*\.masked_bias|.*vision_tower\..*|.*multi_modal_projector\..*")
+_IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*\.masked_bias|.*vision_tower\..*|.*multi_modal_projector\..*|.*visual\..*|mtp\..*")
 _TEXT_PREFIX = re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.)")
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.experts\.(\d+)\.(\w+)\.weight")
 _EXPERTS = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj(_bias)?")  # gpt-oss's
@@ -89,7 +90,9 @@ class HuggingFaceSource(Source):
         if self.architecture.paired_rope and re.search(r"attn_[qk]\.", name):
             heads = self.hyperparameters["attention.head_count" if "attn_q." in name else "attention.head_count_kv"]
             w = permute_heads(w, heads)
-        if self.architecture.norm_offset and name.endswith("norm.weight"):
+        if self.architecture.delta_net:
+            w = delta_net_convention(name, w, self.hyperparameters, self.architecture.tiled_value_heads)
+        if self.architecture.norm_offset and name.endswith("norm.weight") and not name.endswith("ssm_norm.weight"):
             w = w + np.float32(1)
         return np.ascontiguousarray(w)
 
@@ -108,6 +111,7 @@ def gguf_tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
         return f"blk.{layer}.ffn_{_EXPERT_PARTS[part]}.{expert}.weight" if part in _EXPERT_PARTS else None
     if match := _EXPERTS.fullmatch(name):
         return f"blk.{match[1]}.ffn_{match[2]}{TRANSPOSED}{'bias' if match[3] else 'weight'}"
+    name = name.replace(".dt_bias", ".dt_proj.bias")
     name += ".weight" if name.endswith(".sinks") else ""
     return names.get_name(name, try_suffixes=(".weight", ".bias"))
 
