@@ -166,10 +166,10 @@ struct MoeOp {
 // A gated delta net (format/delta_net.h) over the rows of each slot. A row at position 0 starts from a state of zeros, whatever was there.
 struct DeltaNetOp {
   DeltaNetShape shape{};
-  Plane qkv{}, alpha{}, beta{};                              // (conv_width), (n_value_heads), (n_value_heads); alpha and beta are used up
+  Plane qkv{}, alpha{}, beta{};  // (conv_width), (n_value_heads), (n_value_heads); alpha and beta are used up
   Buffer *conv = nullptr, *rate = nullptr, *dt_bias = nullptr;  // DeltaNetWeights
-  Buffer* state = nullptr;                                   // (slots, state_floats)
-  Plane convolved{}, out{};                                  // (conv_width): scratch; (value_width)
+  Buffer* state = nullptr;                                      // (slots, state_floats)
+  Plane convolved{}, out{};                                     // (conv_width): scratch; (value_width)
 };
 // One operation: `kind` says which of the others holds it.
 struct Op {

@@ -50,9 +50,9 @@ struct AttentionConfig {
   int64_t window = 0;  // a position sees itself and the window - 1 before it; 0: all before it
   QkNorm qk_norm = QkNorm::none;
   RopeConfig rope;
-  QueryGrowth growth{};  // of queries in long contexts
+  QueryGrowth growth{};      // of queries in long contexts
   bool output_gate = false;  // what the heads give is multiplied by the sigmoid of a gate, element by element
-  bool sinks = false;    // each head has a score that takes part in its softmax and adds nothing
+  bool sinks = false;        // each head has a score that takes part in its softmax and adds nothing
   int64_t q_width() const { return int64_t(n_heads) * head_dim; }
   int64_t kv_width() const { return int64_t(n_kv_heads) * head_dim; }
 };

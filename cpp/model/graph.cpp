@@ -79,10 +79,7 @@ void add_mixer(std::vector<Op>& ops, const Graph& g, const Layer& layer, const A
   ops.push_back(attention);
   LinearInput heads{.x = attention.attention_op.out};
   if (a.output_gate)
-    heads = {.kind = LinearInput::gated,
-             .x = {p.output_gate.get(), a.q_width()},
-             .up = heads.x,
-             .activation = GatedActivation::sigmoid};
+    heads = {.kind = LinearInput::gated, .x = {p.output_gate.get(), a.q_width()}, .up = heads.x, .activation = GatedActivation::sigmoid};
   add_branch(ops, g, heads, w.o, w.o_bias, layer.mixer_post_norm);
 }
 
@@ -157,7 +154,8 @@ struct Widest {
 
 int64_t Planes::bytes() const {
   int64_t total = 0;
-  for (const BufferPtr* buffer : {&x, &q, &k, &v, &attended, &output_gate, &alpha, &beta, &convolved, &gate, &up, &branch, &hidden, &logits, &best})
+  for (const BufferPtr* buffer :
+       {&x, &q, &k, &v, &attended, &output_gate, &alpha, &beta, &convolved, &gate, &up, &branch, &hidden, &logits, &best})
     if (*buffer) total += (*buffer)->bytes;
   return total;
 }

@@ -79,6 +79,8 @@ _DELTA_KEYS = _HEAD | {
     "rope.dimension_count": 8, "ssm.group_count": 2, "ssm.state_size": 12, "ssm.time_step_rank": 4, "ssm.inner_size": 80,
     "ssm.conv_kernel": 4, "full_attention_interval": 4,
 }  # fmt: skip
+_DELTA_MOE = MOE | {"shared_expert_intermediate_size": 40, "norm_topk_prob": True, "num_hidden_layers": 4}
+_DELTA_MOE_KEYS = _MOE_KEYS | {"expert_shared_feed_forward_length": 40}
 CASES = [
     Case("llama-gqa", "llama"),
     Case("llama-odd", "llama", {"hidden_size": 54, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 70}),
@@ -380,6 +382,8 @@ CASES += [
         _DELTA_KEYS
         | {"ssm.state_size": 32, "ssm.time_step_rank": 6, "ssm.inner_size": 288, "attention.recurrent_layers": [True, False, True]},
     ),
+    Case("qwen3_5_moe-tied", "qwen3_5_moe_text", _DELTA | _DELTA_MOE | {"tie_word_embeddings": True}, _DELTA_KEYS | _DELTA_MOE_KEYS),
+    Case("qwen3_next", "qwen3_next", _DELTA | _DELTA_MOE, _DELTA_KEYS | _DELTA_MOE_KEYS),
 ]
 ALL = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 ONE_EACH = pytest.mark.parametrize("case", list({case.model_type: case for case in reversed(CASES)}.values()), ids=lambda case: case.name)
@@ -419,7 +423,11 @@ class _References(dict[str, Reference]):
             for name, parameter in model.named_parameters():
                 if name.endswith(("A_log", "dt_bias")):
                     continue
-                centre = 0.0 if parameter.dim() > 1 or "bias" in name else (0.2 if case.gguf.startswith("gemma") else 1.0)
+                centre = (
+                    0.0
+                    if parameter.dim() > 1 or "bias" in name
+                    else (0.2 if case.gguf.startswith(("gemma", "qwen35", "qwen3next")) else 1.0)
+                )
                 parameter.copy_(centre + torch.randn_like(parameter) * (0.12 if parameter.dim() > 1 else 0.2))
         folder = self._factory.mktemp(case.name)
         model.save_pretrained(folder)

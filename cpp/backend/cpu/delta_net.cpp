@@ -1,5 +1,5 @@
-// The gated delta net: the convolution, channel by channel; norms and gates, head by head; the recurrence, a block of a state's columns at a
-// time. A thread takes all rows of its channels or columns in order.
+// The gated delta net: the convolution, channel by channel; norms and gates, head by head; the recurrence, a block of a state's columns at
+// a time. A thread takes all rows of its channels or columns in order.
 #include <cmath>
 
 #include "backend/cpu/attention.h"
@@ -44,9 +44,7 @@ class DeltaNetStep final : public Step {
     for (int64_t r = rows.first; r < rows.last; r++) {
       for (int64_t tap = 0; tap < s_.taps; tap++) {
         const int64_t back = kept - tap, position = w.batch.positions[size_t(r)] - back;
-        inputs[tap] = position < 0                 ? kZeros
-                      : r - back >= rows.first     ? row(op_.qkv, r - back) + channel
-                                                   : recent + position % kept * width;
+        inputs[tap] = position < 0 ? kZeros : r - back >= rows.first ? row(op_.qkv, r - back) + channel : recent + position % kept * width;
       }
       w.k.convolve(inputs, s_.taps, data(op_.conv) + channel, width, n, row(op_.convolved, r) + channel);
     }

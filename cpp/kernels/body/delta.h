@@ -36,8 +36,7 @@ inline void delta_columns(float* state, int64_t stride, int key_dim, const Delta
       }
     for (; i < key_dim; i++)
       for (int j = 0; j < N; j++) even[j] = fma(load(state + i * stride + j * kLanes), set1(k[i]), even[j]);
-    for (int j = 0; j < N; j++)
-      delta[j] = beta * (load(x.v + t * x.qkv_stride + column + j * kLanes) - decay * (even[j] + odd[j]));
+    for (int j = 0; j < N; j++) delta[j] = beta * (load(x.v + t * x.qkv_stride + column + j * kLanes) - decay * (even[j] + odd[j]));
     for (int j = 0; j < N; j++) even[j] = set1(0);
     for (i = 0; i < key_dim; i++)
       for (int j = 0; j < N; j++) {

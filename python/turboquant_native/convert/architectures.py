@@ -261,6 +261,11 @@ _DELTA_NET_DEFAULTS = {
     "linear_value_head_dim": 128,
     "linear_num_key_heads": 16,
 }
+_QWEN3_5_MOE_DEFAULTS = {
+    "num_attention_heads": 16, "num_key_value_heads": 2, "linear_num_value_heads": 32, "num_experts": 256, "num_experts_per_tok": 8,
+    "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "norm_topk_prob": True, "intermediate_size": 0,
+}  # fmt: skip
+_QWEN3_NEXT_DEFAULTS = _QWEN3_5_MOE_DEFAULTS | {"num_experts": 512, "num_experts_per_tok": 10}
 _DELTA_NET_NAMES = {"post_attention_norm": "ffn_norm"}
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -389,6 +394,29 @@ ARCHITECTURES: dict[str, Architecture] = {
             renamed=_DELTA_NET_NAMES,
         ),
         Architecture(
+            "qwen3_5_moe_text",
+            "qwen35moe",
+            tensors=PRE_NORMS + EXPERTS + SHARED_EXPERT,
+            options=_delta_net,
+            gguf_defaults=lambda values: _experts_gguf(normalize=True)(values) | _delta_net_gguf(values),
+            defaults=_DELTA_NET_DEFAULTS | _QWEN3_5_MOE_DEFAULTS,
+            norm_offset=True,
+            delta_net=True,
+            tiled_value_heads=True,
+            renamed=_DELTA_NET_NAMES,
+        ),
+        Architecture(
+            "qwen3_next",
+            "qwen3next",
+            tensors=PRE_NORMS + EXPERTS + SHARED_EXPERT,
+            options=_delta_net,
+            gguf_defaults=lambda values: _experts_gguf(normalize=True)(values) | _delta_net_gguf(values),
+            defaults=_DELTA_NET_DEFAULTS | _QWEN3_NEXT_DEFAULTS,
+            norm_offset=True,
+            delta_net=True,
+            renamed=_DELTA_NET_NAMES,
+        ),
+        Architecture(
             "gpt_oss",
             "gpt-oss",
             tensors=(*PRE_NORMS, "attn_sinks", *EXPERTS),
@@ -409,7 +437,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     )
 }
 # Multimodal configs whose text part is a supported architecture.
-TEXT_MODELS = {"gemma3": "gemma3_text", "qwen3_5": "qwen3_5_text", "mistral3": "mistral"}
+TEXT_MODELS = {"gemma3": "gemma3_text", "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "mistral3": "mistral"}
 
 
 def supported() -> list[str]:

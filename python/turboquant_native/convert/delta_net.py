@@ -23,7 +23,9 @@ def split_recurrent(gguf_name: str, shape: Shape, hp: Hyperparameters) -> Iterat
     """The final tensors in a stored one, of models with delta nets: (name, its rows or None for all, shape). Nothing for other tensors."""
     layer, _, kind = gguf_name.partition(".attn_q.")
     if kind and shape[0] == 2 * hp["attention.head_count"] * hp["attention.key_length"]:
-        yield from _parts(layer, ("attn_q", "attn_gate"), kind, _interleaved(hp["attention.head_count"], [hp["attention.key_length"]] * 2), shape)
+        yield from _parts(
+            layer, ("attn_q", "attn_gate"), kind, _interleaved(hp["attention.head_count"], [hp["attention.key_length"]] * 2), shape
+        )
     elif gguf_name.endswith(".ssm_conv1d.weight") and len(shape) == 3:
         yield gguf_name, None, (shape[0], shape[2])
     elif gguf_name.endswith(".attn_qkv.weight"):
@@ -67,4 +69,3 @@ def to_gguf_convention(name: str, w: NDArray[Any], hp: Hyperparameters, tiled: b
         first = 2 * hp["ssm.group_count"] * hp["ssm.state_size"]
         return np.concatenate([w[:first], w[first:][_tiled(hp["ssm.inner_size"], hp)]])
     return w[:, _tiled(w.shape[1], hp)] if name.endswith(".ssm_out.weight") else w
-

@@ -133,7 +133,7 @@ class Source(ABC):
                 else:
                     unknown.append(own_name)
         expected = {**required, **optional}
-        missing = [name for name in required if name not in found] + _missing_biases(found, self.hyperparameters["block_count"])
+        missing = [name for name in required if name not in found] + _missing_biases(found, expected, self.hyperparameters["block_count"])
         wrong = [f"{name} is {_text(found[name])}, expected {_text(expected[name])}" for name in found if found[name] != expected[name]]
         problems = [
             f"{what}: {listing(names)}"
@@ -156,10 +156,11 @@ def _text(shape: Shape) -> str:
     return " x ".join(map(str, shape))
 
 
-def _missing_biases(found: dict[str, Shape], n_layers: int) -> list[str]:
+def _missing_biases(found: dict[str, Shape], expected: dict[str, Shape], n_layers: int) -> list[str]:
     """Biases that some layers have and others lack."""
     kinds = {match[1] for name in found if (match := re.fullmatch(r"blk\.\d+\.(attn_\w+\.bias)", name))}
-    return [f"blk.{layer}.{kind}" for layer in range(n_layers) for kind in sorted(kinds) if f"blk.{layer}.{kind}" not in found]
+    names = [f"blk.{layer}.{kind}" for layer in range(n_layers) for kind in sorted(kinds)]
+    return [name for name in names if name in expected and name not in found]
 
 
 def _file_order(shapes: dict[str, Shape]) -> Iterator[tuple[str, Shape]]:
@@ -186,7 +187,13 @@ def split_fused(gguf_name: str, own_name: str, shape: Shape, hp: Hyperparameters
     elif gguf_name.endswith("_exps.weight") and len(shape) == 3:
         _check_experts(own_name, shape, hp)
         for expert in range(shape[0]):
-            yield gguf_name.replace("_exps.", f".{expert}."), Piece(own_name, expert=expert), shape[1:]
+            if ".ffn_gate_up_exps" not in gguf_name:
+                yield gguf_name.replace("_exps.", f".{expert}."), Piece(own_name, expert=expert), shape[1:]
+                continue
+            half = shape[1] // 2
+            for number, part in enumerate(("gate", "up")):
+                piece = Piece(own_name, rows=(number * half, (number + 1) * half), expert=expert)
+                yield gguf_name.replace("gate_up_exps.", f"{part}.{expert}."), piece, (half, shape[2])
     elif gguf_name.endswith(".ffn_gate_inp_shexp.weight"):
         yield gguf_name, Piece(own_name), shape[-1:] if shape[:-1] in ((), (1,)) else shape
     else:

@@ -70,6 +70,8 @@ class HuggingFaceSource(Source):
             if place := head_tensor(_TEXT_PREFIX.sub("", own_name)):
                 heads[place] = (own_name, shape)
             elif gguf_name := gguf_tensor_name(own_name, names):
+                if self.architecture.delta_net:  # their stacked experts are (experts, outputs, inputs)
+                    gguf_name = gguf_name.replace(TRANSPOSED, "_exps.")
                 stored[self.architecture.final_name(gguf_name)] = (own_name, shape)
             else:
                 unknown.append(own_name)
