@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from ...common.errors import ConvertError, listing
 from ...common.files import is_present, read_json
 from ..architectures import Architecture, Shape, by_model_type, permute_heads
+from ..delta_net import to_gguf_convention as delta_net_convention
 from ..heads import head_of_folder, head_tensor
 from ..hyperparameters import checked_config, hyperparameters_of_config
-from ..delta_net import to_gguf_convention as delta_net_convention
 from ..pooling import embedding_keys_of_folder
 from ..rope import rope_tensors
 from ..tokenizer import tokenizer_of_folder
