@@ -58,7 +58,11 @@ CudaProgram::~CudaProgram() {
 void CudaProgram::reserve() {
   int64_t angle_floats = 0;
   for (const Op& op : ops_) {
+    if (op.kind == Op::delta_net) throw Error(Cause::unsupported, "device cuda: recurrent layers (gated delta net) run on the CPU only");
     if (op.kind == Op::linear) {
+      const LinearInput& in = op.linear_op.in;
+      if (in.kind == LinearInput::gated && in.activation == GatedActivation::sigmoid)
+        throw Error(Cause::unsupported, "device cuda: attention with an output gate runs on the CPU only");
       std::vector<const CudaMatrix*> matrices;
       for (const LinearOutput& out : op.linear_op.out) matrices.push_back(&cuda(out.matrix));
       linear_.reserve(matrices, max_rows_);
@@ -177,6 +181,8 @@ void CudaProgram::launch(const Op& op) {
     }
     case Op::moe:
       return moe_.run(op.moe_op, view(op.moe_op.in), batch_.rows);
+    case Op::delta_net:  // refused above
+      return;
   }
 }
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "backend/candidates.h"
+#include "format/delta_net.h"
 #include "kernels/kernels.h"  // DenseMatrix, AttentionShape
 
 namespace tq {
@@ -50,10 +51,11 @@ struct Plane {
   int64_t width = 0;
 };
 
-enum class GatedActivation : uint8_t { silu, gelu_tanh, clamped_swiglu };
+enum class GatedActivation : uint8_t { silu, gelu_tanh, clamped_swiglu, sigmoid };
 // The CPU's function for activation(gate) * up; of clamped_swiglu: as it combines the two.
 inline auto gated_kernel(const kernels::Kernels& k, GatedActivation activation) {
   if (activation == GatedActivation::clamped_swiglu) return k.clamped_swiglu;
+  if (activation == GatedActivation::sigmoid) return k.sigmoid_mul;
   return activation == GatedActivation::silu ? k.silu_mul : k.gelu_mul;
 }
 
@@ -163,9 +165,17 @@ struct MoeOp {
   float alpha = 1;
   Plane y;
 };
+// A gated delta net (format/delta_net.h) over the rows of each slot. A row at position 0 starts from a state of zeros, whatever was there.
+struct DeltaNetOp {
+  DeltaNetShape shape{};
+  Plane qkv{}, alpha{}, beta{};  // (conv_width), (n_value_heads), (n_value_heads); alpha and beta are used up
+  Buffer *conv = nullptr, *rate = nullptr, *dt_bias = nullptr;  // DeltaNetWeights
+  Buffer* state = nullptr;                                      // (slots, state_floats)
+  Plane convolved{}, out{};                                     // (conv_width): scratch; (value_width)
+};
 // One operation: `kind` says which of the others holds it.
 struct Op {
-  enum Kind : uint8_t { embed, linear, norm, add_norm, attention, soft_cap, top, moe } kind;
+  enum Kind : uint8_t { embed, linear, norm, add_norm, attention, soft_cap, top, moe, delta_net } kind;
   EmbedOp embed_op{};
   LinearOp linear_op{};
   NormOp norm_op{};
@@ -174,6 +184,7 @@ struct Op {
   SoftCapOp soft_cap_op{};
   TopOp top_op{};
   MoeOp moe_op{};
+  DeltaNetOp delta_net_op{};
 };
 
 // What one pass computes: a token in each row, its position in a sequence, and the slot (sequence) whose caches it uses. Rows of one slot

@@ -49,6 +49,11 @@ void describe(py::dict& d, const AttentionConfig& a) {
   d["n_heads"] = a.n_heads, d["n_kv_heads"] = a.n_kv_heads, d["head_dim"] = a.head_dim, d["window"] = a.window;
   d["rope_base"] = a.rope.base, d["rope_dims"] = a.rope.dims;
 }
+void describe(py::dict& d, const DeltaNetConfig& n) {
+  d["mixer"] = "delta_net";
+  d["n_key_heads"] = n.n_key_heads, d["n_value_heads"] = n.n_value_heads, d["key_dim"] = n.key_dim, d["value_dim"] = n.value_dim;
+  d["state_bytes"] = n.state_floats() * int64_t(sizeof(float));
+}
 void describe(py::dict& d, const GatedConfig& f) { d["feed_forward"] = "gated", d["n_ff"] = f.n_ff; }
 void describe(py::dict& d, const ExpertsConfig& e) {
   d["feed_forward"] = "experts", d["n_ff"] = e.n_ff;

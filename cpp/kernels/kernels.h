@@ -62,6 +62,14 @@ struct CodedCache {
   int k_bits = 0, v_bits = 0;  // 8 or 4
   const uint8_t *k = nullptr, *v = nullptr;
 };
+// Tokens of one value head of a gated delta net (format/delta_net.h), in order; token t of q begins at q + t * qkv_stride.
+struct DeltaRows {
+  int64_t n = 0, qkv_stride = 0, gate_stride = 0, out_stride = 0;
+  const float *q = nullptr, *k = nullptr;         // (key_dim), normed
+  const float* v = nullptr;                       // (value_dim)
+  const float *decay = nullptr, *beta = nullptr;  // one number each
+  float* out = nullptr;                           // (value_dim)
+};
 // One query head of one row, which reads the positions below `last` of a CodedCache. (max, sum, out): the state of its softmax, as in
 // Kernels::attention.
 struct CodedQuery {
@@ -105,8 +113,9 @@ struct Kernels {
   float (*quantize)(const float* x, int64_t n, int8_t* a);
   // out = x / sqrt(mean(x^2) + eps) * weight; a null weight is all ones.
   void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* out);
-  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);  // out = silu(gate) * up
-  void (*gelu_mul)(const float* gate, const float* up, int64_t n, float* out);  // out = gelu(gate) * up, gelu by its tanh approximation
+  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);    // out = silu(gate) * up
+  void (*sigmoid_mul)(const float* gate, const float* x, int64_t n, float* out);  // out = sigmoid(gate) * x
+  void (*gelu_mul)(const float* gate, const float* up, int64_t n, float* out);    // out = gelu(gate) * up, gelu by its tanh approximation
   // out = g sigmoid(1.702 g) (u + 1), g = min(gate, 7), u = up between -7 and 7: gpt-oss's.
   void (*clamped_swiglu)(const float* gate, const float* up, int64_t n, float* out);
   void (*add_scaled)(float* y, const float* x, float alpha, int64_t n);  // y += alpha * x
@@ -125,6 +134,11 @@ struct Kernels {
                     int64_t last, float* max, float* sum, float* out);
   void (*attention_f32)(const AttentionShape& shape, const float* q, const float* k, const float* v, int64_t stride, int64_t first,
                         int64_t last, float* max, float* sum, float* out);  // the same for k and v in float32
+  // out = silu(sum over the taps of weights[tap * stride + i] * rows[tap][i]), i below n.
+  void (*convolve)(const float* const* rows, int taps, const float* weights, int64_t stride, int64_t n, float* out);
+  // The delta rule for the columns [first, last) of a head's state (key_dim, stride), in place. The results of a column depend on the
+  // tokens alone, not on which columns and how many tokens are computed together.
+  void (*delta_rule)(float* state, int64_t stride, int key_dim, int64_t first, int64_t last, const DeltaRows& rows);
   // n queries, in ascending order of `last`, go on over the tiles [first_tile, last_tile) of a cache in codes. Products of keys are exact
   // int32 sums; weights of a tile's values are rounded to 15 bits of the largest, and their products are exact again.
   void (*attention_coded)(const AttentionShape& shape, const CodedCache& cache, int64_t first_tile, int64_t last_tile, CodedQuery* queries,

@@ -23,6 +23,8 @@ struct Architecture {
   bool plain_windows = false;    // windowed layers turn unscaled, by a base of their own
   float rope_base_windowed = 0;  // that base, where no key says otherwise; 0: that of the other layers
   bool normalize_expert_weights = true;
+  bool delta_net = false;          // some layers are delta nets, the others have an output gate
+  bool tiled_value_heads = false;  // DeltaNetShape::tiled
 };
 
 constexpr auto kArchitectures = std::to_array<Architecture>({
@@ -38,6 +40,9 @@ constexpr auto kArchitectures = std::to_array<Architecture>({
     {.name = "smollm3", .rope_pairs = true, .rope_pattern = 4},
     {.name = "mistral3", .rope_pairs = true},
     {.name = "gpt-oss", .gpt_oss = true, .window_pattern = 2},
+    {.name = "qwen35", .qk_norm = QkNorm::per_head, .delta_net = true, .tiled_value_heads = true},
+    {.name = "qwen35moe", .qk_norm = QkNorm::per_head, .delta_net = true, .tiled_value_heads = true},
+    {.name = "qwen3next", .qk_norm = QkNorm::per_head, .delta_net = true},
     {.name = "gemma", .gemma = true},
     {.name = "gemma2", .post_norms = true, .gemma = true, .window_pattern = 2},
     {.name = "gemma3",
@@ -72,7 +77,7 @@ const Architecture& find_architecture(const gguf::File& file) {
   throw Error(Cause::unsupported, file.path() + ": architecture \"" + std::string(name) + "\" is not supported (supported: " + known + ")");
 }
 
-constexpr int64_t kMaxDim = 1 << 20, kMaxLayers = 4096, kMaxContext = int64_t(1) << 30, kMaxExperts = 4096;
+constexpr int64_t kMaxDim = 1 << 20, kMaxHeadDim = 1 << 12, kMaxLayers = 4096, kMaxContext = int64_t(1) << 30, kMaxExperts = 4096;
 
 // Typed, range-checked access to the keys under the architecture's name.
 class Keys {
@@ -183,6 +188,7 @@ void read_heads(const Keys& keys, const Architecture& a, const std::vector<bool>
     attention.n_heads = int(heads[i]), attention.n_kv_heads = int(kv_heads[i]),
     attention.head_dim = int(windowed[i] ? head_dim_windowed : head_dim);
     attention.qk_norm = a.qk_norm, attention.sinks = a.gpt_oss, attention.norm_values = a.gemma4;
+      attention.output_gate = a.delta_net;
     c.layers[i].mixer = attention;
   }
 }
@@ -303,6 +309,27 @@ void read_attention(const Keys& keys, const Architecture& a, Config& c) {
   }
 }
 
+// Layers that are delta nets in place of attention.
+void read_delta_nets(const Keys& keys, const Architecture& a, Config& c) {
+  DeltaNetConfig d{.tiled = a.tiled_value_heads};
+  d.n_key_heads = int(keys.integer("ssm.group_count", 1, kMaxDim));
+  d.n_value_heads = int(keys.integer("ssm.time_step_rank", 1, kMaxDim));
+  d.key_dim = int(keys.integer("ssm.state_size", 1, kMaxHeadDim));
+  const int64_t values = keys.integer("ssm.inner_size", 1, kMaxDim);
+  d.taps = int(keys.integer("ssm.conv_kernel", 2, kMaxTaps));
+  if (values % d.n_value_heads != 0 || values / d.n_value_heads > kMaxHeadDim)
+    throw Error(Cause::bad_file, keys.where("ssm.inner_size") + " is " + std::to_string(values) + ", expected " +
+                                     std::to_string(d.n_value_heads) + " heads of at most " + std::to_string(kMaxHeadDim));
+  if (d.n_value_heads % d.n_key_heads != 0)
+    throw Error(Cause::bad_file, keys.where("ssm.group_count") + " is " + std::to_string(d.n_key_heads) + ", which does not divide " +
+                                     std::to_string(d.n_value_heads) + " heads");
+  d.value_dim = int(values / d.n_value_heads);
+  const std::vector<bool> recurrent =
+      keys.pattern("attention.recurrent_layers", c.n_layers(), keys.integer("full_attention_interval", 0, kMaxLayers, 4));
+  for (size_t i = 0; i < recurrent.size(); i++)
+    if (recurrent[i]) c.layers[i].mixer = d;
+}
+
 }  // namespace
 
 std::span<const std::string_view> supported_architectures() { return kNames; }
@@ -317,6 +344,7 @@ Config read_config(const gguf::File& file) {
   c.layers.resize(size_t(read_shape(file, keys, c)));
   read_attention(keys, a, c);
   const GatedActivation activation = a.gpt_oss ? GatedActivation::clamped_swiglu : GatedActivation::silu;
+  if (a.delta_net) read_delta_nets(keys, a, c);
   read_experts(file, keys, a, a.gemma ? GatedActivation::gelu_tanh : activation, c);
   read_scales(keys, a, c);
   return c;

@@ -54,14 +54,18 @@ struct AttentionConfig {
   // Values are normed as QkNorm::per_head norms keys, without a weight; a file without a matrix for them has the keys' product in its
   // place.
   bool norm_values = false;
+  bool output_gate = false;  // what the heads give is multiplied by the sigmoid of a gate, element by element
   bool sinks = false;  // each head has a score that takes part in its softmax and adds nothing
   int64_t q_width() const { return int64_t(n_heads) * head_dim; }
   int64_t kv_width() const { return int64_t(n_kv_heads) * head_dim; }
 };
 
+// A mixer: a gated delta net (format/delta_net.h), whose heads are then normed, each by itself, and multiplied by silu of a gate.
+using DeltaNetConfig = DeltaNetShape;
+
 // What lets a layer's positions see each other. To add a kind of mixer, add an alternative here, in MixerWeights (model.h) and in
 // StateShape (state.h); graph.cpp and loader.cpp then do not compile (std::visit) until they handle it.
-using Mixer = std::variant<AttentionConfig>;
+using Mixer = std::variant<AttentionConfig, DeltaNetConfig>;
 
 // A feed-forward: down (activation(gate x) * up x).
 struct GatedConfig {

@@ -71,7 +71,8 @@ void add_mixer(std::vector<Op>& ops, const Graph& g, const Layer& layer, const A
   const Planes& p = g.planes;
   std::vector<LinearOutput> products{output(w.q, p.q, w.q_bias), output(w.k, p.k, w.k_bias)};
   if (w.v) products.push_back(output(w.v, p.v, w.v_bias));
-  ops.push_back(linear_op(normed(stream(g), layer.mixer_norm, g.config.norm_eps), products));
+  if (a.output_gate) products.push_back(output(w.gate, p.output_gate, w.gate_bias));
+  ops.push_back(linear_op(normed(stream(g), layer.mixer_norm, g.config.norm_eps), std::move(products)));
   Op attention{.kind = Op::attention};
   attention.attention_op = attention_op(g, a, w.rope, w.sinks, state);
   if (a.norm_values) {
@@ -83,7 +84,35 @@ void add_mixer(std::vector<Op>& ops, const Graph& g, const Layer& layer, const A
   add_qk_norm(ops, g, a, attention.attention_op.q, w.q_norm, a.n_heads);
   add_qk_norm(ops, g, a, attention.attention_op.k, w.k_norm, a.n_kv_heads);
   ops.push_back(attention);
-  add_branch(ops, g, {.x = attention.attention_op.out}, w.o, w.o_bias, layer.mixer_post_norm);
+  LinearInput heads{.x = attention.attention_op.out};
+  if (a.output_gate)
+    heads = {.kind = LinearInput::gated, .x = {p.output_gate.get(), a.q_width()}, .up = heads.x, .activation = GatedActivation::sigmoid};
+  add_branch(ops, g, heads, w.o, w.o_bias, layer.mixer_post_norm);
+}
+
+void add_mixer(std::vector<Op>& ops, const Graph& g, const Layer& layer, const DeltaNetConfig& d, const LayerState& state) {
+  const auto& w = std::get<DeltaNetLayerWeights>(layer.mixer);
+  const Planes& p = g.planes;
+  ops.push_back(linear_op(normed(stream(g), layer.mixer_norm, g.config.norm_eps),
+                          {output(w.qkv, p.q), output(w.gate, p.output_gate), output(w.alpha, p.alpha), output(w.beta, p.beta)}));
+  const Plane heads{p.attended.get(), d.value_width()};
+  Op delta{.kind = Op::delta_net};
+  delta.delta_net_op = {.shape = d,
+                        .qkv = {p.q.get(), d.conv_width()},
+                        .alpha = {p.alpha.get(), d.n_value_heads},
+                        .beta = {p.beta.get(), d.n_value_heads},
+                        .conv = w.conv.get(),
+                        .rate = w.rate.get(),
+                        .dt_bias = w.dt_bias.get(),
+                        .state = state.recurrent().get(),
+                        .convolved = {p.convolved.get(), d.conv_width()},
+                        .out = heads};
+  ops.push_back(delta);
+  Op norm{.kind = Op::norm};
+  norm.norm_op = {.x = heads, .groups = d.n_value_heads, .weight = w.norm.get(), .eps = g.config.norm_eps, .y = heads};
+  ops.push_back(norm);
+  add_branch(ops, g, {.kind = LinearInput::gated, .x = {p.output_gate.get(), d.value_width()}, .up = heads}, w.out, nullptr,
+             layer.mixer_post_norm);
 }
 
 void add_feed_forward(std::vector<Op>& ops, const Graph& g, const Layer& layer, const ExpertsConfig& e) {
@@ -115,8 +144,15 @@ void add_feed_forward(std::vector<Op>& ops, const Graph& g, const Layer& layer, 
 
 // What the layers that run on a device need at most.
 struct Widest {
-  int64_t q = 0, kv = 0, n_ff = 0;
-  void note(const AttentionConfig& a) { q = std::max(q, a.q_width()), kv = std::max(kv, a.kv_width()); }
+  int64_t q = 0, kv = 0, heads = 0, output_gate = 0, n_ff = 0, convolved = 0, value_heads = 0;
+  void note(const AttentionConfig& a) {
+    q = std::max(q, a.q_width()), kv = std::max(kv, a.kv_width()), heads = std::max(heads, a.q_width());
+    if (a.output_gate) output_gate = std::max(output_gate, a.q_width());
+  }
+  void note(const DeltaNetConfig& d) {
+    q = std::max(q, d.conv_width()), heads = std::max(heads, d.value_width()), output_gate = std::max(output_gate, d.value_width());
+    convolved = std::max(convolved, d.conv_width()), value_heads = std::max<int64_t>(value_heads, d.n_value_heads);
+  }
   void note(const GatedConfig& f) { n_ff = std::max(n_ff, f.n_ff); }
   void note(const ExpertsConfig&) {}
 };
@@ -125,7 +161,8 @@ struct Widest {
 
 int64_t Planes::bytes() const {
   int64_t total = 0;
-  for (const BufferPtr* buffer : {&x, &q, &k, &v, &attended, &gate, &up, &branch, &hidden, &logits, &best})
+  for (const BufferPtr* buffer :
+       {&x, &q, &k, &v, &attended, &output_gate, &alpha, &beta, &convolved, &gate, &up, &branch, &hidden, &logits, &best})
     if (*buffer) total += (*buffer)->bytes;
   return total;
 }
@@ -144,7 +181,9 @@ Planes allocate_planes(Backend& backend, const Config& c, const PlaneNeeds& need
   const auto plane = [&](int64_t width) { return allocate_plane(backend, needs.rows, width); };
   Planes p;
   p.x = plane(c.n_embd);
-  p.q = plane(widest.q), p.k = plane(widest.kv), p.v = plane(widest.kv), p.attended = plane(widest.q);
+  p.q = plane(widest.q), p.k = plane(widest.kv), p.v = plane(widest.kv), p.attended = plane(widest.heads);
+  p.output_gate = plane(widest.output_gate), p.convolved = plane(widest.convolved);
+  p.alpha = plane(widest.value_heads), p.beta = plane(widest.value_heads);
   p.gate = plane(widest.n_ff), p.up = plane(widest.n_ff);
   if (c.post_norms) p.branch = plane(c.n_embd);
   if (needs.logit_rows == 0) return p;

@@ -11,14 +11,16 @@ namespace tq {
 // Where a pass computes on one device: buffers of float32 rows, one a token. Layers use them one after the other, so each is as wide as the
 // widest layer needs; a layer's own Plane over it has the layer's own width.
 struct Planes {
-  BufferPtr x;         // (rows, n_embd) the residual stream
-  BufferPtr q, k, v;   // attention: queries, keys and values of the batch's rows
-  BufferPtr attended;  // attention: what the heads give, as wide as q
-  BufferPtr gate, up;  // gated feed-forward; null where all layers are mixtures of experts, which have their own scratch
-  BufferPtr branch;    // (rows, n_embd) what a branch gives before its post norm; null without post norms
-  BufferPtr hidden;    // (rows, n_embd) behind the output norm; null until asked for
-  BufferPtr logits;    // (logit rows, n_vocab); null where the output is on another device
-  BufferPtr best;      // (logit rows, kMaxCandidates) Candidate; likewise
+  BufferPtr x;                       // (rows, n_embd) the residual stream
+  BufferPtr q, k, v;                 // attention: queries, keys and values of the batch's rows
+  BufferPtr attended;                // what the heads give, before an output gate
+  BufferPtr output_gate;             // that gate; null where no mixer has one
+  BufferPtr alpha, beta, convolved;  // delta net (DeltaNetOp), whose q holds queries, keys and values; null where there is none
+  BufferPtr gate, up;                // gated feed-forward; null where all layers are mixtures of experts, which have their own scratch
+  BufferPtr branch;                  // (rows, n_embd) what a branch gives before its post norm; null without post norms
+  BufferPtr hidden;                  // (rows, n_embd) behind the output norm; null until asked for
+  BufferPtr logits;                  // (logit rows, n_vocab); null where the output is on another device
+  BufferPtr best;                    // (logit rows, kMaxCandidates) Candidate; likewise
   int64_t bytes() const;
 };
 

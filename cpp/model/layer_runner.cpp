@@ -47,7 +47,8 @@ struct LayerRunner::Impl {
     note(e.router), note(e.shared_router), note(e.shared);
     for (GatedWeights& expert : e.experts) note(expert);
   }
-  void note(AttentionWeights& a) { note(a.q), note(a.k), note(a.v), note(a.o); }
+  void note(AttentionWeights& a) { note(a.q), note(a.k), note(a.v), note(a.gate), note(a.o); }
+  void note(DeltaNetLayerWeights& d) { note(d.qkv), note(d.gate), note(d.alpha), note(d.beta), note(d.out); }
 
   void name_matrices() {
     note(w.embed), note(w.output);

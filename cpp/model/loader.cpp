@@ -237,11 +237,41 @@ struct Loader {
     w.o_bias = optional_vector(blk + "attn_output.bias", c.n_embd);
     if (a.rope.dims > 0) w.rope = load_rope(a.rope);
     if (a.sinks) w.sinks = vector(blk + "attn_sinks.weight", a.n_heads);
+    if (a.output_gate) {
+      w.gate = matrix(blk + "attn_gate.weight", a.q_width(), c.n_embd);
+      w.gate_bias = optional_vector(blk + "attn_gate.bias", a.q_width());
+    }
     if (a.qk_norm == QkNorm::none) return w;
     const bool per_head = a.qk_norm == QkNorm::per_head;
     w.q_norm = vector(blk + "attn_q_norm.weight", per_head ? a.head_dim : a.q_width());
     w.k_norm = vector(blk + "attn_k_norm.weight", per_head ? a.head_dim : a.kv_width());
     return w;
+  }
+
+  DeltaNetLayerWeights load_mixer(const std::string& blk, const DeltaNetConfig& d) {
+    DeltaNetLayerWeights w;
+    w.qkv = matrix(blk + "attn_qkv.weight", d.conv_width(), c.n_embd);
+    w.gate = matrix(blk + "attn_gate.weight", d.value_width(), c.n_embd);
+    w.alpha = matrix(blk + "ssm_alpha.weight", d.n_value_heads, c.n_embd);
+    w.beta = matrix(blk + "ssm_beta.weight", d.n_value_heads, c.n_embd);
+    w.out = matrix(blk + "ssm_out.weight", c.n_embd, d.value_width());
+    w.conv = convolution(blk + "ssm_conv1d.weight", d);
+    w.rate = vector(blk + "ssm_a", d.n_value_heads);
+    w.dt_bias = vector(blk + "ssm_dt.bias", d.n_value_heads);
+    w.norm = vector(blk + "ssm_norm.weight", d.value_dim);
+    return w;
+  }
+
+  // A file has the taps of a channel side by side, the engine the channels of a tap.
+  BufferPtr convolution(const std::string& name, const DeltaNetConfig& d) {
+    const std::vector<float> stored = floats(name, d.taps, d.conv_width());
+    if (stored.empty()) return nullptr;
+    model->parameters_ += int64_t(stored.size());
+    std::vector<float> turned(stored.size());
+    const auto width = size_t(d.conv_width()), taps = size_t(d.taps);
+    for (size_t channel = 0; channel < width; channel++)
+      for (size_t tap = 0; tap < taps; tap++) turned[tap * width + channel] = stored[channel * taps + tap];
+    return upload(turned);
   }
 
   // read_share: the part of its bytes that an average token reads.

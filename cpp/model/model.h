@@ -24,13 +24,22 @@ struct RopeFrequencies {
 struct AttentionWeights {
   MatrixPtr q;     // (q_width, n_embd)
   MatrixPtr k, v;  // (kv_width, n_embd); v null: what k gives, before its norm, are also the values
+  MatrixPtr gate;  // (q_width, n_embd) of AttentionConfig::output_gate
   MatrixPtr o;     // (n_embd, q_width): from the heads back to the residual stream
-  BufferPtr q_bias, k_bias, v_bias, o_bias;
+  BufferPtr q_bias, k_bias, v_bias, o_bias, gate_bias;
   BufferPtr q_norm, k_norm;  // weights of the norms that AttentionConfig::qk_norm says
   BufferPtr sinks;           // (n_heads)
   RopeFrequencies rope;
 };
-using MixerWeights = std::variant<AttentionWeights>;
+struct DeltaNetLayerWeights {
+  MatrixPtr qkv;          // (conv_width, n_embd)
+  MatrixPtr gate;         // (value_width, n_embd)
+  MatrixPtr alpha, beta;  // (n_value_heads, n_embd)
+  MatrixPtr out;          // (n_embd, value_width)
+  BufferPtr conv, rate, dt_bias;
+  BufferPtr norm;  // (value_dim)
+};
+using MixerWeights = std::variant<AttentionWeights, DeltaNetLayerWeights>;
 
 struct GatedWeights {
   MatrixPtr gate, up;  // (n_ff, n_embd)

@@ -19,6 +19,8 @@ StateShape shape_of(const AttentionConfig& a, CacheElements cache) {
   return AttentionState{a.n_kv_heads, cached_row(cache.k, a.head_dim), cached_row(cache.v, a.head_dim)};
 }
 
+StateShape shape_of(const DeltaNetConfig& d, CacheElements) { return RecurrentState{d.state_floats() * int64_t(sizeof(float))}; }
+
 // What save() writes: this, a ShapeRecord for each layer, and each layer's pieces.
 struct StateHeader {
   char magic[7] = {'T', 'Q', 'S', 'T', 'A', 'T', 'E'};

@@ -64,6 +64,7 @@ class LayerState {
   // Of attention: (slots, n_kv_heads, capacity) rows each, or so many tiles.
   const BufferPtr& k_cache() const { return buffers_[0]; }
   const BufferPtr& v_cache() const { return buffers_[1]; }
+  const BufferPtr& recurrent() const { return buffers_[0]; }  // (slots, bytes)
   // What a slot that holds n positions knows. Order and sizes depend on the shape and n alone.
   std::vector<Piece> pieces(int64_t slot, int64_t n) const;
 

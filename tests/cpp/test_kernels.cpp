@@ -504,6 +504,65 @@ TEST("attention over a float16 cache, in one range and in merged ranges") {
       }
 }
 
+TEST("the gated delta net: convolution and recurrence against the oracle, whatever is computed together") {
+  for (const Kernels* isa : kernels::all_kernels())
+    for (const auto& [key_dim, value_dim] : {std::pair{12, 20}, {33, 7}, {64, 80}}) {
+      const DeltaNetShape s{.n_key_heads = 2, .n_value_heads = 4, .key_dim = key_dim, .value_dim = value_dim, .taps = 4, .tiled = true};
+      const int64_t n = 40, width = s.conv_width();
+      const auto conv = normals(s.taps * width), qkv = normals(n * width), bias = normals(4);
+      auto alpha = normals(n * 4), beta = normals(n * 4), rate = normals(4);
+      for (float& r : rate) r = -std::fabs(r);
+      std::vector<double> expected(size_t(n * s.value_width()));
+      reference::delta_net(s, {conv.data(), rate.data(), bias.data()}, n, qkv.data(), alpha.data(), beta.data(), expected.data());
+      std::vector<float> x(size_t(n * width)), zeros(size_t(width));
+      for (int64_t t = 0; t < n; t++) {
+        const float* rows[4];
+        for (int64_t tap = 0; tap < 4; tap++) rows[tap] = t + tap < 3 ? zeros.data() : &qkv[size_t((t + tap - 3) * width)];
+        isa->convolve(rows, 4, conv.data(), width, width, &x[size_t(t * width)]);
+        for (int64_t h = 0; h < 4; h++) {  // two heads of queries, two of keys
+          float* head = &x[size_t(t * width + h * key_dim)];
+          double sum = kDeltaNormEps;
+          for (int i = 0; i < key_dim; i++) sum += double(head[i]) * head[i];
+          for (int i = 0; i < key_dim; i++) head[i] = float(head[i] / std::sqrt(h < 2 ? sum * key_dim : sum));
+        }
+      }
+      for (size_t i = 0; i < alpha.size(); i++) {
+        alpha[i] = float(std::exp(rate[i % 4] * std::log1p(std::exp(double(alpha[i]) + bias[i % 4]))));
+        beta[i] = float(1 / (1 + std::exp(-double(beta[i]))));
+      }
+      double largest = 0;
+      for (const double e : expected) largest = std::max(largest, std::fabs(e));
+      // Sums of key_dim rounded products, of which each token carries the errors of those before it on, decayed and no larger.
+      const double bound = double(n) * key_dim * 0x1p-24 * std::max(largest, 1.);
+      std::vector<float> whole(expected.size()), parts(expected.size());
+      for (int h = 0; h < 4; h++) {
+        const auto run = [&](std::vector<float>& out, int64_t cut, int64_t column) {
+          std::vector<float> state(size_t(key_dim) * size_t(value_dim));
+          for (const auto& [first, last] : {std::pair<int64_t, int64_t>{0, cut}, {cut, n}}) {
+            const float* q = &x[size_t(first * width + s.key_head(h) * key_dim)];
+            for (const auto& [from, to] : {std::pair<int64_t, int64_t>{0, column}, {column, value_dim}})
+              isa->delta_rule(state.data(), value_dim, key_dim, from, to,
+                              {.n = last - first,
+                               .qkv_stride = width,
+                               .gate_stride = 4,
+                               .out_stride = s.value_width(),
+                               .q = q,
+                               .k = q + s.key_width(),
+                               .v = &x[size_t(first * width + 2 * s.key_width() + h * value_dim)],
+                               .decay = &alpha[size_t(first * 4 + h)],
+                               .beta = &beta[size_t(first * 4 + h)],
+                               .out = &out[size_t(first * s.value_width() + h * value_dim)]});
+          }
+        };
+        run(whole, n - 1, value_dim), run(parts, 7, value_dim);
+      }
+      for (size_t i = 0; i < whole.size(); i++) {
+        CHECK_NEAR(whole[i], expected[i], bound);
+        CHECK(whole[i] == parts[i]);
+      }
+    }
+}
+
 TEST("an instruction set is chosen by name; an unknown one is an error that lists the usable ones") {
   CHECK(kernels::kernels_named("scalar").isa == "scalar");
   CHECK(kernels::all_kernels().back()->isa == "scalar");

@@ -108,11 +108,13 @@ def _gguf_tensors(arch: str, config: dict[str, Any], tensors: dict[str, np.ndarr
             stacks.setdefault(f"blk.{layer}.ffn_{part}_exps.weight", {})[expert] = w
             continue
         name += ".weight" if name.endswith((".sinks", ".layer_scalar")) else ""
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        target = names.get_name(name.replace(".dt_bias", ".dt_proj.bias"), try_suffixes=(".weight", ".bias"))
         assert target is not None, name
         kind = target.split(".")[2] if target.startswith("blk.") else ""
         if arch in ("llama", "granite", "smollm3", "mistral3") and kind in heads:
             w = w[_neighbours(w.shape[0], heads[kind])]
+        if arch in ("qwen35", "qwen35moe", "qwen3next"):
+            w = _delta_net_tensor(arch, config, target, w)
         if arch in ("gemma", "gemma2", "gemma3") and target.endswith("norm.weight"):
             w = w + 1
         out[target] = w[0] if kind == "ffn_gate_inp_shexp" else w
@@ -125,6 +127,30 @@ def _gpt_oss_experts(name: str, w: np.ndarray) -> dict[str, np.ndarray]:
     w = w if kind == "bias" else w.transpose(0, 2, 1)
     parts = {"down": w} if ".down_proj" in name else {"gate": w[:, 0::2], "up": w[:, 1::2]}
     return {f"blk.{layer}.ffn_{part}_exps.{kind}": np.ascontiguousarray(each) for part, each in parts.items()}
+
+
+def _delta_net_tensor(arch: str, config: dict[str, Any], target: str, w: np.ndarray) -> np.ndarray:
+    """Decay rates negative, norms with their 1, convolutions flat, and in qwen35 the i-th value heads of all key heads side by side."""
+    keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    key_dim, value_dim = config["linear_key_head_dim"], config["linear_value_head_dim"]
+    kind = target.split(".", 2)[-1]
+    if kind == "ssm_a":
+        w = -np.exp(w)
+    elif target.endswith("norm.weight") and kind != "ssm_norm.weight":
+        w = w + 1
+    elif kind == "ssm_conv1d.weight":
+        w = w[:, 0]
+    if arch == "qwen3next":
+        return w
+    order = [key * (values // keys) + i for i in range(values // keys) for key in range(keys)]
+    rows = np.array([head * value_dim + d for head in order for d in range(value_dim)])
+    if kind in ("ssm_a", "ssm_dt.bias", "ssm_alpha.weight", "ssm_beta.weight"):
+        return w[order]
+    if kind == "attn_gate.weight":
+        return w[rows]
+    if kind in ("attn_qkv.weight", "ssm_conv1d.weight"):
+        return np.concatenate([w[: 2 * keys * key_dim], w[2 * keys * key_dim :][rows]])
+    return w[:, rows] if kind == "ssm_out.weight" else w
 
 
 def _gguf_keys(arch: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -170,6 +170,8 @@ class CpuBackend final : public Backend {
         return "sampler";
       case Op::moe:
         return "experts";
+      case Op::delta_net:
+        return "recurrence";
     }
     return "other";
   }
@@ -197,6 +199,8 @@ class CpuBackend final : public Backend {
         return make_top(op.top_op);
       case Op::moe:
         return make_moe(op.moe_op, precision_);
+      case Op::delta_net:
+        return make_delta_net(op.delta_net_op);
     }
     throw Error(Cause::unsupported, "device cpu: operation " + std::to_string(int(op.kind)));
   }

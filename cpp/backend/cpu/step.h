@@ -133,6 +133,7 @@ StepPtr make_angles(const Angles& angles);
 StepPtr make_linear(const LinearOp& op, Precision precision);
 StepPtr make_attention(const AttentionOp& op, const Angles* angles);
 StepPtr make_coded_attention(const AttentionOp& op, const Angles* angles, std::shared_ptr<const RotationPlan> plan);
+StepPtr make_delta_net(const DeltaNetOp& op);
 StepPtr make_moe(const MoeOp& op, Precision precision);
 
 }  // namespace tq::cpu

@@ -2,6 +2,7 @@
 #pragma once
 #include "kernels/body/attention.h"
 #include "kernels/body/attention_coded.h"
+#include "kernels/body/delta.h"
 #include "kernels/body/dense.h"
 #include "kernels/body/float.h"
 #include "kernels/body/int8.h"
@@ -26,6 +27,7 @@ const Kernels table = {
     .quantize = quantize,
     .rms_norm = rms_norm,
     .silu_mul = silu_mul,
+    .sigmoid_mul = sigmoid_mul,
     .gelu_mul = gelu_mul,
     .clamped_swiglu = clamped_swiglu,
     .add_scaled = add_scaled,
@@ -36,6 +38,8 @@ const Kernels table = {
     .to_f32 = to_f32,
     .attention = attention<ElementF16>,
     .attention_f32 = attention<ElementF32>,
+    .convolve = convolve,
+    .delta_rule = delta_rule,
     .attention_coded = attention_coded,
 };
 

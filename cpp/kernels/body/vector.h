@@ -69,6 +69,10 @@ inline void silu_mul(const float* gate, const float* up, int64_t n, float* out) 
   map(n, out, [](F32 g, F32 u) { return g * sigmoid(g) * u; }, gate, up);
 }
 
+inline void sigmoid_mul(const float* gate, const float* x, int64_t n, float* out) {
+  map(n, out, [](F32 g, F32 v) { return sigmoid(g) * v; }, gate, x);
+}
+
 // 0.5 g (1 + tanh(z)) = g * sigmoid(2 z), z = sqrt(2 / pi) (g + 0.044715 g^3)
 inline void gelu_mul(const float* gate, const float* up, int64_t n, float* out) {
   map(

@@ -24,6 +24,9 @@ SHARED_EXPERT = ("ffn_gate_inp_shexp", "ffn_gate_shexp", "ffn_up_shexp", "ffn_do
 PRE_NORMS = ("attn_norm", "ffn_norm")
 POST_NORMS = ("post_attention_norm", "post_ffw_norm")
 HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
+GATED_ATTENTION = (*ATTENTION, "attn_gate", *HEAD_NORMS)
+DELTA_NET = ("attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta", "ssm_conv1d", "ssm_norm", "ssm_out")
+DELTA_NET_VECTORS = ("ssm_a", "ssm_dt.bias")
 QKV_BIASES = ("attn_q", "attn_k", "attn_v")
 
 
@@ -44,6 +47,8 @@ class Architecture:
         wide_head_norms: q and k norms span all heads, not one.
         plain_windows: layers with a window turn by a base of their own (`rope.freq_base_swa`), unscaled.
         expert_biases: router and experts have biases; those of the experts are one tensor (experts, width) for each of the three matrices.
+        delta_net: some layers are gated delta nets, the others have a gate on their output.
+        tiled_value_heads: llama.cpp has the value heads of such layers in an order of its own.
         renamed: llama.cpp's names of tensors whose place is another one here.
         by_window: layers with a window have heads of a size of their own, and the layers different numbers of key heads.
         optional: tensors of a layer that a file may do without.
@@ -64,6 +69,8 @@ class Architecture:
     expert_biases: bool = False
     by_window: bool = False
     optional: tuple[str, ...] = ()
+    delta_net: bool = False
+    tiled_value_heads: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
     activations: tuple[str, ...] = ("silu", "swish")
 
@@ -246,6 +253,26 @@ def _gemma4_gguf(values: Hyperparameters) -> Hyperparameters:
     return {"attention.scale": 1.0} | (own | {"rope.freq_base_swa": 10000.0, "attention.sliding_window_pattern": 6} if windowed else {})
 
 
+def _delta_net(config: Config) -> Hyperparameters:
+    n_layers, interval = config["num_hidden_layers"], config.get("full_attention_interval") or 4
+    types = config.get("layer_types") or ["linear_attention" if (layer + 1) % interval else "full_attention" for layer in range(n_layers)]
+    if len(types) != n_layers:
+        raise ConvertError(f"layer_types has {len(types)} entries, expected num_hidden_layers, {n_layers}")
+    experts = _experts(config) if config.get("num_experts") else {}
+    return experts | {
+        "attention.recurrent_layers": layer_pattern([kind == "linear_attention" for kind in types]),
+        "ssm.conv_kernel": config["linear_conv_kernel_dim"],
+        "ssm.state_size": config["linear_key_head_dim"],
+        "ssm.group_count": config["linear_num_key_heads"],
+        "ssm.time_step_rank": config["linear_num_value_heads"],
+        "ssm.inner_size": config["linear_num_value_heads"] * config["linear_value_head_dim"],
+    }
+
+
+def _delta_net_gguf(values: Hyperparameters) -> Hyperparameters:
+    return {"attention.recurrent_layers": values.pop("full_attention_interval", 4)}
+
+
 def _gpt_oss(config: Config) -> Hyperparameters:
     for name, value in (("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)):
         if config.get(name, value) != value:
@@ -277,6 +304,21 @@ _GPT_OSS_ROPE = {
     "rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False,
 }  # fmt: skip
 _QWEN3_MOE_DEFAULTS = {"head_dim": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False}
+
+_DELTA_NET_DEFAULTS = {
+    "head_dim": 256,
+    "partial_rotary_factor": 0.25,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+}
+_QWEN3_5_MOE_DEFAULTS = {
+    "num_attention_heads": 16, "num_key_value_heads": 2, "linear_num_value_heads": 32, "num_experts": 256, "num_experts_per_tok": 8,
+    "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "norm_topk_prob": True, "intermediate_size": 0,
+}  # fmt: skip
+_QWEN3_NEXT_DEFAULTS = _QWEN3_5_MOE_DEFAULTS | {"num_experts": 512, "num_experts_per_tok": 10}
+_DELTA_NET_NAMES = {"post_attention_norm": "ffn_norm"}
 
 ARCHITECTURES: dict[str, Architecture] = {
     entry.model_type: entry
@@ -411,6 +453,41 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture("granite", "granite", options=_granite, paired_rope=True),
         Architecture(
+            "qwen3_5_text",
+            "qwen35",
+            tensors=PRE_NORMS + DENSE,
+            options=_delta_net,
+            gguf_defaults=_delta_net_gguf,
+            defaults=_DELTA_NET_DEFAULTS | {"num_attention_heads": 16, "num_key_value_heads": 4, "linear_num_value_heads": 32},
+            norm_offset=True,
+            delta_net=True,
+            tiled_value_heads=True,
+            renamed=_DELTA_NET_NAMES,
+        ),
+        Architecture(
+            "qwen3_5_moe_text",
+            "qwen35moe",
+            tensors=PRE_NORMS + EXPERTS + SHARED_EXPERT,
+            options=_delta_net,
+            gguf_defaults=lambda values: _experts_gguf(normalize=True)(values) | _delta_net_gguf(values),
+            defaults=_DELTA_NET_DEFAULTS | _QWEN3_5_MOE_DEFAULTS,
+            norm_offset=True,
+            delta_net=True,
+            tiled_value_heads=True,
+            renamed=_DELTA_NET_NAMES,
+        ),
+        Architecture(
+            "qwen3_next",
+            "qwen3next",
+            tensors=PRE_NORMS + EXPERTS + SHARED_EXPERT,
+            options=_delta_net,
+            gguf_defaults=lambda values: _experts_gguf(normalize=True)(values) | _delta_net_gguf(values),
+            defaults=_DELTA_NET_DEFAULTS | _QWEN3_NEXT_DEFAULTS,
+            norm_offset=True,
+            delta_net=True,
+            renamed=_DELTA_NET_NAMES,
+        ),
+        Architecture(
             "gpt_oss",
             "gpt-oss",
             tensors=(*PRE_NORMS, "attn_sinks", *EXPERTS),
@@ -431,7 +508,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     )
 }
 # Multimodal configs whose text part is a supported architecture.
-TEXT_MODELS = {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "mistral3": "mistral"}
+TEXT_MODELS = {
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "mistral3": "mistral",
+}
 
 
 def supported() -> list[str]:
@@ -483,7 +566,7 @@ def _attention_shapes(architecture: Architecture, hp: Hyperparameters, layer: in
     }  # fmt: skip
 
 
-def _layer_shapes(hp: Hyperparameters) -> dict[str, Shape]:
+def _layer_shapes(architecture: Architecture, hp: Hyperparameters) -> dict[str, Shape]:
     """Shapes (n_out, n_in) or (n,) of one layer's tensors, those of attention apart, by name without `blk.N.`."""
     n_embd, n_ff = hp["embedding_length"], hp["feed_forward_length"]
     expert_ff, shared_ff = hp.get("expert_feed_forward_length", 0), hp.get("expert_shared_feed_forward_length", 0)
@@ -501,13 +584,31 @@ def _layer_shapes(hp: Hyperparameters) -> dict[str, Shape]:
             f"ffn_up.{expert}": (expert_ff, n_embd),
             f"ffn_down.{expert}": (n_embd, expert_ff),
         }
+    if architecture.delta_net:
+        keys, heads, values = hp["ssm.group_count"] * hp["ssm.state_size"], hp["ssm.time_step_rank"], hp["ssm.inner_size"]
+        shapes |= {
+            "attn_qkv": (2 * keys + values, n_embd), "ssm_alpha": (heads, n_embd), "ssm_beta": (heads, n_embd), "ssm_a": (heads,),
+            "ssm_conv1d": (2 * keys + values, hp["ssm.conv_kernel"]), "ssm_norm": (values // heads,), "ssm_out": (n_embd, values),
+        }  # fmt: skip
     norms = (*PRE_NORMS, *POST_NORMS)
     return shapes | {name: (n_embd,) for name in norms}
 
 
-def _layer_names(architecture: Architecture, hp: Hyperparameters) -> list[str]:
+def is_recurrent(layer: int, hp: Hyperparameters) -> bool:
+    """Whether a layer is a delta net."""
+    pattern = hp.get("attention.recurrent_layers", 1)
+    return bool(pattern[layer]) if isinstance(pattern, list) else pattern == 0 or (layer + 1) % pattern != 0
+
+
+def _mixer_names(architecture: Architecture, hp: Hyperparameters, layer: int) -> tuple[str, ...]:
+    if not architecture.delta_net:
+        return ATTENTION
+    return DELTA_NET if is_recurrent(layer, hp) else GATED_ATTENTION
+
+
+def _layer_names(architecture: Architecture, hp: Hyperparameters, layer: int) -> list[str]:
     names: list[str] = []
-    for name in (*ATTENTION, *architecture.tensors):
+    for name in (*_mixer_names(architecture, hp, layer), *architecture.tensors):
         expanded = [f"{name.removesuffix('_exps')}.{e}" for e in range(hp["expert_count"])] if name.endswith("_exps") else [name]
         names += expanded
     return names
@@ -523,11 +624,19 @@ def tensor_shapes(architecture: Architecture, hp: Hyperparameters) -> tuple[dict
         "rope_factors_long.weight": (half,),
         "rope_factors_short.weight": (half,),
     }
-    others = _layer_shapes(hp)
+    others = _layer_shapes(architecture, hp)
     for layer in range(hp["block_count"]):
         shapes = others | _attention_shapes(architecture, hp, layer)
-        for name in _layer_names(architecture, hp):
-            (optional if name in architecture.optional else required)[f"blk.{layer}.{name}.weight"] = shapes[name]
+        for name in _layer_names(architecture, hp, layer):
+            (optional if name in architecture.optional else required)[f"blk.{layer}.{name}.weight"] = shapes.get(name, ())
+        if architecture.delta_net:
+            heads, q = hp["ssm.time_step_rank"], shapes["attn_q"][0]
+            recurrent = is_recurrent(layer, hp)
+            required[f"blk.{layer}.attn_gate.weight"] = (hp["ssm.inner_size"] if recurrent else q, n_embd)
+            if recurrent:
+                required |= {f"blk.{layer}.{name}": (heads,) for name in DELTA_NET_VECTORS}
+                continue
+            optional[f"blk.{layer}.attn_gate.bias"] = (q,)
         if architecture.expert_biases:
             n_experts, n_ff = hp["expert_count"], hp["expert_feed_forward_length"]
             required |= {f"blk.{layer}.ffn_{name}_exps.bias": (n_experts, n_ff) for name in ("gate", "up")}

@@ -121,7 +121,9 @@ def _bits_of(name: str, options: Options, tied: bool) -> int:
 
 
 def _plan_tensor(name: str, shape: Shape, options: Options, tied: bool) -> TensorPlan:
-    if len(shape) == 1 or name.endswith(("ffn_gate_inp.weight", ".bias")):  # norms, biases, routers: small, and everything hangs on them
+    if len(shape) == 1 or name.endswith(
+        ("ffn_gate_inp.weight", ".bias", "ssm_alpha.weight", "ssm_beta.weight", "ssm_conv1d.weight")
+    ):  # norms, biases, routers, gates: small, and everything hangs on them
         return TensorPlan(name, shape)
     if name in HEAD_TENSORS:  # small, and what the model is for
         return TensorPlan(name, shape, "f32" if options.outtype == "f32" else "f16")

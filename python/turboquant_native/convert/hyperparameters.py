@@ -22,7 +22,8 @@ _NEUTRAL = {  # values that say no more than the key's absence
     "rope.scaling.yarn_beta_fast": 32, "rope.scaling.yarn_beta_slow": 1, "rope.scaling.yarn_truncate": True,
     "attention.temperature_scale": 0,
 }  # fmt: skip
-_PATTERNS = ("attention.sliding_window_pattern", "rope.layer_pattern")
+_OF_DELTA_NETS = ("ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size")
+_PATTERNS = ("attention.sliding_window_pattern", "attention.recurrent_layers", "rope.layer_pattern")
 _BY_WINDOW = ("attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa")
 _OF_YARN = ("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_truncate")
 _REQUIRED = ("context_length", "embedding_length", "block_count", "vocab_size", "attention.head_count")
@@ -154,8 +155,14 @@ def _check_consistent(origin: str, architecture: Architecture, hp: Hyperparamete
     for key in _PATTERNS:
         pattern = hp.get(key, 0)
         demand(not isinstance(pattern, list) or len(pattern) == hp["block_count"], key, f"one entry for each of {hp['block_count']} layers")
+    missing = [key for key in _OF_DELTA_NETS if architecture.delta_net and key not in hp]
+    demand(not missing, missing[0] if missing else "block_count", "a number")
     growing = "attention.temperature_scale" in hp
     demand(not growing or "attention.temperature_length" in hp, "attention.temperature_length", "the length of the contexts of training")
+    if architecture.delta_net:
+        keys, heads, values = hp["ssm.group_count"], hp["ssm.time_step_rank"], hp["ssm.inner_size"]
+        demand(heads % keys == 0, "ssm.group_count", f"a divisor of {names['ssm.time_step_rank']}, {heads}")
+        demand(values % heads == 0 and values // heads <= 4096, "ssm.inner_size", f"{heads} heads of equal size, at most 4096")
     if not architecture.is_moe:
         demand(hp.get("feed_forward_length", 0) >= 1, "feed_forward_length", "1 or more")
         return

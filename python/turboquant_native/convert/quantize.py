@@ -75,7 +75,7 @@ def input_site(name: str) -> str:
     A rule for names alone, since a plan is made before there is a model to ask; calibration asks the graph (`LayerRunner.input_sites`).
     """
     site = name.removesuffix(".weight")
-    return re.sub(r"attn_[kv]$", "attn_q", re.sub(r"ffn_up", "ffn_gate", site))
+    return re.sub(r"attn_(k|v|qkv|gate)$", "attn_q", re.sub(r"ffn_up", "ffn_gate", site))
 
 
 def rotation_seed(name: str, seed: int = 0) -> int:

@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ...common.errors import ConvertError, listing
 from ...common.files import FileState, file_state
 from ..architectures import Architecture, Hyperparameters, Shape, tensor_shapes
+from ..delta_net import split_recurrent
 from ..heads import SourceHead
 from ..tokenizer import TokenizerData
 
@@ -23,7 +24,8 @@ TRANSPOSED = "_exps_transposed."  # in our own names of such tensors, before the
 class Piece:
     """Where a tensor comes from: rows [start, stop) of a stored tensor, of one expert where experts are stacked; None: all of it.
 
-    every_second: of the columns, from this one on; None: all. transposed: columns are then rows.
+    every_second: of the columns, from this one on; None: all. transposed: columns are then rows. picked: of
+    all rows, in this order.
     """
 
     stored: str
@@ -31,10 +33,12 @@ class Piece:
     expert: int | None = None
     every_second: int | None = None
     transposed: bool = False
+    picked: NDArray[np.intp] | None = field(default=None, compare=False)
 
     def cut(self, w: NDArray[np.float32]) -> NDArray[np.float32]:
         """What is left to do when the rows of the expert are read."""
         w = w if self.every_second is None else w[..., self.every_second :: 2]
+        w = w if self.picked is None else w[self.picked]
         return w.T if self.transposed else w
 
 
@@ -129,7 +133,7 @@ class Source(ABC):
                 else:
                     unknown.append(own_name)
         expected = {**required, **optional}
-        missing = [name for name in required if name not in found] + _missing_biases(found, self.hyperparameters["block_count"])
+        missing = [name for name in required if name not in found] + _missing_biases(found, expected, self.hyperparameters["block_count"])
         wrong = [f"{name} is {_text(found[name])}, expected {_text(expected[name])}" for name in found if found[name] != expected[name]]
         problems = [
             f"{what}: {listing(names)}"
@@ -152,10 +156,11 @@ def _text(shape: Shape) -> str:
     return " x ".join(map(str, shape))
 
 
-def _missing_biases(found: dict[str, Shape], n_layers: int) -> list[str]:
+def _missing_biases(found: dict[str, Shape], expected: dict[str, Shape], n_layers: int) -> list[str]:
     """Biases that some layers have and others lack."""
     kinds = {match[1] for name in found if (match := re.fullmatch(r"blk\.\d+\.(attn_\w+\.bias)", name))}
-    return [f"blk.{layer}.{kind}" for layer in range(n_layers) for kind in sorted(kinds) if f"blk.{layer}.{kind}" not in found]
+    names = [f"blk.{layer}.{kind}" for layer in range(n_layers) for kind in sorted(kinds)]
+    return [name for name in names if name in expected and name not in found]
 
 
 def _file_order(shapes: dict[str, Shape]) -> Iterator[tuple[str, Shape]]:
@@ -165,6 +170,9 @@ def _file_order(shapes: dict[str, Shape]) -> Iterator[tuple[str, Shape]]:
 
 def split_fused(gguf_name: str, own_name: str, shape: Shape, hp: Hyperparameters) -> Iterator[tuple[str, Piece, Shape]]:
     """The final tensors inside a stored one: (name, piece, shape). q, k and v in one matrix, gate and up in one, stacked experts."""
+    if "ssm.group_count" in hp and (parts := list(split_recurrent(gguf_name, shape, hp))):
+        yield from ((name, Piece(own_name, picked=rows), part_shape) for name, rows, part_shape in parts)
+        return
     layer, _, kind = gguf_name.rpartition(".attn_qkv.")
     if layer:
         head_dim = hp["attention.key_length"]
@@ -179,7 +187,13 @@ def split_fused(gguf_name: str, own_name: str, shape: Shape, hp: Hyperparameters
     elif gguf_name.endswith("_exps.weight") and len(shape) == 3:
         _check_experts(own_name, shape, hp)
         for expert in range(shape[0]):
-            yield gguf_name.replace("_exps.", f".{expert}."), Piece(own_name, expert=expert), shape[1:]
+            if ".ffn_gate_up_exps" not in gguf_name:
+                yield gguf_name.replace("_exps.", f".{expert}."), Piece(own_name, expert=expert), shape[1:]
+                continue
+            half = shape[1] // 2
+            for number, part in enumerate(("gate", "up")):
+                piece = Piece(own_name, rows=(number * half, (number + 1) * half), expert=expert)
+                yield gguf_name.replace("gate_up_exps.", f"{part}.{expert}."), piece, (half, shape[2])
     elif gguf_name.endswith(".ffn_gate_inp_shexp.weight"):
         yield gguf_name, Piece(own_name), shape[-1:] if shape[:-1] in ((), (1,)) else shape
     else:

@@ -130,6 +130,8 @@ class GgufSource(Source):
             data = data[piece.expert]
         if piece.rows is not None:
             data = data[piece.rows[0] : piece.rows[1]]
+        if piece.picked is not None:
+            data = data[piece.picked]
         return np.ascontiguousarray(_to_float32(data, kind).reshape(self.shapes[name]))
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ...common.errors import ConvertError, listing
 from ...common.files import is_present, read_json
 from ..architectures import Architecture, Shape, by_model_type, permute_heads
+from ..delta_net import to_gguf_convention as delta_net_convention
 from ..heads import head_of_folder, head_tensor
 from ..hyperparameters import checked_config, hyperparameters_of_config
 from ..pooling import embedding_keys_of_folder
@@ -22,7 +23,7 @@ from .stored_tensors import StoredTensors
 
 # Stored, but no weights of the text model.
 _IGNORED = re.compile(
-    r".*rotary_emb\.inv_freq|.*\.masked_bias|.*(vision|audio)_tower\..*|.*multi_modal_projector\..*|.*embed_(vision|audio)\..*"
+    r".*rotary_emb\.inv_freq|.*\.masked_bias|.*(vision|audio)_tower\..*|.*multi_modal_projector\..*|.*embed_(vision|audio)\..*|.*visual\..*|mtp\..*"
 )
 _TEXT_PREFIX = re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.)")
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.experts\.(\d+)\.(\w+)\.weight")
@@ -71,6 +72,8 @@ class HuggingFaceSource(Source):
             if place := head_tensor(_TEXT_PREFIX.sub("", own_name)):
                 heads[place] = (own_name, shape)
             elif gguf_name := gguf_tensor_name(own_name, names):
+                if self.architecture.delta_net:  # their stacked experts are (experts, outputs, inputs)
+                    gguf_name = gguf_name.replace(TRANSPOSED, "_exps.")
                 stored[self.architecture.final_name(gguf_name)] = (own_name, shape)
             else:
                 unknown.append(own_name)
@@ -91,7 +94,9 @@ class HuggingFaceSource(Source):
         if self.architecture.paired_rope and re.search(r"attn_[qk]\.", name):
             heads = self.hyperparameters["attention.head_count" if "attn_q." in name else "attention.head_count_kv"]
             w = permute_heads(w, heads)
-        if self.architecture.norm_offset and name.endswith("norm.weight"):
+        if self.architecture.delta_net:
+            w = delta_net_convention(name, w, self.hyperparameters, self.architecture.tiled_value_heads)
+        if self.architecture.norm_offset and name.endswith("norm.weight") and not name.endswith("ssm_norm.weight"):
             w = w + np.float32(1)
         return np.ascontiguousarray(w)
 
@@ -110,6 +115,7 @@ def gguf_tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
         return f"blk.{layer}.ffn_{_EXPERT_PARTS[part]}.{expert}.weight" if part in _EXPERT_PARTS else None
     if match := _EXPERTS.fullmatch(name):
         return f"blk.{match[1]}.ffn_{match[2]}{TRANSPOSED}{'bias' if match[3] else 'weight'}"
+    name = name.replace(".dt_bias", ".dt_proj.bias")
     name += ".weight" if name.endswith((".sinks", ".layer_scalar")) else ""
     return names.get_name(name, try_suffixes=(".weight", ".bias"))
 
