@@ -187,18 +187,24 @@ __global__ void __launch_bounds__(kThreads) coded_kernel(const __grid_constant__
   tiles.k = static_cast<const uint8_t*>(a.k_cache) + first_tile * tiles.k_bytes;
   tiles.v = static_cast<const uint8_t*>(a.v_cache) + first_tile * tiles.v_bytes;
   const uint32_t stage_bytes = uint32_t(tiles.k_bytes + tiles.v_bytes);
+  const int n_spans = spans_of(position);
+  if (int(blockIdx.x) >= n_spans) return;
+  const auto prefetch = [&](int span) {  // the first tiles of a span
+    const int64_t begin = span_first(span) / kTile, end = min(int64_t(span_first(span + 1)) / kTile, n_tiles);
+    for (int64_t tile = begin; tile < begin + l.stages - 1; tile++) {
+      if (span < n_spans && tile < end) load_tile(tiles, tile, shared_address(stages) + uint32_t((tile - begin) % l.stages) * stage_bytes);
+      commit_copies();
+    }
+  };
+  prefetch(blockIdx.x);
   float q_scale[N];
   load_queries(c, s, head, queries, padded_dim, q_scale);
-  for (int span = blockIdx.x; span < spans_of(position); span += gridDim.x) {
+  for (int span = blockIdx.x; span < n_spans; span += gridDim.x) {
     const int64_t begin = span_first(span) / kTile, end = min(int64_t(span_first(span + 1)) / kTile, n_tiles);
     States<N> states;
     Values<D, N> values = {};
 #pragma unroll
     for (int g = 0; g < N; g++) states.max[g] = -INFINITY, states.sum[g] = 0;
-    for (int64_t tile = begin; tile < begin + l.stages - 1; tile++) {
-      if (tile < end) load_tile(tiles, tile, shared_address(stages) + uint32_t((tile - begin) % l.stages) * stage_bytes);
-      commit_copies();
-    }
     for (int64_t tile = begin; tile < end; tile++) {
       const int64_t next = tile + l.stages - 1;
       if (next < end) load_tile(tiles, next, shared_address(stages) + uint32_t((next - begin) % l.stages) * stage_bytes);
@@ -229,6 +235,7 @@ __global__ void __launch_bounds__(kThreads) coded_kernel(const __grid_constant__
       }
       __syncthreads();  // before the tile and its weights are overwritten
     }
+    prefetch(span + gridDim.x);
 #pragma unroll
     for (int g = 0; g < N; g++) {
       const float sum = warp_sum(states.sum[g]);

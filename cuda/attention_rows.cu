@@ -11,6 +11,7 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kKeyLanes = 8;                   // lanes that share one cached position
 constexpr int kGroups = kThreads / kKeyLanes;  // positions that a block works on at once
+constexpr int kMaxParts = 32;                  // states that are merged at once: a warp's lanes
 
 __device__ inline int64_t cache_row(const AttentionView& a, int row, int kv_head, int64_t position) {
   return ((int64_t(a.batch.slots[row]) * a.shape.n_kv_heads + kv_head) * a.capacity + position) * a.shape.head_dim;
@@ -108,19 +109,27 @@ __device__ inline void attend(const AttentionView& a, const LaneHead<D> (&q)[N],
   }
 }
 
-// Merges n states with their outputs (n, dim) into `to`: normalized, or as a partial (dim, max, sum).
-template <class Max, class Sum>
-__device__ inline void merge(int n, int dim, Max&& max_of, Sum&& sum_of, const float* outs, int stride, float* to, bool normalize) {
-  float max = -INFINITY, sum = 0;
-  for (int i = 0; i < n; i++) max = fmaxf(max, max_of(i));
-  for (int i = 0; i < n; i++) sum += sum_of(i) > 0 ? sum_of(i) * expf(max_of(i) - max) : 0.f;
-  for (int d = threadIdx.x; d < dim; d += kThreads) {
-    float total = 0;
-    for (int i = 0; i < n; i++)
-      if (sum_of(i) > 0) total += expf(max_of(i) - max) * outs[int64_t(i) * stride + d];
-    to[d] = normalize ? total / sum : total;
+// Merges at most kMaxParts states with their outputs (n, dim) into `to`: normalized, or as a partial (dim, max, sum). All threads; ends
+// with a barrier.
+template <class StateOf>
+__device__ inline void merge(int n, int dim, StateOf&& state_of, const float* outs, int stride, float* to, bool normalize) {
+  __shared__ float weights[kMaxParts], total;
+  if (threadIdx.x < kMaxParts) {
+    const State s = int(threadIdx.x) < n ? state_of(threadIdx.x) : State{-INFINITY, 0};
+    const float max = warp_max(s.max), weight = s.sum == 0 ? 0.f : expf(s.max - max), sum = warp_sum(weight * s.sum);
+    weights[threadIdx.x] = weight;
+    if (threadIdx.x == 0) total = sum;
+    if (!normalize && threadIdx.x == 0) to[dim] = max, to[dim + 1] = sum;
   }
-  if (!normalize && threadIdx.x == 0) to[dim] = max, to[dim + 1] = sum;
+  __syncthreads();
+  for (int d = threadIdx.x; d < dim; d += kThreads) {
+    float x = 0;
+#pragma unroll 8
+    for (int i = 0; i < n; i++)
+      if (weights[i] != 0) x += weights[i] * outs[int64_t(i) * stride + d];
+    to[d] = normalize ? x / total : x;
+  }
+  __syncthreads();
 }
 
 // Up to N query heads of one key/value head of one row, one range of positions.
@@ -155,8 +164,7 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const __grid_constant__ 
       for (int i = 0; i < 8; i++) outs[own][64 * j + 8 * l + i] = out[g].x[j][i];
     __syncthreads();
     float* to = splits == 1 ? a.out + (index + g) * dim : a.partials + ((index + g) * splits + split) * (dim + 2);
-    merge(kGroups, dim, [&](int i) { return states[i].max; }, [&](int i) { return states[i].sum; }, &outs[0][0], 64 * D, to, splits == 1);
-    __syncthreads();
+    merge(kGroups, dim, [&](int i) { return states[i]; }, &outs[0][0], 64 * D, to, splits == 1);
   }
 }
 
@@ -166,9 +174,8 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
   const float* parts = a.partials + index * splits * stride;
   release_dependents();
   await_inputs();
-  merge(
-      splits, dim, [&](int i) { return parts[i * stride + dim]; }, [&](int i) { return parts[i * stride + dim + 1]; }, parts, stride,
-      a.out + index * dim, true);
+  const auto state_of = [&](int i) { return State{parts[i * stride + dim], parts[i * stride + dim + 1]}; };
+  merge(splits, dim, state_of, parts, stride, a.out + index * dim, true);
 }
 
 }  // namespace

@@ -144,7 +144,7 @@ struct CodedView {
   int8_t* q_codes = nullptr;  // (rows, heads, padded head_dim)
   float* q_scale = nullptr;   // (rows, heads)
 };
-inline constexpr int kShortSpans = 128, kShortSpan = 256, kLongSpan = 1024;  // the first spans, their positions, those of the others
+inline constexpr int kShortSpans = 64, kShortSpan = 128, kLongSpan = 512;  // the first spans, their positions, those of the others
 constexpr int span_first(int span) {
   return span < kShortSpans ? span * kShortSpan : kShortSpans * kShortSpan + (span - kShortSpans) * kLongSpan;
 }

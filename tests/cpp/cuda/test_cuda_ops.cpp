@@ -58,17 +58,17 @@ double attention_difference(const AttentionCase& c, Precision precision) {
       TestPlane pq(b, piece(q, q_width), q_width), pk(b, piece(k, kv_width), kv_width), pv(b, piece(v, kv_width), kv_width),
           out(b, count, q_width);
       Op op{.kind = Op::attention};
-      op.attention_op = {pq.plane,
-                         pk.plane,
-                         pv.plane,
-                         out.plane,
-                         {freq.buffer.get(), dims, 1.f, c.pairs},
-                         {c.heads, c.kv_heads, c.dim, 1 / std::sqrt(float(c.dim)), c.soft_cap},
-                         c.window,
-                         k_cache.get(),
-                         v_cache.get(),
-                         f32,
-                         capacity};
+      op.attention_op = {.q = pq.plane,
+                         .k = pk.plane,
+                         .v = pv.plane,
+                         .out = out.plane,
+                         .rope = {freq.buffer.get(), dims, 1.f, c.pairs},
+                         .shape = {c.heads, c.kv_heads, c.dim, 1 / std::sqrt(float(c.dim)), c.soft_cap},
+                         .window = c.window,
+                         .k_cache = k_cache.get(),
+                         .v_cache = v_cache.get(),
+                         .cache_f32 = f32,
+                         .capacity = capacity};
       Rows rows(count);
       for (int r = 0; r < count; r++) rows.positions[size_t(r)] = first + r, rows.slots[size_t(r)] = 1;
       const auto program = b.prepare({op}, count);
