@@ -17,6 +17,7 @@ constexpr int kThreads = kTile;  // a thread is a position of the tile, then cha
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kPairs = kTile / 2;
 constexpr float kWeightMax = 32767;
+constexpr int kSharedShare = 75;  // percent of the first-level cache that is shared memory
 
 // What a block needs beside the tiles.
 template <int D, int N>
@@ -309,6 +310,9 @@ void launch(const Launch& l, int rows, int blocks, cudaStream_t stream) {
   Launch mine = l;
   mine.stages = 2 * tile <= room ? 2 : 1;
   allow_shared(coded_kernel<D, N>, mine.stages * tile);
+  // Left to itself the driver gives all of the cache to shared memory, and changing the division between kernels costs each layer 10 us.
+  check(cudaFuncSetAttribute(coded_kernel<D, N>, cudaFuncAttributePreferredSharedMemoryCarveout, kSharedShare),
+        "shared memory of a kernel");
   const int group = shape.n_heads / shape.n_kv_heads;
   const dim3 grid(blocks, shape.n_kv_heads * ((group + N - 1) / N), rows);
   launch_dependent("attend_coded", coded_kernel<D, N>, grid, kThreads, mine.stages * tile, stream, mine);

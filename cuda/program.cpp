@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kGraphRows = 32;   // batches up to this size are decoding: their kernels are short, and a graph saves launch time
 constexpr int kMaxSplits = 32;   // ranges that the positions of one row are cut into
-constexpr int kCodedBlocks = 8;  // of the decoding kernel over codes, for each processor
+constexpr int kCodedBlocks = 6;  // of the decoding kernel over codes, for each processor
 constexpr int kMinRunRows = 16;  // prompts with fewer rows attend row by row
 
 float* at(const Plane& plane) { return data(plane.buffer); }

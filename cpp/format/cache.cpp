@@ -95,6 +95,13 @@ uint16_t cached_scale(int bits, const uint8_t* tile, int lane, int head_dim) {
   return half;
 }
 
+void clear_cached(CacheSide side, int bits, int head_dim, int first_lane, uint8_t* tile) {
+  for (int lane = first_lane; lane < kTile; lane++) {
+    for (int64_t c = 0; c < padded(head_dim); c++) tile[place_of(side, bits, c, lane).byte] = 0;  // a byte's halves are of one position
+    std::memset(tile + code_bytes(bits, head_dim) + 2 * lane, 0, sizeof(uint16_t));
+  }
+}
+
 void decode_cached(CacheSide side, int bits, const uint8_t* tile, int lane, int head_dim, float* x) {
   const float scale = f16_to_f32(cached_scale(bits, tile, lane, head_dim));
   for (int c = 0; c < head_dim; c++) {
