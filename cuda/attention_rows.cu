@@ -3,6 +3,7 @@
 
 #include "dependent.h"
 #include "epilogue.cuh"
+#include "rope.cuh"
 
 namespace tq::cuda {
 namespace {
@@ -10,26 +11,10 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kKeyLanes = 8;                   // lanes that share one cached position
 constexpr int kGroups = kThreads / kKeyLanes;  // positions that a block works on at once
+constexpr int kMaxParts = 32;                  // states that are merged at once: a warp's lanes
 
 __device__ inline int64_t cache_row(const AttentionView& a, int row, int kv_head, int64_t position) {
   return ((int64_t(a.batch.slots[row]) * a.shape.n_kv_heads + kv_head) * a.capacity + position) * a.shape.head_dim;
-}
-
-__device__ inline void rope(const AttentionView& a, int row, float* x) {
-  const int half = a.rope_dims / 2;
-  for (int i = threadIdx.x; i < half; i += blockDim.x) {
-    const float c = a.cos[int64_t(row) * half + i], s = a.sin[int64_t(row) * half + i];
-    float &p = x[a.rope_pairs ? 2 * i : i], &q = x[a.rope_pairs ? 2 * i + 1 : i + half];
-    const float u = p, v = q;
-    p = u * c - v * s, q = v * c + u * s;
-  }
-}
-
-// Behind rope(): an element is scaled by another thread than the one that turned it.
-__device__ inline void grow_query(const AttentionView& a, int row, float* q) {
-  const float scale = 1 + a.growth.beta * log1pf(float(int64_t(a.batch.positions[row]) / a.growth.length));
-  __syncthreads();
-  for (int i = threadIdx.x; i < a.shape.head_dim; i += blockDim.x) q[i] *= scale;
 }
 
 __device__ inline void store(uint16_t* cache, int64_t i, float x) { cache[i] = __half_as_ushort(__float2half_rn(x)); }
@@ -90,83 +75,99 @@ __device__ inline LaneHead<D> load_head(const T* p, int l, int dim) {
   return h;
 }
 
-// Positions [first, last), every kGroups-th from the lane's own.
-template <int D, class T>
-__device__ inline State attend(const AttentionView& a, const LaneHead<D>& q, const T* k, const T* v, int64_t first, int64_t last,
-                               LaneHead<D>& out) {
+__device__ inline float score_of(const AttentionView& a, float product) {
+  const float score = product * a.shape.scale;
+  return a.shape.soft_cap > 0 ? a.shape.soft_cap * tanhf(score / a.shape.soft_cap) : score;
+}
+
+// Positions [first, last), every kGroups-th from the lane's own, for N queries that share their keys and values.
+template <int D, int N, class T>
+__device__ inline void attend(const AttentionView& a, const LaneHead<D> (&q)[N], const T* k, const T* v, int64_t first, int64_t last,
+                              State (&states)[N], LaneHead<D> (&out)[N]) {
   const int l = threadIdx.x % kKeyLanes, dim = a.shape.head_dim;
-  State s{-INFINITY, 0};
   for (int64_t base = first; base < last; base += kGroups) {  // lanes of a warp stay together: the sums below cross lanes
     const int64_t position = base + threadIdx.x / kKeyLanes;
     const bool real = position < last;
     const LaneHead<D> key = load_head<D>(k + (real ? position : first) * dim, l, dim),
                       value = load_head<D>(v + (real ? position : first) * dim, l, dim);
-    float score = 0;
 #pragma unroll
-    for (int j = 0; j < D; j++)
+    for (int g = 0; g < N; g++) {
+      float product = 0;
 #pragma unroll
-      for (int i = 0; i < 8; i++) score += q.x[j][i] * key.x[j][i];
+      for (int j = 0; j < D; j++)
 #pragma unroll
-    for (int d = 1; d < kKeyLanes; d *= 2) score += __shfl_xor_sync(~0u, score, d);
-    if (!real) continue;
-    score *= a.shape.scale;
-    if (a.shape.soft_cap > 0) score = a.shape.soft_cap * tanhf(score / a.shape.soft_cap);
-    const float max = fmaxf(s.max, score), factor = expf(s.max - max), weight = expf(score - max);
-    s = {max, s.sum * factor + weight};
+        for (int i = 0; i < 8; i++) product += q[g].x[j][i] * key.x[j][i];
 #pragma unroll
-    for (int j = 0; j < D; j++)
+      for (int d = 1; d < kKeyLanes; d *= 2) product += __shfl_xor_sync(~0u, product, d);
+      if (!real) continue;
+      State& s = states[g];
+      const float score = score_of(a, product), max = fmaxf(s.max, score), factor = expf(s.max - max), weight = expf(score - max);
+      s = {max, s.sum * factor + weight};
 #pragma unroll
-      for (int i = 0; i < 8; i++) out.x[j][i] = out.x[j][i] * factor + weight * value.x[j][i];
+      for (int j = 0; j < D; j++)
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[g].x[j][i] = out[g].x[j][i] * factor + weight * value.x[j][i];
+    }
   }
-  return s;
 }
 
-// Merges n states with their outputs (n, dim) into `to`: normalized, with the head's sink (null: none), or as a partial (dim, max, sum).
-template <class Max, class Sum>
-__device__ inline void merge(int n, int dim, Max&& max_of, Sum&& sum_of, const float* outs, int stride, float* to, bool normalize,
-                             const float* sink) {
-  float max = -INFINITY, sum = 0;
-  for (int i = 0; i < n; i++) max = fmaxf(max, max_of(i));
-  for (int i = 0; i < n; i++) sum += sum_of(i) > 0 ? sum_of(i) * expf(max_of(i) - max) : 0.f;
-  if (normalize && sink) sum += expf(*sink - max);
+// Merges at most kMaxParts states with their outputs (n, dim) into `to`: normalized, with the head's sink (null: none), or as a
+// partial (dim, max, sum). All threads; ends with a barrier.
+template <class StateOf>
+__device__ inline void merge(int n, int dim, StateOf&& state_of, const float* outs, int stride, float* to, bool normalize, const float* sink) {
+  __shared__ float weights[kMaxParts], total;
+  if (threadIdx.x < kMaxParts) {
+    const State s = int(threadIdx.x) < n ? state_of(threadIdx.x) : State{-INFINITY, 0};
+    const float max = warp_max(s.max), weight = s.sum == 0 ? 0.f : expf(s.max - max), sum = warp_sum(weight * s.sum);
+    weights[threadIdx.x] = weight;
+    if (threadIdx.x == 0) total = sum + (sink ? expf(*sink - max) : 0.f);
+    if (!normalize && threadIdx.x == 0) to[dim] = max, to[dim + 1] = sum;
+  }
+  __syncthreads();
   for (int d = threadIdx.x; d < dim; d += kThreads) {
-    float total = 0;
+    float x = 0;
+#pragma unroll 8
     for (int i = 0; i < n; i++)
-      if (sum_of(i) > 0) total += expf(max_of(i) - max) * outs[int64_t(i) * stride + d];
-    to[d] = normalize ? total / sum : total;
+      if (weights[i] != 0) x += weights[i] * outs[int64_t(i) * stride + d];
+    to[d] = normalize ? x / total : x;
   }
-  if (!normalize && threadIdx.x == 0) to[dim] = max, to[dim + 1] = sum;
+  __syncthreads();
 }
 
-template <int D, class T>
+// Up to N query heads of one key/value head of one row, one range of positions.
+template <int D, int N, class T>
 __global__ void __launch_bounds__(kThreads) rows_kernel(const __grid_constant__ AttentionView a, int splits) {
   __shared__ float outs[kGroups][64 * D];
   __shared__ State states[kGroups];
-  const int split = blockIdx.x, head = blockIdx.y, row = blockIdx.z, dim = a.shape.head_dim, l = threadIdx.x % kKeyLanes,
-            group = threadIdx.x / kKeyLanes;
+  const int split = blockIdx.x, row = blockIdx.z, dim = a.shape.head_dim, l = threadIdx.x % kKeyLanes, own = threadIdx.x / kKeyLanes;
+  const int group = a.shape.n_heads / a.shape.n_kv_heads, chunks = (group + N - 1) / N, kv_head = blockIdx.y / chunks;
+  const int first = blockIdx.y % chunks * N, queries = min(group - first, N);
   release_dependents();
   await_inputs();
   const int64_t end = int64_t(a.batch.positions[row]) + 1, begin = a.window > 0 ? max(end - a.window, int64_t(0)) : 0, length = end - begin;
-  const int64_t index = int64_t(row) * a.shape.n_heads + head;
-  LaneHead<D> q = {}, out = {};
+  const int64_t index = int64_t(row) * a.shape.n_heads + kv_head * group + first;
+  LaneHead<D> q[N] = {}, out[N] = {};
+  State s[N];
 #pragma unroll
-  for (int j = 0; j < D; j++)
+  for (int g = 0; g < N; g++) {
+    s[g] = {-INFINITY, 0};
+    if (g < queries) q[g] = load_head<D>(a.q + (index + g) * dim, l, dim);
+  }
+  const int64_t cache = cache_row(a, row, kv_head, 0);
+  attend<D, N>(a, q, static_cast<const T*>(a.k_cache) + cache, static_cast<const T*>(a.v_cache) + cache, begin + length * split / splits,
+               begin + length * (split + 1) / splits, s, out);
 #pragma unroll
-    for (int i = 0; i < 8; i++)
-      if (64 * j + 8 * l < dim) q.x[j][i] = a.q[index * dim + 64 * j + 8 * l + i];
-  const int64_t cache = cache_row(a, row, head / (a.shape.n_heads / a.shape.n_kv_heads), 0);
-  const State s = attend<D>(a, q, static_cast<const T*>(a.k_cache) + cache, static_cast<const T*>(a.v_cache) + cache,
-                            begin + length * split / splits, begin + length * (split + 1) / splits, out);
-  if (l == 0) states[group] = s;
+  for (int g = 0; g < N; g++) {
+    if (g >= queries) break;
+    if (l == 0) states[own] = s[g];
 #pragma unroll
-  for (int j = 0; j < D; j++)
+    for (int j = 0; j < D; j++)
 #pragma unroll
-    for (int i = 0; i < 8; i++) outs[group][64 * j + 8 * l + i] = out.x[j][i];
-  __syncthreads();
-  float* to = splits == 1 ? a.out + index * dim : a.partials + (index * splits + split) * (dim + 2);
-  merge(
-      kGroups, dim, [&](int i) { return states[i].max; }, [&](int i) { return states[i].sum; }, &outs[0][0], 64 * D, to, splits == 1,
-      a.sinks ? a.sinks + head : nullptr);
+      for (int i = 0; i < 8; i++) outs[own][64 * j + 8 * l + i] = out[g].x[j][i];
+    __syncthreads();
+    float* to = splits == 1 ? a.out + (index + g) * dim : a.partials + ((index + g) * splits + split) * (dim + 2);
+    merge(kGroups, dim, [&](int i) { return states[i]; }, &outs[0][0], 64 * D, to, splits == 1, a.sinks ? a.sinks + kv_head * group + first + g : nullptr);
+  }
 }
 
 __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__ AttentionView a, int splits) {
@@ -175,9 +176,8 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
   const float* parts = a.partials + index * splits * stride;
   release_dependents();
   await_inputs();
-  merge(
-      splits, dim, [&](int i) { return parts[i * stride + dim]; }, [&](int i) { return parts[i * stride + dim + 1]; }, parts, stride,
-      a.out + index * dim, true, a.sinks ? a.sinks + blockIdx.x : nullptr);
+  const auto state_of = [&](int i) { return State{parts[i * stride + dim], parts[i * stride + dim + 1]}; };
+  merge(splits, dim, state_of, parts, stride, a.out + index * dim, true, a.sinks ? a.sinks + blockIdx.x : nullptr);
 }
 
 }  // namespace
@@ -189,27 +189,33 @@ void store_keys(const AttentionView& a, cudaStream_t stream) {
 
 namespace {
 
+template <int D, class T>
+void launch_rows(const AttentionView& a, int splits, cudaStream_t stream) {
+  const bool shared = queries_at_once(a.shape) > 1;
+  const dim3 grid(splits, row_blocks(a.shape), a.batch.rows);
+  launch_dependent("attend_rows", shared ? rows_kernel<D, kSharedQueries, T> : rows_kernel<D, 1, T>, grid, kThreads, 0, stream, a, splits);
+}
+
 template <class T>
-auto* rows_kernel_for(int head_dim) {
-  switch ((head_dim + 63) / 64) {
+void launch_rows(const AttentionView& a, int splits, cudaStream_t stream) {
+  switch ((a.shape.head_dim + 63) / 64) {
     case 1:
-      return rows_kernel<1, T>;
+      return launch_rows<1, T>(a, splits, stream);
     case 2:
-      return rows_kernel<2, T>;
+      return launch_rows<2, T>(a, splits, stream);
     case 3:
-      return rows_kernel<3, T>;
+      return launch_rows<3, T>(a, splits, stream);
     case 4:
-      return rows_kernel<4, T>;
+      return launch_rows<4, T>(a, splits, stream);
     default:
-      return rows_kernel<8, T>;
+      return launch_rows<8, T>(a, splits, stream);
   }
 }
 
 }  // namespace
 
 void attend_rows(const AttentionView& a, int splits, cudaStream_t stream) {
-  auto* const kernel = a.cache_f32 ? rows_kernel_for<float>(a.shape.head_dim) : rows_kernel_for<uint16_t>(a.shape.head_dim);
-  launch_dependent("attend_rows", kernel, dim3(splits, a.shape.n_heads, a.batch.rows), kThreads, 0, stream, a, splits);
+  a.cache_f32 ? launch_rows<float>(a, splits, stream) : launch_rows<uint16_t>(a, splits, stream);
   if (splits == 1) return;
   launch_dependent("attend_rows merge", merge_kernel, dim3(a.shape.n_heads, a.batch.rows), kThreads, 0, stream, a, splits);
 }

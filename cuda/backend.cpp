@@ -6,6 +6,7 @@
 #include "common/fork_mutex.h"
 #include "device.h"
 #include "encode.h"
+#include "format/cache.h"
 #include "program.h"
 
 namespace tq::cuda {
@@ -79,13 +80,15 @@ class CudaBackend final : public Backend {
   }
   std::unique_ptr<Program> prepare(std::vector<Op> ops, int64_t max_rows) override {
     const auto lock = use();
-    return std::make_unique<CudaProgram>(std::move(ops), max_rows, precision_, workspace_, stream_);
+    return std::make_unique<CudaProgram>(
+        std::move(ops), max_rows, precision_, workspace_, [&](int64_t dim) { return rotation(dim, tqn::cache::kRotationSeed); }, stream_);
   }
   void run(Program& program, const Batch& batch) override {
     const auto lock = use();
     static_cast<CudaProgram&>(program).run(batch);
   }
   bool has_f32_cache() const override { return true; }
+  bool has_coded_cache() const override { return true; }
   int64_t memory_bytes() const override { return account_->bytes; }
 
  private:

@@ -128,9 +128,7 @@ void angles(const BatchView& batch, const float* inv_freq, int half, float magni
 struct AttentionView {
   kernels::AttentionShape shape;
   BatchView batch;
-  float *q = nullptr, *k = nullptr;
-  const float* v = nullptr;
-  float* out = nullptr;
+  float *q = nullptr, *k = nullptr, *v = nullptr, *out = nullptr;
   void *k_cache = nullptr, *v_cache = nullptr;  // float16, or float32 where attend_rows reads them
   bool cache_f32 = false;
   int64_t capacity = 0, window = 0;
@@ -141,6 +139,25 @@ struct AttentionView {
   const float* sinks = nullptr;  // (heads)
   float* partials = nullptr;     // (rows, heads, splits, head_dim + 2)
 };
+
+// Attention over a cache in codes (format/cache.h). A row reads its own position from the planes, all before it from the codes, in spans
+// that depend on nothing but the position: what a row of attend_coded() gives does not depend on the rest of its batch.
+struct CodedView {
+  AttentionView a;  // k_cache and v_cache are tiles; partials: (rows, heads, spans of the capacity, head_dim + 2)
+  int k_bits = 0, v_bits = 0;
+  RotationView rotation;      // of vectors of head_dim
+  int8_t* q_codes = nullptr;  // (rows, heads, padded head_dim)
+  float* q_scale = nullptr;   // (rows, heads)
+};
+inline constexpr int kShortSpans = 64, kShortSpan = 128, kLongSpan = 512;  // the first spans, their positions, those of the others
+constexpr int span_first(int span) {
+  return span < kShortSpans ? span * kShortSpan : kShortSpans * kShortSpan + (span - kShortSpans) * kLongSpan;
+}
+constexpr int spans_of(int64_t positions) {
+  constexpr int64_t kShort = int64_t(kShortSpans) * kShortSpan;
+  return int(positions <= kShort ? (positions + kShortSpan - 1) / kShortSpan
+                                 : kShortSpans + (positions - kShort + kLongSpan - 1) / kLongSpan);
+}
 // Rows that follow each other in one slot, at most kQueryTile, for the prompt kernel.
 struct QueryRun {
   int32_t first_row, count;
@@ -149,7 +166,25 @@ inline constexpr int kQueryTile = 64;
 inline constexpr int kMaxHeadDim = 512, kMaxRunHeadDim = 256;  // of attend_rows, of attend_runs
 
 void store_keys(const AttentionView& a, cudaStream_t stream);
+// Query heads that read a key/value head's cache together: as many as there are up to kSharedQueries, while registers last.
+inline constexpr int kSharedQueries = 4;
+inline int queries_at_once(const kernels::AttentionShape& shape) {
+  return shape.head_dim > 128 ? 1 : std::min(shape.n_heads / shape.n_kv_heads, kSharedQueries);
+}
+inline int row_blocks(const kernels::AttentionShape& shape) {  // of one row and range of positions
+  const int group = shape.n_heads / shape.n_kv_heads, n = queries_at_once(shape) > 1 ? kSharedQueries : 1;
+  return shape.n_kv_heads * ((group + n - 1) / n);
+}
 void attend_rows(const AttentionView& a, int splits, cudaStream_t stream);
 void attend_runs(const AttentionView& a, const QueryRun* runs, int n_runs, cudaStream_t stream);
+
+// Rotates q, k and v in place, writes the codes of k and v into the caches and those of q beside them.
+void store_codes(const CodedView& c, cudaStream_t stream);
+// Rows [first_row, first_row + rows) by integer dot products; blocks: of each key/value head of each row.
+void attend_coded(const CodedView& c, int first_row, int rows, int blocks, cudaStream_t stream);
+// Prompts through the tensor cores, tiles expanded to half precision in shared memory; partials: (rows, heads, head_dim + 2).
+void attend_coded_runs(const CodedView& c, const QueryRun* runs, int n_runs, cudaStream_t stream);
+// What it ends with: from one state a row and head to the result.
+void finish_coded(const CodedView& c, cudaStream_t stream);
 
 }  // namespace tq::cuda

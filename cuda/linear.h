@@ -13,7 +13,7 @@ struct Workspace {
   DeviceMemory vectors;                                 // rotations too wide for shared memory
   DeviceMemory values;                                  // expanded weights
   DeviceMemory sums, arrived;                           // of gemv
-  DeviceMemory cos, sin, partials;                      // attention
+  DeviceMemory cos, sin, partials, q_codes, q_scale;    // attention
   DeviceMemory top;                                     // of the choice of tokens
   DeviceMemory moe_x, moe_gate, moe_up, moe_out, moe_shared, moe_logits, moe_shared_logits, moe_routes;
   // Changes whenever memory moved, so that graphs know that their addresses are stale.
@@ -22,7 +22,7 @@ struct Workspace {
     for (const DeviceMemory* m :
          {&plain, &rotated,  &quantized, &scale,    &half,   &vectors, &values,     &sums,       &arrived,           &cos,
           &sin,   &partials, &moe_x,     &moe_gate, &moe_up, &moe_out, &moe_shared, &moe_logits, &moe_shared_logits, &moe_routes,
-          &top})
+          &top,   &q_codes,  &q_scale})
       bytes += m->bytes();
     return bytes;
   }

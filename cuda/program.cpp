@@ -3,12 +3,14 @@
 #include <algorithm>
 
 #include "device.h"
+#include "format/cache.h"
 
 namespace tq::cuda {
 namespace {
 
 constexpr int kGraphRows = 32;   // batches up to this size are decoding: their kernels are short, and a graph saves launch time
 constexpr int kMaxSplits = 32;   // ranges that the positions of one row are cut into
+constexpr int kCodedBlocks = 6;  // of the decoding kernel over codes, for each processor
 constexpr int kMinRunRows = 16;  // prompts with fewer rows attend row by row
 
 float* at(const Plane& plane) { return data(plane.buffer); }
@@ -30,6 +32,13 @@ std::vector<QueryRun> find_runs(const Batch& b) {
   return runs;
 }
 
+// Rows that decode over codes at once: their spans' states take some memory.
+int64_t coded_rows(const AttentionOp& op) {
+  constexpr int64_t kMost = int64_t(64) << 20;
+  const int64_t row = op.shape.n_heads * int64_t(spans_of(op.capacity)) * (op.shape.head_dim + 2) * 4;
+  return std::clamp<int64_t>(kMost / row, 1, kGraphRows);
+}
+
 int top_rows(const TopOp& op) { return int(op.x.buffer->bytes / (op.x.width * int64_t(sizeof(float)))); }
 
 bool same_table(const RopeTable& a, const RopeTable& b) {
@@ -38,7 +47,8 @@ bool same_table(const RopeTable& a, const RopeTable& b) {
 
 }  // namespace
 
-CudaProgram::CudaProgram(std::vector<Op> ops, int64_t max_rows, Precision precision, Workspace& workspace, cudaStream_t stream)
+CudaProgram::CudaProgram(std::vector<Op> ops, int64_t max_rows, Precision precision, Workspace& workspace,
+                         const std::function<std::shared_ptr<const Rotation>(int64_t)>& rotation_of, cudaStream_t stream)
     : ops_(std::move(ops)),
       max_rows_(max_rows),
       precision_(precision),
@@ -46,6 +56,11 @@ CudaProgram::CudaProgram(std::vector<Op> ops, int64_t max_rows, Precision precis
       stream_(stream),
       linear_(workspace, precision, stream),
       moe_(workspace, linear_, stream) {
+  for (const Op& op : ops_)
+    if (op.kind == Op::attention && op.attention_op.k_bits > 0) {
+      const int64_t dim = op.attention_op.shape.head_dim;
+      if (!rotations_[dim]) rotations_[dim] = rotation_of(dim);
+    }
   reserve();
 }
 
@@ -72,11 +87,11 @@ void CudaProgram::reserve() {
     if (op.kind == Op::moe) moe_.reserve(op.moe_op, max_rows_);
     if (op.kind != Op::attention) continue;
     const AttentionOp& a = op.attention_op;
-    if (a.shape.head_dim % 8 != 0 || a.shape.head_dim > kMaxHeadDim)
+    const int most = a.k_bits > 0 ? kMaxRunHeadDim : kMaxHeadDim;
+    if (a.shape.head_dim % 8 != 0 || a.shape.head_dim > most)
       throw Error(Cause::unsupported, "device cuda: head size " + std::to_string(a.shape.head_dim) + " is not a multiple of 8 up to " +
-                                          std::to_string(kMaxHeadDim));
-    const int64_t heads = std::min<int64_t>(max_rows_, kGraphRows) * a.shape.n_heads * kMaxSplits;
-    workspace_.partials.reserve(heads * (a.shape.head_dim + 2) * 4);
+                                          std::to_string(most) + (a.k_bits > 0 ? " (with a cache in codes)" : ""));
+    reserve_attention(a);
     const bool known = std::any_of(angles_.begin(), angles_.end(), [&](const Angles& t) { return same_table(t.table, a.rope); });
     if (!a.rope.inv_freq || known) continue;
     angles_.push_back({a.rope, angle_floats});
@@ -86,6 +101,14 @@ void CudaProgram::reserve() {
   const int64_t ints = max_rows_ * 6;
   inputs_ = DeviceMemory(ints * 4);
   check(cudaMallocHost(reinterpret_cast<void**>(&staged_), size_t(ints) * 4), "pinned memory");
+}
+
+void CudaProgram::reserve_attention(const AttentionOp& op) {
+  const int64_t few = std::min<int64_t>(max_rows_, kGraphRows), heads = op.shape.n_heads, state = (op.shape.head_dim + 2) * 4;
+  if (op.k_bits == 0) return workspace_.partials.reserve(few * heads * kMaxSplits * state);
+  workspace_.partials.reserve(std::max(std::min(few, coded_rows(op)) * spans_of(op.capacity), max_rows_) * heads * state);
+  workspace_.q_codes.reserve(max_rows_ * heads * tqn::cache::padded(op.shape.head_dim));
+  workspace_.q_scale.reserve(max_rows_ * heads * 4);
 }
 
 void CudaProgram::stage(const Batch& b) {
@@ -216,14 +239,29 @@ void CudaProgram::launch_attention(const AttentionOp& op) {
     a.cos = workspace_.cos.as<float>() + t.offset, a.sin = workspace_.sin.as<float>() + t.offset;
     a.rope_dims = op.rope.dims, a.rope_pairs = op.rope.pairs;
   }
+  if (op.k_bits > 0) return launch_coded(a, op);
   store_keys(a, stream_);
-  const bool prompt = batch_.rows > kGraphRows && int(runs_.size()) * kMinRunRows <= batch_.rows;
-  if (prompt && precision_ == Precision::int8 && !op.cache_f32 && op.shape.head_dim <= kMaxRunHeadDim) {
-    const auto* runs = reinterpret_cast<const QueryRun*>(inputs_.as<int32_t>() + 4 * max_rows_);
-    return attend_runs(a, runs, int(runs_.size()), stream_);
-  }
-  const int wanted = 2 * device_limits().processors / (batch_.rows * op.shape.n_heads);
+  if (by_runs() && !op.cache_f32 && op.shape.head_dim <= kMaxRunHeadDim) return attend_runs(a, device_runs(), int(runs_.size()), stream_);
+  const int wanted = 2 * device_limits().processors / (batch_.rows * row_blocks(op.shape));
   attend_rows(a, batch_.rows > kGraphRows ? 1 : std::clamp(wanted, 1, kMaxSplits), stream_);
+}
+
+// Prompts in rows that follow each other; float activations attend row by row.
+bool CudaProgram::by_runs() const {
+  return precision_ == Precision::int8 && batch_.rows > kGraphRows && int(runs_.size()) * kMinRunRows <= batch_.rows;
+}
+
+void CudaProgram::launch_coded(const AttentionView& a, const AttentionOp& op) {
+  const CodedView c{
+      a, op.k_bits, op.v_bits, rotations_.at(op.shape.head_dim)->view, workspace_.q_codes.as<int8_t>(), workspace_.q_scale.as<float>()};
+  store_codes(c, stream_);
+  if (by_runs()) return attend_coded_runs(c, device_runs(), int(runs_.size()), stream_);
+  const int at_once = int(coded_rows(op));
+  for (int first = 0; first < batch_.rows; first += at_once) {
+    const int rows = std::min(at_once, batch_.rows - first);
+    const int wanted = kCodedBlocks * device_limits().processors / (rows * op.shape.n_kv_heads);
+    attend_coded(c, first, rows, std::clamp(wanted, 1, spans_of(op.capacity)), stream_);
+  }
 }
 
 }  // namespace tq::cuda

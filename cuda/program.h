@@ -1,5 +1,6 @@
 // A prepared list of operations, launched kernel by kernel or, for decoding, as one graph a batch size.
 #pragma once
+#include <functional>
 #include <map>
 #include <vector>
 
@@ -9,13 +10,16 @@ namespace tq::cuda {
 
 class CudaProgram final : public Program {
  public:
-  CudaProgram(std::vector<Op> ops, int64_t max_rows, Precision precision, Workspace& workspace, cudaStream_t stream);
+  // rotation_of: of vectors of a head's size in a cache of codes.
+  CudaProgram(std::vector<Op> ops, int64_t max_rows, Precision precision, Workspace& workspace,
+              const std::function<std::shared_ptr<const Rotation>(int64_t)>& rotation_of, cudaStream_t stream);
   ~CudaProgram() override;
   // Enqueues one pass and waits for it.
   void run(const Batch& batch);
 
  private:
   void reserve();
+  void reserve_attention(const AttentionOp& op);
   void stage(const Batch& batch);
   bool can_replay() const;
   void launch_all();
@@ -23,6 +27,9 @@ class CudaProgram final : public Program {
   void launch_embed(const EmbedOp& op);
   void launch_linear(const LinearOp& op);
   void launch_attention(const AttentionOp& op);
+  void launch_coded(const AttentionView& a, const AttentionOp& op);
+  bool by_runs() const;
+  const QueryRun* device_runs() const { return reinterpret_cast<const QueryRun*>(inputs_.as<int32_t>() + 4 * max_rows_); }
   void fill_angles();
   void replay();
   void drop_graphs();
@@ -41,6 +48,7 @@ class CudaProgram final : public Program {
     int64_t offset;  // floats
   };
   std::vector<Angles> angles_;
+  std::map<int64_t, std::shared_ptr<const Rotation>> rotations_;  // by head size
 
   int32_t* staged_ = nullptr;  // pinned: tokens, positions, slots, output rows, runs
   DeviceMemory inputs_;        // the same on the device

@@ -1,6 +1,7 @@
 // Whole models on the device.
 //   cuda_model shapes [NAME ...] [BITS ...]   models of random weights (16: FP16), see shapes.h: prompt and decode rates, memory
 //   cuda_model decode BITS                    a few decode passes of llama-3.1-8b alone, for a profiler
+//   cuda_model depth NAME BITS [CACHE ...]    decoding at depth and a prompt of 512 there, by type of the cache
 //   cuda_model compare FILE                   a real file on the CPU and the device: logits, and 128 greedy tokens on the float path
 #include <chrono>
 #include <cmath>
@@ -50,20 +51,41 @@ class Maker {
 class Synthetic {
  public:
   static constexpr int kSlots = 32, kCapacity = 4096 + 160;
-  Synthetic(const Shape& shape, int bits) : shape_(shape), c_(shape.config()), backend_(make_cuda_backend({})) {
+  struct Memory {
+    int64_t slots = kSlots, capacity = kCapacity, rows = 4096;
+    CacheType cache = CacheType::f16;
+  };
+  Synthetic(const Shape& shape, int bits) : Synthetic(shape, bits, Memory{}) {}
+  Synthetic(const Shape& shape, int bits, const Memory& memory) : shape_(shape), c_(shape.config()), backend_(make_cuda_backend({})) {
     make_weights(bits);
     weight_bytes_ = backend_->memory_bytes();
-    p_ = allocate_planes(*backend_, c_, {.first_layer = 0, .last_layer = c_.n_layers(), .rows = 4096, .logit_rows = kSlots});
-    const CacheElements cache{CacheElement::f16, CacheElement::f16};
-    for (const LayerConfig& layer : c_.layers) states_.emplace_back(*backend_, state_shape(layer, cache), kSlots, kCapacity);
-    const Graph graph{c_, w_, p_, kCapacity};
+    p_ = allocate_planes(*backend_, c_, {.first_layer = 0, .last_layer = c_.n_layers(), .rows = memory.rows, .logit_rows = memory.slots});
+    const CacheElements cache = elements_of(memory.cache);
+    for (const LayerConfig& layer : c_.layers) states_.emplace_back(*backend_, state_shape(layer, cache), memory.slots, memory.capacity);
+    const Graph graph{c_, w_, p_, memory.capacity};
     std::vector<Op> ops;
     add_embedding(ops, graph);
     for (int64_t i = 0; i < c_.n_layers(); i++) add_layer(ops, graph, i, states_[size_t(i)]);
     add_output(ops, graph);
-    program_ = backend_->prepare(ops, 4096);
+    program_ = backend_->prepare(ops, memory.rows);
     add_best(ops, graph);
-    choosing_ = backend_->prepare(ops, kSlots);
+    choosing_ = backend_->prepare(ops, memory.slots);
+  }
+  // Random bytes in all caches: numbers or codes, whose sums mean nothing.
+  void fill_caches() {
+    std::mt19937_64 random{4};
+    std::vector<uint64_t> words(size_t(1) << 20);
+    for (uint64_t& w : words) w = random();
+    const int64_t bytes = int64_t(words.size() * sizeof words[0]);
+    for (const LayerState& state : states_)
+      for (const BufferPtr& buffer : {state.k_cache(), state.v_cache()})
+        for (int64_t at = 0; at < buffer->bytes; at += bytes)
+          backend_->upload(*buffer, at, words.data(), std::min(bytes, buffer->bytes - at));
+  }
+  int64_t cache_bytes() const {
+    int64_t total = 0;
+    for (const LayerState& state : states_) total += state.bytes();
+    return total;
   }
   int64_t memory() const { return backend_->memory_bytes(); }
   int64_t weight_bytes() const { return weight_bytes_; }
@@ -173,15 +195,40 @@ void shapes(std::vector<Shape> wanted, std::vector<int> bits) {
       if (!all_bits || b < 16 || s.n_experts == 0) print_rates(s, b);  // 30 G weights in FP16 fit few devices
 }
 
+// Medians: a token in one sequence, and a prompt of 512, that stand behind `depth` positions.
+void depths(const Shape& shape, int bits, const std::vector<std::string>& wanted) {
+  const std::pair<const char*, CacheType> types[] = {
+      {"f16", CacheType::f16}, {"k8v8", CacheType::k8v8}, {"k8v4", CacheType::k8v4}, {"k4v4", CacheType::k4v4}};
+  constexpr int kPrompt = 512, kPasses = 15, kDepths[] = {0, 2048, 8192, 32768, 131072};
+  std::printf("%-14s %5s %12s %8s %12s %12s\n", "model", "cache", "bytes/token", "depth", "ms a token", "pp512 tok/s");
+  for (const auto& [name, type] : types) {
+    if (!wanted.empty() && std::find(wanted.begin(), wanted.end(), name) == wanted.end()) continue;
+    const Synthetic::Memory memory{1, kDepths[4] + kPrompt, kPrompt, type};
+    Synthetic m(shape, bits, memory);
+    m.fill_caches();
+    for (const int depth : kDepths) {
+      std::vector<double> token, prompt;
+      m.pass(1, 1, depth, Synthetic::best), m.pass(kPrompt, 1, depth);
+      for (int i = 0; i < kPasses; i++) token.push_back(m.pass(1, 1, depth + i, Synthetic::best));
+      for (int i = 0; i < 3; i++) prompt.push_back(m.pass(kPrompt, 1, depth));
+      std::sort(token.begin(), token.end()), std::sort(prompt.begin(), prompt.end());
+      std::printf("%-14s %5s %12.0f %8d %12.3f %12.0f\n", shape.name.c_str(), name, double(m.cache_bytes()) / double(memory.capacity),
+                  depth, 1e3 * token[kPasses / 2], kPrompt / prompt[1]);
+      std::fflush(stdout);
+    }
+  }
+}
+
 struct Answer {
   std::vector<float> prompt_logits;
   std::vector<int32_t> tokens;
 };
 
-Answer greedy(const std::string& path, const std::string& device, Precision precision, const std::vector<int32_t>& prompt, int n) {
+Answer greedy(const std::string& path, const std::string& device, Precision precision, CacheType cache, const std::vector<int32_t>& prompt,
+              int n) {
   ModelOptions options;
   options.device = device, options.backend.precision = precision;
-  Context context(Model::open(path, options), {.n_ctx = 512});
+  Context context(Model::open(path, options), {.n_ctx = 512, .cache = cache});
   const int64_t n_vocab = context.model().config().n_vocab;
   std::vector<int32_t> all = prompt, positions, slots(prompt.size(), 0), outputs{int32_t(prompt.size()) - 1};
   for (size_t i = 0; i < prompt.size(); i++) positions.push_back(int32_t(i));
@@ -204,16 +251,19 @@ Answer greedy(const std::string& path, const std::string& device, Precision prec
 void compare(const std::string& path) {
   std::vector<int32_t> prompt;
   for (int i = 0; i < 60; i++) prompt.push_back(1 + i * 389 % 40000);
-  for (const Precision precision : {Precision::f32, Precision::int8}) {
-    const Answer a = greedy(path, "cpu", precision, prompt, 128), b = greedy(path, "cuda", precision, prompt, 128);
+  const std::pair<Precision, CacheType> cases[] = {{Precision::f32, CacheType::automatic}, {Precision::int8, CacheType::automatic},
+                                                   {Precision::f32, CacheType::k8v8},      {Precision::int8, CacheType::k8v8},
+                                                   {Precision::f32, CacheType::k8v4},      {Precision::int8, CacheType::k8v4}};
+  for (const auto& [precision, cache] : cases) {
+    const Answer a = greedy(path, "cpu", precision, cache, prompt, 128), b = greedy(path, "cuda", precision, cache, prompt, 128);
     double worst = 0, largest = 0;
     for (size_t i = 0; i < a.prompt_logits.size(); i++) {
       worst = std::max(worst, double(std::fabs(a.prompt_logits[i] - b.prompt_logits[i])));
       largest = std::max(largest, double(std::fabs(a.prompt_logits[i])));
     }
     const auto same = std::mismatch(a.tokens.begin(), a.tokens.end(), b.tokens.begin()).first - a.tokens.begin();
-    std::printf("%s: largest logit %.2f, largest difference %.2e; %d of 128 greedy tokens equal\n",
-                precision == Precision::f32 ? "float path" : "int8", largest, worst, int(same));
+    std::printf("%s, cache type %d: largest logit %.2f, largest difference %.2e; %d of 128 greedy tokens equal\n",
+                precision == Precision::f32 ? "float path" : "int8", int(cache), largest, worst, int(same));
   }
 }
 
@@ -223,6 +273,8 @@ int main(int argc, char** argv) {
   try {
     if (argc > 2 && !std::strcmp(argv[1], "compare")) {
       compare(argv[2]);
+    } else if (argc > 3 && !std::strcmp(argv[1], "depth")) {
+      depths(find_shape(argv[2]), std::atoi(argv[3]), {argv + 4, argv + argc});
     } else if (argc > 2 && !std::strcmp(argv[1], "decode")) {
       Synthetic m(find_shape("llama-3.1-8b"), std::atoi(argv[2]));
       for (int i = 0; i < 4; i++) std::printf("pass %d: %.3f ms\n", i, 1e3 * m.pass(1, 1, i));

@@ -7,6 +7,7 @@
 #include "common/parallel.h"
 #include "common/text.h"
 #include "kernels/kernels.h"
+#include "model/architectures.h"
 
 namespace tq::bindings {
 
@@ -118,6 +119,16 @@ static py::list places(const GgufFile& self) {
   return list;
 }
 
+// (n_kv_heads, head_dim, window) of each layer, as the engine reads them.
+static py::list attention_layers(const GgufFile& self) {
+  py::list layers;
+  for (const LayerConfig& layer : read_config(self.file()).layers) {
+    const auto& a = std::get<AttentionConfig>(layer.mixer);
+    layers.append(py::make_tuple(a.n_kv_heads, a.head_dim, a.window));
+  }
+  return layers;
+}
+
 static py::dict quantized(GgufFile& self) {
   py::dict all;
   for (const auto& [name, m] : self.packed().all()) {
@@ -204,6 +215,7 @@ void bind_gguf(py::module_& m) {
       .def_property_readonly("size", [](const GgufFile& self) { return self.file().size(); })
       .def_property_readonly("data_offset", [](const GgufFile& self) { return self.file().data_offset(); })
       .def_property_readonly("metadata", &GgufFile::metadata)
+      .def("attention_layers", &attention_layers)
       .def("tensors", &tensors)
       .def("places", &places)
       .def("data", &data, py::arg("name"))

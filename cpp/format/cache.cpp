@@ -33,14 +33,19 @@ void put_scale(int bits, float scale, int head_dim, int lane, uint8_t* tile) {
   std::memcpy(tile + code_bytes(bits, head_dim) + 2 * lane, &half, sizeof half);
 }
 
-// The scale that fits the levels best, sum(x l) / sum(l l). Products are exact in float64, so that fused arithmetic changes nothing.
+// The scale that fits the levels best, sum(x l) / sum(l l). Products are exact in float64, so that fused arithmetic changes nothing, and
+// the sum has the order that 32 lanes add in.
 float fitted_scale(const float* x, int head_dim, float scale) {
-  double products = 0, squares = 0;
+  constexpr int kLanes = 32;
+  double products[kLanes] = {};
+  int squares = 0;
   for (int c = 0; c < head_dim; c++) {
     const int level = kLevel[nearest_level(x[c] / scale)];
-    products += double(x[c]) * level, squares += level * level;
+    products[c % kLanes] += double(x[c]) * level, squares += level * level;
   }
-  return float(products / squares);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) products[i] += products[i + half];
+  return float(products[0] / squares);
 }
 
 float scale_of(int bits, const float* x, int head_dim) {
@@ -88,6 +93,13 @@ uint16_t cached_scale(int bits, const uint8_t* tile, int lane, int head_dim) {
   uint16_t half;
   std::memcpy(&half, tile + code_bytes(bits, head_dim) + 2 * lane, sizeof half);
   return half;
+}
+
+void clear_cached(CacheSide side, int bits, int head_dim, int first_lane, uint8_t* tile) {
+  for (int lane = first_lane; lane < kTile; lane++) {
+    for (int64_t c = 0; c < padded(head_dim); c++) tile[place_of(side, bits, c, lane).byte] = 0;  // a byte's halves are of one position
+    std::memset(tile + code_bytes(bits, head_dim) + 2 * lane, 0, sizeof(uint16_t));
+  }
 }
 
 void decode_cached(CacheSide side, int bits, const uint8_t* tile, int lane, int head_dim, float* x) {

@@ -42,6 +42,8 @@ void encode_cached(CacheSide side, int bits, const float* x, int head_dim, int l
 void decode_cached(CacheSide side, int bits, const uint8_t* tile, int lane, int head_dim, float* x);
 // The integers alone: (padded(head_dim)), the padding is 0 for 8 bits and the smallest level for 4.
 void cached_codes(CacheSide side, int bits, const uint8_t* tile, int lane, int head_dim, int8_t* codes);
+// Zeros in place of what a tile holds of positions from `first_lane` on.
+void clear_cached(CacheSide side, int bits, int head_dim, int first_lane, uint8_t* tile);
 uint16_t cached_scale(int bits, const uint8_t* tile, int lane, int head_dim);  // float16
 
 }  // namespace tq

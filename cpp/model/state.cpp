@@ -49,6 +49,17 @@ void copy_pieces(Backend& backend, const std::vector<Piece>& from, const std::ve
   for (size_t i = 0; i < from.size(); i++) backend.copy(*from[i].buffer, from[i].offset, *to[i].buffer, to[i].offset, from[i].bytes);
 }
 
+// What the last tile of piece i, at `piece`, holds of positions from n on was there by chance.
+void clear_stale(const StateShape& shape, int64_t i, int64_t n, uint8_t* piece) {
+  const auto* a = std::get_if<AttentionState>(&shape);
+  if (!a || n % tqn::cache::kTile == 0) return;
+  const bool key = i < a->n_kv_heads;
+  const CachedRow& row = key ? a->k : a->v;
+  if (bits_of(row.type) == 0) return;
+  clear_cached(key ? CacheSide::key : CacheSide::value, bits_of(row.type), int(row.head_dim), int(n % tqn::cache::kTile),
+               piece + n / tqn::cache::kTile * row.bytes);
+}
+
 std::atomic<uint64_t> next_id{1};
 
 }  // namespace
@@ -56,7 +67,7 @@ std::atomic<uint64_t> next_id{1};
 int bits_of(CacheElement type) { return type == CacheElement::q8 ? 8 : type == CacheElement::q4 ? 4 : 0; }
 
 CachedRow cached_row(CacheElement type, int64_t head_dim) {
-  if (const int bits = bits_of(type)) return {type, tqn::cache::tile_bytes(bits, head_dim)};
+  if (const int bits = bits_of(type)) return {type, tqn::cache::tile_bytes(bits, head_dim), head_dim};
   return {type, head_dim * int64_t(type == CacheElement::f32 ? sizeof(float) : sizeof(uint16_t))};
 }
 
@@ -216,9 +227,14 @@ std::vector<uint8_t> Sequences::save(int64_t slot, int64_t n) const {
   header.n_layers = int64_t(layers_.size()), header.positions = n;
   put(header);
   for (const LayerState* layer : layers_) put(record_of(layer->shape()));
-  for (const LayerState* layer : layers_)
-    for (const Piece& piece : layer->pieces(slot, n))
-      layer->backend().download(*piece.buffer, piece.offset, at, piece.bytes), at += piece.bytes;
+  for (const LayerState* layer : layers_) {
+    int64_t i = 0;
+    for (const Piece& piece : layer->pieces(slot, n)) {
+      layer->backend().download(*piece.buffer, piece.offset, at, piece.bytes);
+      clear_stale(layer->shape(), i++, n, at);
+      at += piece.bytes;
+    }
+  }
   return state;
 }
 

@@ -21,7 +21,8 @@ int bits_of(CacheElement type);  // of codes; 0: numbers
 // What one key/value head takes in a cache.
 struct CachedRow {
   CacheElement type = CacheElement::f16;
-  int64_t bytes = 0;  // of a position, of codes: of a tile of positions
+  int64_t bytes = 0;     // of a position, of codes: of a tile of positions
+  int64_t head_dim = 0;  // of codes
   int64_t bytes_of(int64_t positions) const;
   bool operator==(const CachedRow&) const = default;
 };

@@ -63,6 +63,18 @@ def test_state_comes_back_to_the_bit(core, cache):
             _core.Context(core, n_ctx=128, cache=wrong).load(0, state)
 
 
+@pytest.mark.parametrize("cache", CODED)
+def test_saved_bytes_do_not_depend_on_what_was_there_before(core, cache):
+    tokens = np.arange(70, dtype=np.int32)  # the second tile has room
+    fresh, used = (_core.Context(core, n_ctx=128, cache=cache) for _ in range(2))
+    used.eval(np.arange(200, 72, -1, dtype=np.int32), 0, 0, "none")
+    for context in (fresh, used):
+        context.rewind(0, 0)
+        context.eval(tokens, 0, 0, "none")
+    assert fresh.save(0, 70) == used.save(0, 70)
+    assert fresh.save(0, 64) == used.save(0, 64) and fresh.save(0, 3) == used.save(0, 3)
+
+
 def test_memory_is_what_the_layout_says(core):
     sizes = {cache: _core.Context(core, n_ctx=192, cache=cache).memory_bytes for cache in CHOICES}
     heads = [(layer["head_dim"], layer["n_kv_heads"]) for layer in core.config["layers"]]

@@ -39,6 +39,18 @@ def test_the_estimate_is_what_the_engine_takes(tmp_path, shape, n_ctx, n_batch):
     model.close()
 
 
+@pytest.mark.parametrize("cache", ["f16", "f32", "k8v4", "k4v4"])
+def test_windowed_layers_keep_16_bits(tmp_path, cache):
+    keys = {"attention.sliding_window": 32, "attention.sliding_window_pattern": 2, "context_length": 192}
+    path = write_gguf(tmp_path / "model.gguf", "llama", LLAMA, llama_tensors(), keys)
+    found, model = fit.ModelFile(path), _core.Model(str(path))
+    assert [layer[2] for layer in found.shape.layers] == [32, 0]
+    context = _core.Context(model, n_ctx=192, n_batch=64, cache=cache)
+    assert 192 * found.shape.position_bytes(cache) + found.shape.workspace(64) == context.memory_bytes
+    context.close()
+    model.close()
+
+
 def test_of_experts_those_that_are_used_count(tiny_tqn):
     file = fit.ModelFile(tiny_tqn)
     assert file.token_bytes == file.weight_bytes  # tied, no experts: everything is read

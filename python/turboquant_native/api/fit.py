@@ -23,6 +23,7 @@ _LOGIT_ROWS, _BEST_BYTES = 64, 64 * 8  # rows of logits that the engine holds, b
 _FLOAT = 4
 _STEP = 256  # positions: contexts are offered in multiples of it
 _UNASKED = 0.9  # of the free memory, for a context that nobody asked for
+_NUMBERS = ("f16", "f32")  # caches without codes
 _RUNS = ("F32", "F16", "BF16")
 
 
@@ -30,16 +31,15 @@ _RUNS = ("F32", "F16", "BF16")
 class Shape:
     """What of a model's shape decides its memory; widths are numbers of floats."""
 
-    n_layers: int
     n_ctx_train: int
-    n_kv_heads: int
-    head_dim: int
+    layers: tuple[tuple[int, int, int], ...]  # (n_kv_heads, head_dim, window) of each
     row_width: int  # of all activations of one token together
     n_vocab: int
 
     def position_bytes(self, cache: str) -> int:
-        """Keys and values of one position in all layers."""
-        return self.n_layers * self.n_kv_heads * cached_bytes(cache, self.head_dim)
+        """Keys and values of one position in all layers; those with a window keep float16 where the others keep codes."""
+        windowed = cache if cache in _NUMBERS else "f16"
+        return sum(heads * cached_bytes(windowed if window else cache, dim) for heads, dim, window in self.layers)
 
     def workspace(self, n_batch: int) -> int:
         """Bytes of activations and logits of a batch."""
@@ -86,7 +86,7 @@ class ModelFile:
         self.path, self._summary = str(path), describe(file)
         self.metadata = {key: value for key, value in file.metadata.items() if isinstance(value, (str, int, float))}  # no vocabularies
         _check_types(self._summary)
-        self.shape = _shape(self.metadata, self._summary)
+        self.shape = _shape(self.metadata, self._summary, file.attention_layers())
 
     @property
     def weight_bytes(self) -> int:
@@ -107,7 +107,7 @@ class ModelFile:
         self, n_ctx: int | None, n_batch: int = 512, threads: int = 0, gpu: bool = False, probe: bool = True, cache: str = "f16"
     ) -> Fit:
         """The estimate at a context (None: the model's own, as far as it fits; 0: the model's own). probe: measure the memory's bandwidth
-        where nothing better is known. cache: type of keys and values (layers with a window keep float16 nevertheless)."""
+        where nothing better is known. cache: type of keys and values."""
         shape, free = self.shape, available_memory()
         position = shape.position_bytes(cache)
 
@@ -164,7 +164,7 @@ def _integer(path: str, metadata: dict[str, Any], key: str, default: int | None)
     return value
 
 
-def _shape(metadata: dict[str, Any], summary: FileSummary) -> Shape:
+def _shape(metadata: dict[str, Any], summary: FileSummary, layers: list[tuple[int, int, int]]) -> Shape:
     def number(key: str, default: int | None = None) -> int:
         return _integer(summary.path, metadata, key, default)
 
@@ -178,4 +178,4 @@ def _shape(metadata: dict[str, Any], summary: FileSummary) -> Shape:
         raise FormatError(f'"{summary.path}": has no tensor {EMBEDDINGS[0]}')
     branch = n_embd if any(tensor.name.endswith("post_ffw_norm.weight") for tensor in summary.tensors) else 0
     row_width = n_embd + branch + 2 * heads * head_dim + 2 * kv_heads * head_dim + 2 * n_ff
-    return Shape(number("block_count"), number("context_length"), kv_heads, head_dim, row_width, embedding.shape[0])
+    return Shape(number("context_length"), tuple(layers), row_width, embedding.shape[0])

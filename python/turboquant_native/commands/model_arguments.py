@@ -140,9 +140,14 @@ def print_fit(args: argparse.Namespace, as_json: bool) -> int:
 
     _check(args, Console())
     file = ModelFile(find_model(args.model))
-    fit = file.fit(args.ctx, threads=args.threads or 0, gpu=args.gpu, cache=args.cache)
+    fit = file.fit(args.ctx, threads=args.threads or 0, gpu=args.gpu, cache=_cache(args))
     print(json.dumps(fit.to_dict()) if as_json else _fit_text(fit))
     return 0 if fit.fits else 1
+
+
+def _cache(args: argparse.Namespace) -> str:
+    """The cache's type for the estimate: float32 activations have a float32 cache unless it is quantized."""
+    return "f32" if args.precision == "f32" and args.cache == "f16" else str(args.cache)
 
 
 def _check(args: argparse.Namespace, console: Console) -> None:
@@ -158,7 +163,7 @@ def _check(args: argparse.Namespace, console: Console) -> None:
 
 def _context(file: ModelFile, args: argparse.Namespace, console: Console) -> int:
     """Positions of the context: those asked for, else the model's own as far as memory goes."""
-    fit = file.fit(args.ctx, probe=False, cache=args.cache)
+    fit = file.fit(args.ctx, probe=False, cache=_cache(args))
     if args.ctx is not None and fit.n_ctx > fit.n_ctx_train:
         console.note(f"warning: --ctx {args.ctx} is beyond the {fit.n_ctx_train} tokens that the model was trained for")
     if not fit.fits and not args.gpu:

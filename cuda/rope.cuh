@@ -1,0 +1,24 @@
+// Rotary embedding of one head by one block, and what queries grow by in long contexts.
+#pragma once
+#include "launch.h"
+
+namespace tq::cuda {
+
+__device__ inline void rope(const AttentionView& a, int row, float* x) {
+  const int half = a.rope_dims / 2;
+  for (int i = threadIdx.x; i < half; i += blockDim.x) {
+    const float c = a.cos[int64_t(row) * half + i], s = a.sin[int64_t(row) * half + i];
+    float &p = x[a.rope_pairs ? 2 * i : i], &q = x[a.rope_pairs ? 2 * i + 1 : i + half];
+    const float u = p, v = q;
+    p = u * c - v * s, q = v * c + u * s;
+  }
+}
+
+// Behind rope(): an element is scaled by another thread than the one that turned it.
+__device__ inline void grow_query(const AttentionView& a, int row, float* q) {
+  const float scale = 1 + a.growth.beta * log1pf(float(int64_t(a.batch.positions[row]) / a.growth.length));
+  __syncthreads();
+  for (int i = threadIdx.x; i < a.shape.head_dim; i += blockDim.x) q[i] *= scale;
+}
+
+}  // namespace tq::cuda

@@ -1,0 +1,137 @@
+// Caches in codes on the device: the integers against the scalar encoder, attention against the CPU's, the same bits for any batches of few
+// rows, and what is not finite.
+#include "cuda_check.h"
+#include "format/cache.h"
+
+using namespace cuda_check;
+
+namespace {
+
+struct Case {
+  int heads, kv_heads, dim, k_bits, v_bits, rows;
+  float soft_cap = 0;
+};
+
+struct Inputs {
+  explicit Inputs(const Case& c) {
+    Random random{uint64_t(c.heads * c.dim + c.rows)};
+    q = random.normals(c.rows * c.heads * c.dim), k = random.normals(c.rows * c.kv_heads * c.dim);
+    v = random.normals(c.rows * c.kv_heads * c.dim);
+  }
+  std::vector<float> q, k, v;
+};
+
+struct Result {
+  std::vector<float> out, k, v;  // k and v: rotated, as the device leaves them
+  std::vector<uint8_t> k_tiles, v_tiles;
+};
+
+// The operation in passes of the given numbers of rows (repeated), in the second of two slots.
+Result run(Backend& b, const Case& c, const Inputs& in, const std::vector<int64_t>& passes) {
+  const int64_t capacity = c.rows + 3, q_width = c.heads * c.dim, kv_width = c.kv_heads * c.dim;
+  std::vector<float> inv_freq;
+  for (int i = 0; i < c.dim / 2; i++) inv_freq.push_back(std::pow(10000.f, -2.f * float(i) / float(c.dim)));
+  TestPlane freq(b, inv_freq, c.dim / 2);
+  const auto cache = [&](int bits) {
+    return b.allocate(2 * c.kv_heads * tqn::cache::tiles(capacity) * tqn::cache::tile_bytes(bits, c.dim));
+  };
+  const BufferPtr k_cache = cache(c.k_bits), v_cache = cache(c.v_bits);
+  Result result;
+  for (int64_t first = 0, pass = 0; first < c.rows; pass++) {
+    const int64_t n = std::min(passes[size_t(pass) % passes.size()], c.rows - first);
+    const auto piece = [&](const std::vector<float>& x, int64_t width) {
+      return std::vector<float>(x.begin() + first * width, x.begin() + (first + n) * width);
+    };
+    TestPlane q(b, piece(in.q, q_width), q_width), k(b, piece(in.k, kv_width), kv_width), v(b, piece(in.v, kv_width), kv_width),
+        out(b, n, q_width);
+    Op op{.kind = Op::attention};
+    op.attention_op = {.q = q.plane,
+                       .k = k.plane,
+                       .v = v.plane,
+                       .out = out.plane,
+                       .rope = {freq.buffer.get(), c.dim, 1.f, false},
+                       .shape = {c.heads, c.kv_heads, c.dim, 1 / std::sqrt(float(c.dim)), c.soft_cap},
+                       .k_cache = k_cache.get(),
+                       .v_cache = v_cache.get(),
+                       .k_bits = c.k_bits,
+                       .v_bits = c.v_bits,
+                       .capacity = capacity};
+    Rows rows(static_cast<int>(n));
+    for (int64_t r = 0; r < n; r++) rows.positions[size_t(r)] = int32_t(first + r), rows.slots[size_t(r)] = 1;
+    const auto program = b.prepare({op}, n);
+    b.run(*program, rows.batch());
+    const auto append = [&](std::vector<float>& to, const TestPlane& plane) {
+      const std::vector<float> part = read(b, *plane.buffer);
+      to.insert(to.end(), part.begin(), part.end());
+    };
+    append(result.out, out), append(result.k, k), append(result.v, v);
+    first += n;
+  }
+  result.k_tiles.resize(size_t(k_cache->bytes)), result.v_tiles.resize(size_t(v_cache->bytes));
+  b.download(*k_cache, 0, result.k_tiles.data(), k_cache->bytes), b.download(*v_cache, 0, result.v_tiles.data(), v_cache->bytes);
+  return result;
+}
+
+std::vector<uint8_t> encoded(CacheSide side, int bits, const Case& c, const std::vector<float>& x) {
+  const int64_t bytes = tqn::cache::tile_bytes(bits, c.dim), tiles = tqn::cache::tiles(c.rows + 3);
+  std::vector<uint8_t> all(size_t(2 * c.kv_heads * tiles * bytes));
+  for (int64_t p = 0; p < c.rows; p++)
+    for (int64_t h = 0; h < c.kv_heads; h++) {
+      uint8_t* tile = all.data() + ((c.kv_heads + h) * tiles + p / tqn::cache::kTile) * bytes;
+      encode_cached(side, bits, x.data() + (p * c.kv_heads + h) * c.dim, c.dim, int(p % tqn::cache::kTile), tile);
+    }
+  return all;
+}
+
+const Case kCases[] = {{4, 4, 64, 8, 8, 130},      {9, 3, 64, 8, 4, 700}, {8, 2, 128, 4, 4, 900},    {4, 1, 256, 8, 8, 300},
+                       {14, 2, 64, 4, 8, 200, 20}, {2, 1, 80, 8, 4, 140}, {4, 2, 96, 4, 4, 130, 30}, {3, 3, 24, 8, 8, 70},
+                       {2, 2, 192, 8, 4, 65},      {6, 1, 128, 8, 8, 600}};
+
+bool skipped(const Case& c) { return small_cases() && c.rows > 140; }
+
+}  // namespace
+
+TEST("codes in the caches are those of the scalar encoder") {
+  const auto cuda = cuda_backend(Precision::f32);
+  for (const Case& c : kCases) {
+    if (skipped(c)) continue;
+    const Result found = run(*cuda, c, Inputs(c), {33, 1, 7});
+    CHECK(found.k_tiles == encoded(CacheSide::key, c.k_bits, c, found.k));
+    CHECK(found.v_tiles == encoded(CacheSide::value, c.v_bits, c, found.v));
+  }
+}
+
+TEST("attention over codes: rows and prompts against the CPU") {
+  for (const Case& c : kCases) {
+    if (skipped(c)) continue;
+    const Inputs in(c);
+    const auto cpu = make_cpu_backend({.threads = 1, .precision = Precision::f32});
+    const std::vector<float> expected = run(*cpu, c, in, {c.rows}).out;
+    // Both multiply the same integers; a code next to a limit may be rounded the other way: a step of a few values that are averaged.
+    CHECK_NEAR(check::largest_difference(run(*cuda_backend(Precision::f32), c, in, {c.rows}).out, expected), 0, 0.02);
+    // Prompts take queries in half precision, where the CPU has integers: scores are off by up to 1 %, of values up to 5.
+    CHECK_NEAR(check::largest_difference(run(*cuda_backend(Precision::int8), c, in, {c.rows}).out, expected), 0, 0.1);
+  }
+}
+
+TEST("rows of decoding over codes: the same bits for any batches") {
+  const auto cuda = cuda_backend(Precision::f32);
+  for (const Case& c : {Case{9, 3, 64, 8, 4, 600}, Case{2, 2, 128, 4, 4, 300}}) {
+    if (skipped(c)) continue;
+    const Inputs in(c);
+    const std::vector<float> whole = run(*cuda, c, in, {32}).out;
+    CHECK(run(*cuda, c, in, {1, 5, 17, 32}).out == whole);
+    CHECK(run(*cuda, c, in, {100}).out == whole);
+  }
+}
+
+TEST("caches in codes: what is not finite shows in the rows that read it") {
+  for (const bool key : {true, false}) {
+    const Case c{4, 2, 64, 8, 4, 80};
+    Inputs in(c);
+    (key ? in.k : in.v)[10 * 2 * 64 + 5] = NAN;  // of position 10, the first head
+    const std::vector<float> out = run(*cuda_backend(Precision::f32), c, in, {16}).out;
+    for (int r = 0; r < c.rows; r++) CHECK_EQ(std::isnan(out[size_t(r * 4 * 64)]), r >= 10);
+    for (const float x : {out[79 * 4 * 64 + 2 * 64], out[79 * 4 * 64 + 3 * 64]}) CHECK(!std::isnan(x));
+  }
+}
