@@ -114,7 +114,8 @@ __device__ inline void attend(const AttentionView& a, const LaneHead<D> (&q)[N],
 // Merges at most kMaxParts states with their outputs (n, dim) into `to`: normalized, with the head's sink (null: none), or as a
 // partial (dim, max, sum). All threads; ends with a barrier.
 template <class StateOf>
-__device__ inline void merge(int n, int dim, StateOf&& state_of, const float* outs, int stride, float* to, bool normalize, const float* sink) {
+__device__ inline void merge(int n, int dim, StateOf&& state_of, const float* outs, int stride, float* to, bool normalize,
+                             const float* sink) {
   __shared__ float weights[kMaxParts], total;
   if (threadIdx.x < kMaxParts) {
     const State s = int(threadIdx.x) < n ? state_of(threadIdx.x) : State{-INFINITY, 0};
@@ -166,7 +167,9 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const __grid_constant__ 
       for (int i = 0; i < 8; i++) outs[own][64 * j + 8 * l + i] = out[g].x[j][i];
     __syncthreads();
     float* to = splits == 1 ? a.out + (index + g) * dim : a.partials + ((index + g) * splits + split) * (dim + 2);
-    merge(kGroups, dim, [&](int i) { return states[i]; }, &outs[0][0], 64 * D, to, splits == 1, a.sinks ? a.sinks + kv_head * group + first + g : nullptr);
+    merge(
+        kGroups, dim, [&](int i) { return states[i]; }, &outs[0][0], 64 * D, to, splits == 1,
+        a.sinks ? a.sinks + kv_head * group + first + g : nullptr);
   }
 }
 

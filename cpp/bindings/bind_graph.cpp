@@ -38,8 +38,16 @@ class GraphDescriber {
  private:
   static py::object name(const Matrix* m) { return m ? py::object(py::str(m->name)) : py::none(); }
   static py::object name(const Buffer* b) { return b ? py::object(py::str(b->name)) : py::none(); }
-  const char* name(const Plane& plane) const { return names_.at(plane.buffer); }
-  static const char* name(GatedActivation activation) { return activation == GatedActivation::silu ? "silu" : "gelu_tanh"; }
+  const char* name(const Plane& plane) const {
+    const auto found = names_.find(plane.buffer);
+    if (found == names_.end()) throw unknown("gates of attention's output");
+    return found->second;
+  }
+  static const char* name(GatedActivation activation) {
+    if (activation != GatedActivation::silu && activation != GatedActivation::gelu_tanh)
+      throw unknown("clamped activations and gates of attention's output");
+    return activation == GatedActivation::silu ? "silu" : "gelu_tanh";
+  }
 
   py::dict describe(const Op& op) const {
     switch (op.kind) {
@@ -57,11 +65,15 @@ class GraphDescriber {
         return describe(op.soft_cap_op);
       case Op::moe:
         return describe(op.moe_op);
+      case Op::delta_net:
+        throw unknown("recurrent layers");
       case Op::top:
         break;  // chooses tokens: no part of what the logits depend on
     }
-    throw Error(Cause::unsupported, "an operation that has no description");
+    throw unknown("an operation");
   }
+
+  static Error unknown(const std::string& what) { return {Cause::unsupported, "the graph in Python does not know " + what}; }
 
   static py::dict titled(const char* title) {
     py::dict d;
@@ -98,18 +110,22 @@ class GraphDescriber {
   }
 
   py::dict describe(const NormOp& op) const {
+    if (!op.weight) throw unknown("norms without a weight");
     py::dict d = titled("norm");
     d["x"] = name(op.x), d["y"] = name(op.y), d["groups"] = op.groups, d["weight"] = name(op.weight), d["eps"] = op.eps;
     return d;
   }
 
   py::dict describe(const AddNormOp& op) const {
+    if (op.scale != 1) throw unknown("layers that scale their output");
     py::dict d = titled("add_norm");
     d["x"] = name(op.x), d["y"] = name(op.y), d["weight"] = name(op.weight), d["eps"] = op.eps, d["alpha"] = op.alpha;
     return d;
   }
 
   py::dict describe(const AttentionOp& op) const {
+    if (op.sinks) throw unknown("attention sinks");
+    if (op.growth.beta != 0) throw unknown("queries that grow with their position");
     py::dict d = titled("attention");
     d["q"] = name(op.q), d["k"] = name(op.k), d["v"] = name(op.v), d["y"] = name(op.out);
     d["n_heads"] = op.shape.n_heads, d["n_kv_heads"] = op.shape.n_kv_heads, d["head_dim"] = op.shape.head_dim;
@@ -133,6 +149,7 @@ class GraphDescriber {
   }
 
   py::dict describe(const MoeOp& op) const {
+    if (op.router_bias || op.gate_bias) throw unknown("biases of experts");
     py::dict d = titled("moe");
     d["in"] = describe(op.in), d["router"] = name(op.router);
     d["gate"] = names(op.gate), d["up"] = names(op.up), d["down"] = names(op.down);

@@ -188,7 +188,7 @@ void read_heads(const Keys& keys, const Architecture& a, const std::vector<bool>
     attention.n_heads = int(heads[i]), attention.n_kv_heads = int(kv_heads[i]),
     attention.head_dim = int(windowed[i] ? head_dim_windowed : head_dim);
     attention.qk_norm = a.qk_norm, attention.sinks = a.gpt_oss, attention.norm_values = a.gemma4;
-      attention.output_gate = a.delta_net;
+    attention.output_gate = a.delta_net;
     c.layers[i].mixer = attention;
   }
 }

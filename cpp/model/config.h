@@ -55,7 +55,7 @@ struct AttentionConfig {
   // place.
   bool norm_values = false;
   bool output_gate = false;  // what the heads give is multiplied by the sigmoid of a gate, element by element
-  bool sinks = false;  // each head has a score that takes part in its softmax and adds nothing
+  bool sinks = false;        // each head has a score that takes part in its softmax and adds nothing
   int64_t q_width() const { return int64_t(n_heads) * head_dim; }
   int64_t kv_width() const { return int64_t(n_kv_heads) * head_dim; }
 };

@@ -9,11 +9,11 @@
 //   dot: I32 += per lane the 4-way product of a value + kOffset; small_dot: of small unsigned ones; panel_dot<small>: either, on a panel.
 //   kPairSums: small values are summed as Pairs instead (add_pairs, no_pairs, add_widened), 16-bit sums of two products.
 //   kDirectTokens: so many tokens are multiplied straight from the decoder's registers.  kPanelRegisters x kPanelTokens: accumulators of
-//   the panel kernels, what the register file holds; kFloatTokens: in place of the latter for floats.  kPanelSide: the tokens, and the tiles, that one operand of the panel kernels takes
-//   (dot_panel.h: 1; neoni8mm.h: 2).
-//   Caches in codes (format/cache.h): with_key_offset makes of keys what dot takes; Levels looks up 4-bit codes. Wide: pairs of positions
-//   of kValueChannels channels as int16, PairSums their int32 sums per channel; wide_8 and wide_4 read them (8 bits: the next 8 channels
-//   stand so many bytes further; 4 bits: the upper or lower halves, where a register does not take both).
+//   the panel kernels, what the register file holds; kFloatTokens: in place of the latter for floats.  kPanelSide: the tokens, and the
+//   tiles, that one operand of the panel kernels takes (dot_panel.h: 1; neoni8mm.h: 2). Caches in codes (format/cache.h): with_key_offset
+//   makes of keys what dot takes; Levels looks up 4-bit codes. Wide: pairs of positions of kValueChannels channels as int16, PairSums their
+//   int32 sums per channel; wide_8 and wide_4 read them (8 bits: the next 8 channels stand so many bytes further; 4 bits: the upper or
+//   lower halves, where a register does not take both).
 #pragma once
 #include <cstdint>
 #include <cstring>
