@@ -6,6 +6,7 @@
 #include <random>
 
 #include "check.h"
+#include "format/delta_net.h"
 #include "format/reference.h"
 #include "kernels/kernels.h"
 
@@ -514,7 +515,7 @@ TEST("the gated delta net: convolution and recurrence against the oracle, whatev
       for (float& r : rate) r = -std::fabs(r);
       std::vector<double> expected(size_t(n * s.value_width()));
       reference::delta_net(s, {conv.data(), rate.data(), bias.data()}, n, qkv.data(), alpha.data(), beta.data(), expected.data());
-      std::vector<float> x(size_t(n * width)), zeros(size_t(width));
+      std::vector<float> x(size_t(n * width), 0.f), zeros(size_t(width), 0.f);
       for (int64_t t = 0; t < n; t++) {
         const float* rows[4];
         for (int64_t tap = 0; tap < 4; tap++) rows[tap] = t + tap < 3 ? zeros.data() : &qkv[size_t((t + tap - 3) * width)];

@@ -441,12 +441,12 @@ CASES += [
         _DELTA_KEYS
         | {"ssm.state_size": 32, "ssm.time_step_rank": 6, "ssm.inner_size": 288, "attention.recurrent_layers": [True, False, True]},
     ),
-    # all experts used: where some are chosen, 8 bits send a few tokens of random models elsewhere, and that is all the divergence shows
+    # the one compared at 8 bits: in four layers of random mixtures rounding the weights alone, on float activations, costs more than 0.01
     Case(
-        "qwen3_5_moe-all",
+        "qwen3_5_moe-two",
         "qwen3_5_moe_text",
-        _DELTA | _DELTA_MOE | {"num_experts_per_tok": 4, "tie_word_embeddings": True},
-        _DELTA_KEYS | _DELTA_MOE_KEYS | {"expert_used_count": 4},
+        _DELTA | _DELTA_MOE | {"num_hidden_layers": 2, "full_attention_interval": 2, "tie_word_embeddings": True},
+        _DELTA_KEYS | _DELTA_MOE_KEYS | {"full_attention_interval": 2},
     ),
     Case("qwen3_5_moe", "qwen3_5_moe_text", _DELTA | _DELTA_MOE, _DELTA_KEYS | _DELTA_MOE_KEYS),
     Case("qwen3_next", "qwen3_next", _DELTA | _DELTA_MOE, _DELTA_KEYS | _DELTA_MOE_KEYS),
