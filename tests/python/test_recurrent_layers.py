@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from turboquant_native import _core
+from turboquant_native import Llama, _core
 from turboquant_native.convert.conversion import Options, make_plan, write_model
 from turboquant_native.convert.sources import open_source
+from turboquant_native.engine.scheduler import Scheduler
+from turboquant_native.engine.work import Evaluation
+from turboquant_native.speculative import LlamaPromptLookupDecoding
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -19,7 +22,7 @@ N = 40
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     config = transformers.AutoConfig.for_model(
-        "qwen3_5_text", vocab_size=96, hidden_size=48, intermediate_size=80, num_hidden_layers=4, num_attention_heads=4,
+        "qwen3_5_text", vocab_size=320, hidden_size=48, intermediate_size=80, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, max_position_embeddings=128, linear_num_key_heads=2, linear_key_head_dim=12,
         linear_num_value_heads=4, linear_value_head_dim=20,
     )  # fmt: skip
@@ -74,3 +77,60 @@ def test_a_slot_starts_anew_returns_and_moves(model: _core.Model, tokens: np.nda
     np.testing.assert_array_equal(other.eval(tokens[20:], 20), expected)
     ctx.eval(tokens[:20], 0)  # from the beginning again: nothing is left of before
     np.testing.assert_array_equal(ctx.eval(tokens[20:], 20), expected)
+
+
+def scheduler_of(model: _core.Model, **slots: int) -> Scheduler:
+    return Scheduler(lambda n: _core.Context(model, n_ctx=64, n_slots=n, n_batch=16), **slots)
+
+
+def evaluate(scheduler: Scheduler, tokens: np.ndarray) -> tuple[np.ndarray, int]:
+    """Logits behind the last token, and how many tokens were not evaluated again."""
+    work = Evaluation(tokens)
+    handle = scheduler.submit(work)
+    handle.wait()
+    return work.rows[0].copy(), handle.cached_tokens
+
+
+@pytest.mark.parametrize("n_slots", [1, 2])
+def test_prompts_begin_at_snapshots(model: _core.Model, tokens: np.ndarray, n_slots: int) -> None:
+    """With the logits that they have without: the same prompt again, and the third conversation that begins as two others did."""
+    scheduler = scheduler_of(model, n_slots=n_slots)
+    conversations = [np.concatenate([tokens[:20], np.full(n, 3 + n, np.int32)]) for n in (12, 9, 14)]
+    found = []
+    for text in [conversations[0], conversations[0], *conversations[1:], conversations[2][:25]]:
+        logits, cached = evaluate(scheduler, text)
+        np.testing.assert_allclose(logits, _core.Context(model, n_ctx=64).eval(text, 0), atol=1e-4, rtol=0)
+        assert np.isfinite(logits).all()
+        found.append(cached)
+    assert found == [0, 31, 0, 20, 20]
+    assert 0 < scheduler.snapshots.memory_bytes <= 4 * n_slots * scheduler.context.snapshot(0).memory_bytes
+    scheduler.close()
+
+
+def test_snapshots_are_bounded_and_end_with_their_context(model: _core.Model, tokens: np.ndarray) -> None:
+    scheduler = scheduler_of(model, n_slots=1, max_slots=2)
+    for n in range(2, 20):
+        evaluate(scheduler, np.concatenate([tokens[:n], np.full(3, 3 + n, np.int32)]))
+    assert scheduler.snapshots.count(scheduler.slots[0]) <= 4
+    scheduler.reserve(2)
+    assert scheduler.snapshots.memory_bytes == 0
+    logits, cached = evaluate(scheduler, tokens)
+    assert cached == 0
+    np.testing.assert_allclose(logits, _core.Context(model, n_ctx=64).eval(tokens, 0), atol=1e-4, rtol=0)
+    scheduler.close()
+
+
+def test_drafts_are_taken_back(folder: Path, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """Speculation gives the text that there is without it, and reuse that of a new model."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((tiny_llama_dir / name).read_bytes())
+    source, out = open_source(str(folder)), tmp_path / "out.gguf"
+    write_model(source, make_plan(source, Options(bits=8)), out)
+    plain = Llama(str(out), n_ctx=96, verbose=False)
+    drafting = Llama(str(out), n_ctx=96, verbose=False, draft_model=LlamaPromptLookupDecoding(num_pred_tokens=4, max_ngram_size=1))
+    for prompt in ("abcabcabcabc", "abcabcabcabd", "abcabcabcabc"):
+        texts = [llm(prompt, max_tokens=40, temperature=0, logprobs=1)["choices"][0]["logprobs"]["tokens"] for llm in (plain, drafting)]
+        assert texts[0] == texts[1] and len(texts[0]) > 4
+    assert drafting.engine.scheduler.snapshots.memory_bytes > plain.engine.scheduler.snapshots.memory_bytes
+    plain.close()
+    drafting.close()

@@ -25,6 +25,7 @@ class Handle:
     Attributes:
         work: what was submitted.
         n_prompt: tokens of the sequence as submitted. cached_tokens: how many of them were in the cache. evaluated: how many are now.
+        stops: numbers of tokens after which the prompt's evaluation stops for a snapshot.
         submitted, ended: times (`time.monotonic`); ended is None until then.
     """
 
@@ -36,6 +37,7 @@ class Handle:
         self.cancelled = False
         self.error: BaseException | None = None
         self.slot: Slot | None = None
+        self.stops: set[int] = set()
         self._chunks: deque[Chunk] = deque()
         self._changed = threading.Condition(threading.Lock())
 
@@ -43,6 +45,13 @@ class Handle:
     def done(self) -> bool:
         """Whether nothing more will come."""
         return self.ended is not None
+
+    @property
+    def until_stop(self) -> int:
+        """Tokens that its slot may take before the next stop."""
+        assert self.slot is not None
+        n_tokens = self.slot.n_tokens
+        return min((stop for stop in self.stops if stop > n_tokens), default=len(self.work.tokens)) - n_tokens
 
     def take(self) -> list[Chunk]:
         """The chunks that have come since the last call, without waiting."""

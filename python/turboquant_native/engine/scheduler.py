@@ -18,6 +18,7 @@ from .._core import UnsupportedError
 from .handle import Handle
 from .pace import Pace
 from .slots import Slot, choose
+from .snapshots import Snapshots
 from .tokens import Tokens
 from .work import Completing, Work
 
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _LINGER = 0.5  # seconds that the engine thread waits for more before it ends
 _MAX_ROWS = 128  # positions of one sequence whose logits a pass gives at most; a row of logits may be a megabyte
+_SNAPSHOTS = 4  # kept for each slot of a model with recurrent layers
 Result = TypeVar("Result")
 
 
@@ -84,6 +86,7 @@ class Scheduler:
     ) -> None:
         self._open_context, self.max_slots, self.queue_limit = open_context, max(n_slots, max_slots), queue_limit
         self.context = open_context(n_slots)
+        self.snapshots = Snapshots(self.context, _SNAPSHOTS * n_slots)
         self._pace = pace or Pace(self.context.n_batch)
         self.slots = [Slot(index, self.context.n_ctx) for index in range(n_slots)]
         self.counters = Counters()
@@ -157,9 +160,9 @@ class Scheduler:
         busy."""
 
         def load() -> None:
-            found = choose(self.slots, tokens)
+            found = self._choose(tokens)
             if found is None and self._grow(min(2 * len(self.slots), self.max_slots)) > len(self._running):
-                found = choose(self.slots, tokens)
+                found = self._choose(tokens)
             if found is None:
                 raise RuntimeError(f"all {len(self.slots)} slots are busy; none can take the state")
             slot = found[0]
@@ -266,18 +269,25 @@ class Scheduler:
                 self._leave(self._queue.popleft())
                 continue
             prefix = handle.work.tokens[: handle.work.first_row]
-            found = choose(self.slots, prefix)
+            found = self._choose(prefix)
             if found is None and handle.may_grow and self._grow(min(2 * len(self.slots), self.max_slots)) > len(self._running):
-                found = choose(self.slots, prefix)
+                found = self._choose(prefix)
             if found is None:
                 return
             self._queue.popleft()
             self._join(handle, *found)
 
+    def _choose(self, tokens: Tokens) -> tuple[Slot, Slot] | None:
+        return choose(self.slots, tokens, self.snapshots.reach)
+
     def _join(self, handle: Handle, slot: Slot, source: Slot) -> None:
         work = handle.work
+        prefix = work.tokens[: work.first_row]
+        if self.snapshots.needed and not work.hidden:
+            # Another request with this beginning will part from it where this one does, or ask for the same prompt again.
+            handle.stops = {max(each.shared(prefix) for each in self.slots), len(work.tokens) - 1}
         if source is not slot:
-            self._copy_prefix(source, slot, source.shared(work.tokens[: work.first_row]))
+            self._copy_prefix(source, slot, source.shared(prefix))
         slot.busy, handle.slot = True, slot
         self._align(handle)
         handle.cached_tokens = handle.evaluated = slot.n_tokens
@@ -287,11 +297,13 @@ class Scheduler:
         self._running.append(handle)
 
     def _copy_prefix(self, source: Slot, target: Slot, n_tokens: int) -> None:
-        """The target begins as the source does, where the model's state can be cut there; otherwise it keeps what it has."""
+        """The target begins as the source does, as far as the model's state can be cut there or was kept; else it keeps what it has."""
         try:
             self.context.copy_slot(source.index, target.index, n_tokens)
         except UnsupportedError:
-            return
+            n_tokens = self.snapshots.restore(source, n_tokens, target)
+            if n_tokens == 0:
+                return
         target.assign(source.tokens[:n_tokens])
 
     def _leave(self, handle: Handle, error: BaseException | None = None) -> None:
@@ -317,7 +329,7 @@ class Scheduler:
             if slot.n_tokens:
                 larger.load(slot.index, self.context.save(slot.index, slot.n_tokens))
         self.context.close()
-        self.context = larger
+        self.context, self.snapshots = larger, Snapshots(larger, _SNAPSHOTS * n_slots)
         self.slots += [Slot(index, larger.n_ctx) for index in range(len(self.slots), n_slots)]
         return n_slots
 
@@ -332,12 +344,13 @@ class Scheduler:
             self._rewind(slot, keep)
 
     def _rewind(self, slot: Slot, n_tokens: int) -> None:
-        """The slot keeps its first n_tokens; none where the model cannot go back to just these."""
+        """The slot keeps its first n_tokens; fewer where the model cannot go back to just these."""
         try:
             self.context.rewind(slot.index, n_tokens)
         except UnsupportedError:
-            n_tokens = 0
-            self.context.rewind(slot.index, 0)
+            n_tokens = self.snapshots.restore(slot, n_tokens, slot)
+            if n_tokens == 0:
+                self.context.rewind(slot.index, 0)
         slot.rewind(n_tokens)
 
     def _shares(self, handles: list[Handle]) -> list[tuple[Handle, int]]:
@@ -359,7 +372,9 @@ class Scheduler:
     def _prompt_shares(prompts: list[Handle], lacking: dict[int, int], room: int) -> list[tuple[Handle, int]]:
         limits = {
             id(handle): min(
-                lacking[id(handle)], _MAX_ROWS if handle.work.first_row < len(handle.work.tokens) - 1 and not handle.work.hidden else room
+                handle.until_stop,
+                lacking[id(handle)],
+                _MAX_ROWS if handle.work.first_row < len(handle.work.tokens) - 1 and not handle.work.hidden else room,
             )
             for handle in prompts
         }
@@ -381,6 +396,7 @@ class Scheduler:
         shares = self._shares(handles)
         begun = time.perf_counter()
         try:
+            self._prepare_for_drafts(shares)
             results = forward(shares)
         except BaseException as error:
             for handle, _ in shares:
@@ -392,6 +408,12 @@ class Scheduler:
         self._count(shares, seconds)
         for (handle, count), rows in zip(shares, results, strict=True):
             self._deliver(handle, count, rows)
+
+    def _prepare_for_drafts(self, shares: list[tuple[Handle, int]]) -> None:
+        """Some of several tokens of a sequence that generates may have to be taken back."""
+        for handle, count in shares if self.snapshots.needed else ():
+            if count > 1 and handle.evaluated >= handle.n_prompt and handle.slot is not None:
+                self.snapshots.take_before_draft(handle.slot)
 
     def _count(self, shares: list[tuple[Handle, int]], seconds: float) -> None:
         prompt = sum(count for handle, count in shares if handle.evaluated < handle.n_prompt)
@@ -446,6 +468,8 @@ class Scheduler:
         self._time += 1
         slot.append(work.tokens[slot.n_tokens : slot.n_tokens + count])
         slot.used = self._time
+        if slot.n_tokens in handle.stops:
+            self.snapshots.take(slot)
         handle.evaluated = max(handle.evaluated, min(slot.n_tokens, handle.n_prompt))
         rows, best = result
         complete = slot.n_tokens == len(work.tokens)

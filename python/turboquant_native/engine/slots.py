@@ -1,6 +1,6 @@
 """Which tokens each slot of a context holds, and which slot serves a new request best."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -45,16 +45,17 @@ class Slot:
         self.n_tokens = len(tokens)
 
 
-def choose(slots: Sequence[Slot], tokens: Tokens) -> tuple[Slot, Slot] | None:
+def choose(slots: Sequence[Slot], tokens: Tokens, reach: Callable[[Slot, int], int] = lambda slot, n: n) -> tuple[Slot, Slot] | None:
     """(target, source): the free slot for a sequence, and the slot whose prefix it should begin with (often the same); None: all are busy.
 
     A free slot that already holds the prefix is taken when little else would be lost with it; otherwise the one unused for longest, and the
-    prefix is to be copied, so that another conversation with the same beginning keeps its cache.
+    prefix is to be copied, so that another conversation with the same beginning keeps its cache. reach: of so many first tokens of a slot,
+    how many it can go back to.
     """
     free = [slot for slot in slots if not slot.busy]
     if not free:
         return None
-    shared = {slot.index: slot.shared(tokens) for slot in slots}
+    shared = {slot.index: reach(slot, slot.shared(tokens)) for slot in slots}
     source = max(slots, key=lambda slot: (shared[slot.index], not slot.busy, slot.used))
     if not source.busy and 2 * shared[source.index] >= source.n_tokens > 0:
         return source, source

@@ -23,6 +23,7 @@ class _Schedulers(Collector):
             "running": GaugeMetricFamily("tqn_requests_running", "Requests that have a slot", labels=["model"]),
             "slots": GaugeMetricFamily("tqn_slots", "Slots", labels=["model"]),
             "cached": GaugeMetricFamily("tqn_cache_tokens", "Tokens that the slots hold", labels=["model"]),
+            "snapshots": GaugeMetricFamily("tqn_snapshot_bytes", "Kept copies of recurrent states", labels=["model"]),
         }
         for model, stats in self._stats().items():
             slots = stats["slots"]
@@ -31,6 +32,7 @@ class _Schedulers(Collector):
                 "running": sum(slot["is_processing"] for slot in slots),
                 "slots": len(slots),
                 "cached": sum(slot["tokens"] for slot in slots),
+                "snapshots": stats["snapshot_bytes"],
             }
             for name, value in values.items():
                 gauges[name].add_metric([model], value)
