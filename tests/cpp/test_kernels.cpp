@@ -507,7 +507,8 @@ TEST("attention over a float16 cache, in one range and in merged ranges") {
 
 TEST("the gated delta net: convolution and recurrence against the oracle, whatever is computed together") {
   for (const Kernels* isa : kernels::all_kernels())
-    for (const auto& [key_dim, value_dim] : {std::pair{12, 20}, {33, 7}, {64, 80}}) {
+    for (const auto& dims : {std::pair{12, 20}, {33, 7}, {64, 80}}) {
+      const int key_dim = dims.first, value_dim = dims.second;
       const DeltaNetShape s{.n_key_heads = 2, .n_value_heads = 4, .key_dim = key_dim, .value_dim = value_dim, .taps = 4, .tiled = true};
       const int64_t n = 40, width = s.conv_width();
       const auto conv = normals(s.taps * width), qkv = normals(n * width), bias = normals(4);

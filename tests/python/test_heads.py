@@ -284,6 +284,17 @@ def test_rerank_by_a_head(folders: Any) -> None:
             llm.rerank("fox", ["a", "fox " * 300])
 
 
+def test_the_server_ranks_by_the_head(folders: Any) -> None:
+    testclient = pytest.importorskip("starlette.testclient")
+    from turboquant_native.server import Settings, create_app
+
+    documents = ["lazy dog", "The quick brown", "12345"]
+    with opened(folders["sequence"][0], "--outtype", "f32") as llm, testclient.TestClient(create_app(llm, Settings(n_slots=1))) as client:
+        answer = client.post("/v1/rerank", json={"query": "fox", "documents": documents, "top_n": 2}).json()
+        expected = llm.rerank("fox", documents, top_n=2)
+        assert len(expected["results"]) == 2 and answer["results"] == expected["results"] and answer["usage"] == expected["usage"]
+
+
 def test_rerank_by_two_tokens_and_a_template(folders: Any) -> None:
     folder, score = folders["two tokens"]
     template, documents = "Q: {query} ({instruction})\nD: {document}\n", ["dog {query}", "fox"]

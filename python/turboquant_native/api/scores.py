@@ -75,13 +75,19 @@ def score(session: Session, inputs: Sequence[Any], activation: str) -> list[Scor
 # --- pairs -------------------------------------------------------------------------------------------------------------------------------
 
 
+def is_reranker(session: Session) -> bool:
+    """Whether the file says how pairs of texts are scored: it has a head for whole texts, or names two tokens."""
+    head = session.engine.head
+    return _stored_tokens(session) is not None or (head is not None and head.kind != "token")
+
+
 def rerank(
     session: Session,
     query: str,
     documents: Sequence[str],
-    template: str | None,
-    tokens: Sequence[str] | None,
-    instruction: str | None,
+    template: str | None = None,
+    tokens: Sequence[str] | None = None,
+    instruction: str | None = None,
 ) -> tuple[list[float], int]:
     """(relevance of each document from 0 to 1, tokens evaluated)."""
     for name, texts in (("query", [query]), ("documents", documents)):

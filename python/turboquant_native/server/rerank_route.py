@@ -8,7 +8,7 @@ import numpy as np
 from fastapi import APIRouter
 from pydantic import Field, field_validator
 
-from ..api import embedding
+from ..api import embedding, scores
 from ..api.llama import Llama
 from . import errors
 from .schemas import Body
@@ -42,15 +42,16 @@ class RerankBody(Body):
 @router.post("/v2/rerank", tags=["server"])
 @router.post("/v1/rerank", tags=["server"])
 async def rerank(body: RerankBody, service: TheService) -> dict[str, Any]:
-    """The documents by the cosine of their embeddings to the query's, best first; for models that were trained to embed."""
+    """The documents from the most relevant: by a reranker's scores, or for a model that was trained to embed by the cosine of their
+    embeddings to the query's."""
     lease = await service.lease(body.model)
     try:
         with errors.faults_of_requests():
-            scores, count = await asyncio.to_thread(_scores, lease.llama, body)
+            found, count = await asyncio.to_thread(_scores, lease.llama, body)
     finally:
         lease.end()
-    order = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n]
-    results = [{"index": index, "relevance_score": scores[index], **_document(body, index)} for index in order]
+    order = sorted(range(len(found)), key=lambda index: -found[index])[: body.top_n]
+    results = [{"index": index, "relevance_score": found[index], **_document(body, index)} for index in order]
     usage = {"prompt_tokens": count, "total_tokens": count}
     return {"id": f"rerank-{uuid.uuid4().hex}", "object": "list", "model": lease.name, "results": results, "usage": usage}
 
@@ -60,7 +61,9 @@ def _document(body: RerankBody, index: int) -> dict[str, Any]:
 
 
 def _scores(llama: Llama, body: RerankBody) -> tuple[list[float], int]:
-    """Each document's cosine with the query, and the tokens of all texts."""
+    """What each document has to do with the query, and the tokens of all texts."""
+    if scores.is_reranker(llama.session):
+        return scores.rerank(llama.session, body.query, body.documents)
     if not embedding.is_declared(llama.session):
         raise ValueError(
             "the model cannot rank documents: it is neither a reranker nor was it trained to embed (its file declares no pooling); "
