@@ -26,6 +26,11 @@ class RerankBody(Body):
     top_n: Annotated[int | None, Field(ge=1)] = None
     return_documents: bool | None = False
 
+    @property
+    def texts(self) -> list[str]:
+        """The documents, which are texts once they are validated."""
+        return [entry for entry in self.documents if isinstance(entry, str)]
+
     @field_validator("documents")
     @classmethod
     def _texts(cls, value: list[str | dict[str, Any]]) -> list[str]:
@@ -63,14 +68,13 @@ def _document(body: RerankBody, index: int) -> dict[str, Any]:
 def _scores(llama: Llama, body: RerankBody) -> tuple[list[float], int]:
     """What each document has to do with the query, and the tokens of all texts."""
     if scores.is_reranker(llama.session):
-        return scores.rerank(llama.session, body.query, body.documents)
+        return scores.rerank(llama.session, body.query, body.texts)
     if not embedding.is_declared(llama.session):
         raise ValueError(
             "the model cannot rank documents: it is neither a reranker nor was it trained to embed (its file declares no pooling); "
             "serve an embedding model, or send the documents to /v1/chat/completions"
         )
-    texts: list[str] = [body.query, *body.documents]  # type: ignore[list-item]  # the validator has made them texts
-    tokens = embedding.tokens_of(llama.session, texts, truncate=False)
+    tokens = embedding.tokens_of(llama.session, [body.query, *body.texts], truncate=False)
     vectors = np.array([embedding.embed(llama.session, ids, llama.pooling_type, True) for ids in tokens])
     if vectors.ndim != 2:
         raise ValueError("the model gives a vector for each token: documents cannot be ranked without pooling")
