@@ -22,7 +22,7 @@ COLUMNS += ("pp512 t/s", "tg128 t/s", "convert s", "goes on")
 
 def tqn(*args: object) -> str:
     """Runs the command line tool, returns what it printed."""
-    done = subprocess.run([sys.executable, "-m", "turboquant_native.cli", *map(str, args)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "turboquant_native", *map(str, args)], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"tqn {' '.join(map(str, args))} failed:\n{done.stderr}")
     return done.stdout

@@ -40,7 +40,7 @@ def ours(model: Path, threads: int, lengths: tuple[int, int], *more: str, isa: s
     prompt, generate = lengths
     common = ("-t", threads, "-p", prompt, "-n", generate, "-r", 1, "--json")
     environment = os.environ | ({"TQ_ISA": isa} if isa else {})
-    found = json.loads(run(sys.executable, "-m", "turboquant_native.cli", "bench", model, *common, *more, env=environment))
+    found = json.loads(run(sys.executable, "-m", "turboquant_native", "bench", model, *common, *more, env=environment))
     return found["rows"][0] | {key: value for key, value in found.items() if key != "rows"}
 
 
