@@ -231,7 +231,9 @@ class _Counts:
         self.layer_weights = sum(self._share(name) * n_out * n_in for name, (n_out, n_in) in matrices.items())
         self.packed = {tensor.name: tensor for tensor in plan if tensor.spec is not None}
         self._matrices = {name: shape for name, shape in matrices.items() if name in self.packed}
-        self._attended = max((shape[1] for name, shape in matrices.items() if name.endswith("attn_output.weight")), default=self.width)
+        self._attended = max(
+            (shape[1] for name, shape in matrices.items() if name.endswith(("attn_output.weight", "ssm_out.weight"))), default=self.width
+        )
         self.parameters = source.parameters
 
     def _share(self, name: str) -> float:
@@ -240,12 +242,12 @@ class _Counts:
 
     def sites(self) -> Iterator[tuple[int, float, int, bool]]:
         """(inputs, share of the tokens, outputs of the matrices that read it, whether they write to the residual stream)."""
-        outputs: dict[str, int] = {}
-        for name, (n_out, _) in self._matrices.items():
-            outputs[input_site(name)] = outputs.get(input_site(name), 0) + n_out
-        for site, n_out in outputs.items():
-            writes = site.endswith(("attn_output", "ffn_down"))
-            yield self._matrices[f"{site}.weight"][1], self._share(f"{site}.weight"), n_out, writes
+        readers: dict[str, list[str]] = {}
+        for name in self._matrices:
+            readers.setdefault(input_site(name), []).append(name)
+        for names in readers.values():
+            writes = names[0].endswith(("attn_output.weight", "ssm_out.weight", "ffn_down.weight"))
+            yield self._matrices[names[0]][1], self._share(names[0]), sum(self._matrices[name][0] for name in names), writes
 
     def matrices(self) -> Iterator[tuple[int, int]]:
         """(outputs, inputs) of the layers' packed matrices."""

@@ -1,0 +1,36 @@
+"""Every architecture goes through `tqn convert` as a user would call it: estimated, calibrated, allocated, rounded, measured, verified."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from test_architectures import CASES, Case, References  # noqa: E402
+from turboquant_native import _core  # noqa: E402
+from turboquant_native.commands.convert import main  # noqa: E402
+from turboquant_native.evaluate.evaluation import divergence, normalize  # noqa: E402
+
+ONE_EACH = list({case.model_type: case for case in reversed(CASES)}.values())
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> References:
+    return References(tmp_path_factory)
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.model_type)
+def test_calibrated(case: Case, references: References, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    reference, out = references.of(case), tmp_path / "out.gguf"
+    folder = tmp_path / "folder"
+    shutil.copytree(reference.folder, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_llama_dir / name, folder / name)
+    assert main([str(folder), str(out), "--bpw", "6", "--effort", "fast"]) == 0
+    logits = _core.Context(_core.Model(str(out), precision="f32", threads=1), n_ctx=128).eval(reference.tokens, 0, logits="all")
+    wanted = normalize(reference.logits)
+    loss, unrelated = divergence(wanted, normalize(logits)).mean(), divergence(wanted[1:], wanted[:-1]).mean()
+    assert 0 < loss < unrelated / 4
