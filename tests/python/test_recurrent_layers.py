@@ -55,7 +55,6 @@ def test_cuts_of_a_prompt_do_not_show(model: _core.Model, tokens: np.ndarray) ->
     for logits in results[1:]:
         assert np.isfinite(logits).all()
         np.testing.assert_allclose(logits, results[0], atol=1e-4, rtol=0)
-        print("cuts differ by", np.abs(logits - results[0]).max())
 
 
 def test_a_slot_starts_anew_returns_and_moves(model: _core.Model, tokens: np.ndarray) -> None:
@@ -117,6 +116,30 @@ def test_snapshots_are_bounded_and_end_with_their_context(model: _core.Model, to
     logits, cached = evaluate(scheduler, tokens)
     assert cached == 0
     np.testing.assert_allclose(logits, _core.Context(model, n_ctx=64).eval(tokens, 0), atol=1e-4, rtol=0)
+    scheduler.close()
+
+
+def test_without_memory_for_snapshots_slots_start_anew(
+    model: _core.Model, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler = scheduler_of(model, n_slots=1)
+
+    def refuse(slot: int) -> _core.Snapshot:
+        raise MemoryError("none")
+
+    class Poor:
+        """The context, which has no memory left."""
+
+        def __getattr__(self, name: str) -> object:
+            return refuse if name == "snapshot" else getattr(context, name)
+
+    context = scheduler.context
+    monkeypatch.setattr(scheduler.snapshots, "_context", Poor())
+    for text in (tokens, tokens[:30]):
+        logits, cached = evaluate(scheduler, text)
+        assert cached == 0
+        np.testing.assert_allclose(logits, _core.Context(model, n_ctx=64).eval(text, 0), atol=1e-4, rtol=0)
+    assert "no memory for a snapshot of slot 0" in caplog.text
     scheduler.close()
 
 

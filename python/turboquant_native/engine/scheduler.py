@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _LINGER = 0.5  # seconds that the engine thread waits for more before it ends
 _MAX_ROWS = 128  # positions of one sequence whose logits a pass gives at most; a row of logits may be a megabyte
-_SNAPSHOTS = 4  # kept for each slot of a model with recurrent layers
+_SNAPSHOTS = 4  # times the slots are kept where layers are recurrent
 Result = TypeVar("Result")
 
 
@@ -205,6 +205,7 @@ class Scheduler:
             thread.join()
         with self.in_pass:
             self._fail_all(RuntimeError("the model is closed"))
+            self.snapshots.clear()
             self.context.close()
 
     def _check_open(self) -> None:

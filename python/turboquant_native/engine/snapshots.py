@@ -1,8 +1,11 @@
 """Snapshots of slots: where a model has recurrent layers, a slot can go back to these moments and to no others."""
 
-from typing import Any
+import logging
 
+from .. import _core
 from .slots import Slot
+
+logger = logging.getLogger(__name__)
 
 
 class Snapshots:
@@ -10,37 +13,40 @@ class Snapshots:
 
     Args:
         context: whose slots they are; the snapshots end with it.
-        limit: how many there may be, those before drafts aside; the one unused for longest goes first.
+        limit: how many there may be of all slots together, those before drafts aside; the one unused for longest goes first.
 
     Attributes:
         needed: whether the model has recurrent layers.
     """
 
-    def __init__(self, context: Any, limit: int) -> None:
+    def __init__(self, context: _core.Context, limit: int) -> None:
         self._context, self._limit = context, limit
         self.needed = context.snapshot(0).memory_bytes > 0
-        self._kept: list[Any] = []  # the one unused for longest first
-        self._before_draft: dict[int, Any] = {}  # slot -> its moment before unverified tokens
+        self._kept: list[_core.Snapshot] = []  # the one unused for longest first
+        self._before_draft: dict[int, _core.Snapshot] = {}  # slot -> its moment before unverified tokens
 
     @property
     def memory_bytes(self) -> int:
         """Of all copies of recurrent states."""
-        return sum(int(snapshot.memory_bytes) for snapshot in [*self._kept, *self._before_draft.values()])
+        return sum(snapshot.memory_bytes for snapshot in [*self._kept, *self._before_draft.values()])
 
     def count(self, slot: Slot) -> int:
         """How many there are of a slot."""
         return sum(1 for snapshot in self._kept if snapshot.slot == slot.index)
 
     def take(self, slot: Slot) -> None:
-        """Keeps the slot's present moment."""
+        """Keeps the slot's present moment, where there is memory for it."""
         self._kept = [snapshot for snapshot in self._kept if snapshot.intact]
         if all((snapshot.slot, snapshot.positions) != (slot.index, slot.n_tokens) for snapshot in self._kept):
-            self._kept.append(self._context.snapshot(slot.index))
+            taken = self._now(slot)
+            self._kept += [] if taken is None else [taken]
             del self._kept[: -self._limit]
 
     def take_before_draft(self, slot: Slot) -> None:
-        """Keeps the slot's present moment until the next draft."""
-        self._before_draft[slot.index] = self._context.snapshot(slot.index)
+        """Keeps the slot's present moment until the next draft, where there is memory for it."""
+        self._before_draft.pop(slot.index, None)
+        if (taken := self._now(slot)) is not None:
+            self._before_draft[slot.index] = taken
 
     def reach(self, slot: Slot, n_tokens: int) -> int:
         """To how many of its first n_tokens the slot can go back."""
@@ -59,8 +65,20 @@ class Snapshots:
         if found in self._kept:
             self._kept.remove(found)
             self._kept.append(found)
-        return int(found.positions)
+        return found.positions
 
-    def _best(self, slot: Slot, n_tokens: int) -> Any:
+    def clear(self) -> None:
+        """Frees them all."""
+        self._kept.clear()
+        self._before_draft.clear()
+
+    def _now(self, slot: Slot) -> _core.Snapshot | None:
+        try:
+            return self._context.snapshot(slot.index)
+        except MemoryError as error:
+            logger.warning("no memory for a snapshot of slot %d after %d tokens: %s", slot.index, slot.n_tokens, error)
+            return None
+
+    def _best(self, slot: Slot, n_tokens: int) -> _core.Snapshot | None:
         mine = [snapshot for snapshot in [*self._kept, *self._before_draft.values()] if snapshot.slot == slot.index and snapshot.intact]
         return max((found for found in mine if found.positions <= n_tokens), key=lambda found: found.positions, default=None)
