@@ -75,6 +75,19 @@ class PackedMatrix(Protocol):
 
 
 @dataclass(frozen=True)
+class StoredMatrix:
+    """A PackedMatrix of given parts."""
+
+    bits: int
+    n_out: int
+    n_in: int
+    scale: float
+    codes: NDArray[np.uint8]
+    row_scale: NDArray[np.float16]
+    codebook: NDArray[np.int8]
+
+
+@dataclass(frozen=True)
 class Outliers:
     """FP16 outliers in the original basis, compressed rows: `val[i]` stands in column `col[i]`, row r owns ptr[r] .. ptr[r + 1]."""
 

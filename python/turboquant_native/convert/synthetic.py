@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import _core
-from .container import ContainerWriter
+from .container import ContainerWriter, StoredMatrix
 from .quantize import rotation_seed
 
 
@@ -84,27 +83,15 @@ SHAPES = {
 }
 
 
-@dataclass
-class _RandomMatrix:
+def _random_matrix(rng: np.random.Generator, bits: int, n_out: int, n_in: int) -> StoredMatrix:
     """Random codes, which are valid codes, scaled so that outputs are as large as inputs."""
-
-    bits: int
-    n_out: int
-    n_in: int
-    scale: float
-    codes: NDArray[np.uint8]
-    row_scale: NDArray[np.float16]
-    codebook: NDArray[np.int8]
-
-
-def _random_matrix(rng: np.random.Generator, bits: int, n_out: int, n_in: int) -> _RandomMatrix:
     sizes = _core.plane_bytes(n_out, n_in, bits)
     codebook, unit = _core.default_codebook(bits)
     deviation = 1 / unit if codebook.size else np.arange(-128, 128).std()
     codes = np.frombuffer(rng.bytes(sizes["codes"]), np.uint8)
     row_scale = np.zeros(sizes["row_scale"] // 2, np.float16)
     row_scale[:n_out] = 1
-    return _RandomMatrix(bits, n_out, n_in, float(1 / (deviation * np.sqrt(n_in))), codes, row_scale, codebook)
+    return StoredMatrix(bits, n_out, n_in, float(1 / (deviation * np.sqrt(n_in))), codes, row_scale, codebook)
 
 
 def write(path: str | Path, shape: Shape, bits: int, embed_bits: int = 8, seed: int = 0) -> None:

@@ -1,6 +1,5 @@
 """Multiple-choice tests: the model chooses the ending that it finds most likely, in total or per character."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.engine import Engine
+from . import jsonl
 from .evaluation import mean_and_error
 from .loglikelihood import Likelihoods
 
@@ -49,17 +49,7 @@ def read(path: str | Path, limit: int | None = None) -> list[Question]:
 
     ValueError names the line that has neither form.
     """
-    questions: list[Question] = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip() and (limit is None or len(questions) < limit):
-                try:
-                    questions.append(parse(json.loads(line)))
-                except (KeyError, TypeError, ValueError) as error:
-                    raise ValueError(f"{path}, line {number}: not a question in HellaSwag's or ARC's form ({error})") from error
-    if not questions:
-        raise ValueError(f"{path} holds no questions")
-    return questions
+    return jsonl.read(path, parse, "a question in HellaSwag's or ARC's form", limit)
 
 
 def parse(entry: dict[str, Any]) -> Question:

@@ -1,12 +1,12 @@
 """How well a process reward model finds the first wrong step of solutions: ProcessBench's measure."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..engine.steps import first_errors
+from . import jsonl
 
 GROUP = 8  # solutions scored together
 
@@ -52,18 +52,12 @@ class StepErrors:
 
 def read(path: str | Path, limit: int | None = None) -> list[Record]:
     """Records of a JSONL file of objects with problem, steps and label. ValueError names the line that is none."""
-    records: list[Record] = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip() and (limit is None or len(records) < limit):
-                try:
-                    fields = json.loads(line)
-                    records.append(Record(fields["problem"], tuple(fields["steps"]), fields["label"]))
-                except (KeyError, TypeError, ValueError, RecursionError) as error:
-                    raise ValueError(f"{path}, line {number}: not a record of problem, steps and label ({error})") from error
-    if not records:
-        raise ValueError(f"{path}: has no records")
-    return records
+    return jsonl.read(
+        path,
+        lambda fields: Record(fields["problem"], tuple(fields["steps"]), fields["label"]),
+        "a record of problem, steps and label",
+        limit,
+    )
 
 
 def evaluate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +19,13 @@ from ..convert.container import (
     VERSION_KEY,
     ContainerWriter,
     Outliers,
+    StoredMatrix,
 )
 from .weights import DenseWeight, PackedWeight, Weights
 
 _WRITERS_OWN = ("general.architecture", "general.alignment", VERSION_KEY, TENSORS_KEY, CHECKSUMS_KEY, HEADER_KEY, CALIBRATION_KEY)
 _FP16_MAX = 65504.0
 _F32, _F16, _BF16 = 0, 1, 30  # GGUF's numbers of types
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """What the container stores of a matrix."""
-
-    bits: int
-    n_out: int
-    n_in: int
-    scale: float
-    codes: NDArray[np.uint8]
-    row_scale: NDArray[np.float16]
-    codebook: NDArray[np.int8]
 
 
 def write_tuned(file: _core.GgufFile, weights: Weights, target: Path, overwrite: bool) -> int:
@@ -66,7 +53,7 @@ def _add_packed(writer: ContainerWriter, file: _core.GgufFile, entry: dict[str, 
     top = float(np.float32(scale.max())) or 1.0
     row_scale = np.zeros(len(file.data(f"{name}.tqn_scale")), np.float16)
     row_scale[: weight.n_out] = np.minimum(scale / top, 1)
-    matrix = _Packed(weight.bits, weight.n_out, weight.n_in, top, weight.codes, row_scale, weight.codebook)
+    matrix = StoredMatrix(weight.bits, weight.n_out, weight.n_in, top, weight.codes, row_scale, weight.codebook)
     outliers = None
     if weight.outliers is not None:
         assert weight.place is not None

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from ...common.errors import ConvertError, listing
 from ...common.files import FileState, file_state
-from ..architectures import Architecture, Hyperparameters, Shape, tensor_shapes
+from ..architectures import Architecture, Hyperparameters, Shape
 from ..delta_net import split_recurrent
 from ..heads import SourceHead
+from ..tensor_shapes import tensor_shapes
 from ..tokenizer import TokenizerData
 
 TRANSPOSED = "_exps_transposed."  # in our own names of such tensors, before they are split
