@@ -3,16 +3,15 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from test_architectures import CASES, Case, References  # noqa: E402
-from turboquant_native import _core  # noqa: E402
-from turboquant_native.commands.convert import main  # noqa: E402
-from turboquant_native.evaluate.evaluation import divergence, normalize  # noqa: E402
+from test_architectures import CASES, Case, References
+from turboquant_native import _core
+from turboquant_native.commands.convert import main
+from turboquant_native.evaluate.evaluation import divergence, normalize
 
 ONE_EACH = list({case.model_type: case for case in reversed(CASES)}.values())
 
