@@ -1,10 +1,11 @@
 """The speed tables of the README: kernels, whole models, and llama.cpp beside them in the same run. Writes docs/research/speed.md.
 
     python benchmarks/speed.py [--kernels BUILD/kernels] [--model FILE ...] [--shapes llama-3.2-1b,llama-3.2-3b] [--bits 2,3,4]
-                               [--peer LLAMA_BENCH --peer-model SHAPE:TYPE=FILE.gguf ...] [--rounds 3]
+                               [--peer LLAMA_BENCH --peer-models DIR] [--rounds 3] [--parts models,profiles,isas,peer]
 
---kernels: the executable of benchmarks/kernels.cpp (cmake -DTQ_BENCHMARKS=ON). --peer: llama.cpp's llama-bench, with model files of
-the same shapes; it runs alternately with ours, and the ratios are those of the medians over the rounds. Synthetic models have random
+--kernels: the executable of benchmarks/kernels.cpp (cmake -DTQ_BENCHMARKS=ON). --peer: llama.cpp's llama-bench, with the files of
+benchmarks/llama_shapes.py in DIR; it runs alternately with ours, and the ratios are those of the medians over the rounds. Two hardware
+threads of one core share its units: pin the run to cores of their own (taskset). Synthetic models have random
 codes in a known model's shape: speed does not depend on the values. Their embedding, which is also the output matrix, has --embed-bits
 (4: what a budget of 2.5 to 4 bits gives it).
 """
@@ -44,7 +45,7 @@ def ours(model: Path, threads: int, lengths: tuple[int, int], *more: str, isa: s
     return found["rows"][0] | {key: value for key, value in found.items() if key != "rows"}
 
 
-def peers(model: str, threads: int, lengths: tuple[int, int], args: argparse.Namespace) -> dict:
+def peers(model: Path, threads: int, lengths: tuple[int, int], args: argparse.Namespace) -> dict:
     """Tokens/s of llama-bench, by the kind of test."""
     prompt, generate = lengths
     found = json.loads(run(args.peer, "-m", model, "-t", threads, "-p", prompt, "-n", generate, "-r", 1, "-o", "json"))
@@ -106,7 +107,7 @@ def beside_peer(args: argparse.Namespace, models: dict[tuple[str, int], Path]) -
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     threads, lengths = max(args.threads), (args.peer_prompt, args.peer_generate)
     for shape in args.shapes:
-        files = dict(entry.split(":", 1)[1].split("=", 1) for entry in args.peer_model if entry.startswith(f"{shape}:"))
+        files = {path.stem.removeprefix(f"{shape}-"): path for path in sorted(args.peer_models.glob(f"{shape}-*.gguf"))}
         rates = defaultdict(list)
         for _ in range(args.rounds if files else 0):
             for run_of in zip_longest(files, args.bits):
@@ -146,7 +147,8 @@ def machine(args: argparse.Namespace) -> str:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
         platform.processor(),
     )
-    commit = run("git", "-C", ROOT, "rev-parse", "--short", "HEAD").strip()
+    found = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    commit = found.stdout.strip() or "unknown"  # a copy without its repository
     return f"{cpu}, {_core.cpu_count()} cores; instruction set {_core.isa()}; commit {commit}; medians of {args.rounds} runs."
 
 
@@ -165,7 +167,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peer", type=Path)
     parser.add_argument("--peer-prompt", type=int, default=256)
     parser.add_argument("--peer-generate", type=int, default=48)
-    parser.add_argument("--peer-model", nargs="*", default=[], metavar="SHAPE:TYPE=FILE")
+    parser.add_argument("--peer-models", type=Path, metavar="DIR", help="SHAPE-TYPE.gguf, of benchmarks/llama_shapes.py")
+    parser.add_argument("--parts", type=lambda text: text.split(","), default=["models", "profiles", "isas", "peer"])
     parser.add_argument("--work", type=Path, help="where synthetic models are kept (default: a temporary folder)")
     parser.add_argument("--out", type=Path, default=ROOT.parent / "docs" / "research" / "speed.md")
     return parser.parse_args()
@@ -180,10 +183,13 @@ def main() -> None:
         folder = args.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         models = write_models(args, folder)
-        sections.append(("## Whole models", whole_models(args, models)))
-        sections.append(("## Where the time of generation goes", profiles(args, models)))
-        sections.append((f"## Narrower instruction sets, {max(args.threads)} threads", instruction_sets(args, models)))
-        if args.peer:
+        if "models" in args.parts:
+            sections.append(("## Whole models", whole_models(args, models)))
+        if "profiles" in args.parts:
+            sections.append(("## Where the time of generation goes", profiles(args, models)))
+        if "isas" in args.parts:
+            sections.append((f"## Narrower instruction sets, {max(args.threads)} threads", instruction_sets(args, models)))
+        if "peer" in args.parts and args.peer and args.peer_models:
             sections.append((f"## Beside llama.cpp, {max(args.threads)} threads, alternating runs", beside_peer(args, models)))
     text = "\n".join(f"{title}\n\n" + "\n".join(lines) + "\n" for title, lines in sections)
     args.out.write_text(text)

@@ -47,35 +47,38 @@ template <int K>
 class StripSums {
  public:
   StripSums() {
-    for (auto& step : sums_)
-      for (I32& sum : step) sum = set1_i32(0);
-    for (auto& step : pairs_)
-      for (Pairs& sum : step) sum = no_pairs();
+    each([&](I32& sum, Pairs& pairs) { sum = set1_i32(0), pairs = no_pairs(); });
   }
-  template <int R>
-  void add(Step<R>, Bytes w, Acts x) {
+  template <int R, int H>
+  TQ_INLINE void add(Step<R, H>, Bytes w, Acts x) {
     for (int i = 0; i < kParts; i++) {
+      I32& sum = sums_[R * kHalves + H][i];
+      Pairs& pairs = pairs_[R * kHalves + H][i];
       if constexpr (kChain<K> > 1)
-        pairs_[R][i] = add_pairs(pairs_[R][i], part(w, i), x);
+        pairs = add_pairs(pairs, part(w, i), x);
       else if constexpr (tqn::is_trellis(K))
-        sums_[R][i] = small_dot(sums_[R][i], part(w, i), x);
+        sum = small_dot(sum, part(w, i), x);
       else
-        sums_[R][i] = dot(sums_[R][i], part(w, i), x);
+        sum = dot(sum, part(w, i), x);
     }
   }
   void widen() {
-    if constexpr (kChain<K> > 1)
-      for (int r = 0; r < tqn::kLaneSteps; r++)
-        for (int i = 0; i < kParts; i++) sums_[r][i] = add_widened(sums_[r][i], pairs_[r][i]), pairs_[r][i] = no_pairs();
+    if constexpr (kChain<K> > 1) each([](I32& sum, Pairs& pairs) { sum = add_widened(sum, pairs), pairs = no_pairs(); });
   }
   // acc (64): each row's sum + start
   void store(int32_t start, int32_t* acc) const {
-    for (int r = 0; r < tqn::kLaneSteps; r++) store_sums(acc + r * 8, sums_[r], start);
+    for (int r = 0; r < kRegisters; r++) store_sums(acc + r * (kRows / kRegisters), sums_[r], start);
   }
 
  private:
-  I32 sums_[tqn::kLaneSteps][kParts];
-  Pairs pairs_[tqn::kLaneSteps][kParts];
+  static constexpr int kRegisters = tqn::kLaneSteps * kHalves;
+  template <class F>
+  void each(const F& f) {
+    for (int r = 0; r < kRegisters; r++)
+      for (int i = 0; i < kParts; i++) f(sums_[r][i], pairs_[r][i]);
+  }
+  I32 sums_[kRegisters][kParts];
+  Pairs pairs_[kRegisters][kParts];
 };
 
 // acc (T, 64) = strip * a_t, where `sum` holds the tokens' sums of activations.
@@ -84,12 +87,12 @@ void gemv_strip(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, c
                 int32_t* acc) {
   const Decoder<K> decode(codebook);
   StripSums<K> sums[T];
-  const auto multiply = [&](int64_t tile) {
+  const auto multiply = [&](int64_t tile) TQ_INLINE {
     const bool both = kSide == 1 || tile + 1 < n_tiles;
     Acts x[T];
     for (int t = 0; t < T; t++) x[t] = load_acts(a + t * n_in + tqn::kTileCols * tile, both);
     const uint8_t* p = codes + tile * tqn::tile_bytes(K);
-    decode(p, p + (both ? tqn::tile_bytes(K) : 0), [&](auto step, Bytes w) {
+    decode(p, p + (both ? tqn::tile_bytes(K) : 0), [&](auto step, Bytes w) TQ_INLINE {
       for (int t = 0; t < T; t++) sums[t].add(step, w, x[t]);
     });
   };
@@ -153,7 +156,7 @@ void gemm_panel(const int8_t* panel, int64_t n_tiles, const int8_t* a, int64_t w
   for (int first = 0; first < kPanelSide * kRows / kLanes; first += kPanelRegisters, acc += kPanelRegisters * kLanes) {
     PanelSums<K, T> sums(acc);
     const int8_t* p = panel + first * kRowBytes;
-    const auto multiply = [&](int64_t tile) {
+    const auto multiply = [&](int64_t tile) TQ_INLINE {
       Row w[kPanelRegisters];
       for (int g = 0; g < kPanelRegisters; g++) w[g] = load_row(p + tile * kTileValues + g * kRowBytes);
       for (int t = 0; t < T; t++) {

@@ -12,7 +12,7 @@ namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int kLanes = 8;
 inline constexpr int kDirectTokens = 1;
-inline constexpr int kSide = 1, kParts = 1;
+inline constexpr int kSide = 1, kHalves = 1, kParts = 1;
 inline constexpr int kPanelRegisters = 2;
 inline constexpr int kRowBytes = 32;
 
@@ -107,8 +107,14 @@ struct Bytes {
   __m256i v;
   friend Bytes operator+(Bytes a, Bytes b) { return {_mm256_add_epi8(a.v, b.v)}; }
 };
-inline Bytes load_plane(const uint8_t* p, const uint8_t*) { return {load32(p)}; }
-inline Bytes next_lane(Bytes b) { return {_mm256_alignr_epi8(_mm256_permute2x128_si256(b.v, b.v, 1), b.v, 1)}; }
+template <int>
+Bytes load_plane(const uint8_t* p, const uint8_t*) {
+  return {load32(p)};
+}
+template <int, int>
+Bytes next_lane(Bytes b, const uint8_t*) {
+  return {_mm256_alignr_epi8(_mm256_permute2x128_si256(b.v, b.v, 1), b.v, 1)};
+}
 template <int Bits, int Shift>
 Bytes field(Bytes low, Bytes high) {
   constexpr int all = (1 << Bits) - 1, own = (1 << (8 - Shift)) - 1;

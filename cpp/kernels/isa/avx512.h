@@ -26,7 +26,10 @@ inline I32 dot(I32 acc, Row w, Acts a) {
   return add_widened(acc, _mm512_maddubs_epi16(_mm512_abs_epi8(w), signed_acts));
 }
 
-inline Bytes next_lane(Bytes b) { return {_mm512_alignr_epi8(_mm512_shuffle_i64x2(b.v, b.v, 0xB1), b.v, 1)}; }
+template <int, int>
+Bytes next_lane(Bytes b, const uint8_t*) {
+  return {_mm512_alignr_epi8(_mm512_shuffle_i64x2(b.v, b.v, 0xB1), b.v, 1)};
+}
 template <int Bits, int Shift>
 Bytes field(Bytes low, Bytes high) {
   constexpr int all = (1 << Bits) - 1, own = (1 << (8 - Shift)) - 1;

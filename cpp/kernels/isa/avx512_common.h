@@ -13,7 +13,7 @@
 namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int kLanes = 16;
-inline constexpr int kSide = 2, kParts = 1;
+inline constexpr int kSide = 2, kHalves = 1, kParts = 1;
 inline constexpr int kPanelRegisters = 4;
 inline constexpr int kRowBytes = 64;
 
@@ -118,7 +118,8 @@ struct Bytes {
   __m512i v;
   friend Bytes operator+(Bytes a, Bytes b) { return {_mm512_add_epi8(a.v, b.v)}; }
 };
-inline Bytes load_plane(const uint8_t* tile, const uint8_t* second) {
+template <int>
+Bytes load_plane(const uint8_t* tile, const uint8_t* second) {
   return {_mm512_inserti64x4(_mm512_castsi256_si512(load_half(tile)), load_half(second), 1)};
 }
 inline Bytes with_offset(Bytes b) { return {_mm512_add_epi8(b.v, _mm512_set1_epi8(char(kOffset)))}; }

@@ -18,7 +18,8 @@ namespace tq::kernels::avx512vbmi {
 inline I32 dot(I32 acc, Row w, Acts a) { return _mm512_dpbusd_epi32(acc, w, a); }
 inline I32 small_dot(I32 acc, Row w, Acts a) { return dot(acc, w, a); }
 
-inline Bytes next_lane(Bytes b) {
+template <int, int>
+Bytes next_lane(Bytes b, const uint8_t*) {
   const __m512i next = register_of<uint8_t>([](int i) { return i / 32 * 32 + (i + 1) % 32; });
   return {_mm512_permutexvar_epi8(next, b.v)};
 }

@@ -12,7 +12,7 @@ namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int kLanes = 4;
 inline constexpr int kDirectTokens = 1;
-inline constexpr int kSide = 1, kParts = 2;
+inline constexpr int kSide = 1, kHalves = 2, kParts = 1;
 inline constexpr bool kPairSums = false;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 6, kFloatTokens = 6;
 inline constexpr int kOffset = 0;
@@ -92,22 +92,24 @@ F32 column(Row w) {
 }
 
 struct Bytes {
-  uint8x16_t low, high;
-  friend Bytes operator+(Bytes a, Bytes b) { return {vaddq_u8(a.low, b.low), vaddq_u8(a.high, b.high)}; }
+  uint8x16_t v;
+  friend Bytes operator+(Bytes a, Bytes b) { return {vaddq_u8(a.v, b.v)}; }
 };
-template <class F, class... B>
-Bytes both_halves(const F& f, const B&... b) {
-  return {f(b.low...), f(b.high...)};
+template <int H>
+Bytes load_plane(const uint8_t* p, const uint8_t*) {
+  return {vld1q_u8(p + 16 * H)};
 }
-inline Bytes load_plane(const uint8_t* p, const uint8_t*) { return {vld1q_u8(p), vld1q_u8(p + 16)}; }
-inline Bytes next_lane(Bytes b) { return {vextq_u8(b.low, b.high, 1), vextq_u8(b.high, b.low, 1)}; }
+template <int H, int Further>
+Bytes next_lane(Bytes, const uint8_t* plane) {
+  return {H == 0 ? vld1q_u8(plane + Further) : vextq_u8(vld1q_u8(plane + 16), vld1q_u8(plane), Further)};
+}
 // Nothing is masked: indices are, before they are used.
 template <int Bits, int Shift>
 Bytes field(Bytes low, Bytes high) {
   if constexpr (Shift == 0) return low;
-  if constexpr (Shift + Bits <= 8) return both_halves([](uint8x16_t v) { return vshrq_n_u8(v, Shift ? Shift : 1); }, low);
-  return both_halves([](uint8x16_t l, uint8x16_t h) { return vsliq_n_u8(vshrq_n_u8(l, Shift ? Shift : 1), h, Shift ? 8 - Shift : 7); }, low,
-                     high);
+  const uint8x16_t shifted = vshrq_n_u8(low.v, Shift ? Shift : 1);
+  if constexpr (Shift + Bits <= 8) return {shifted};
+  return {vsliq_n_u8(shifted, high.v, Shift ? 8 - Shift : 7)};
 }
 inline Bytes with_offset(Bytes b) { return b; }
 
@@ -117,11 +119,7 @@ class Tables {
       : first_(vreinterpretq_u8_s8(vld1q_s8(codebook))), second_(vreinterpretq_u8_s8(vld1q_s8(codebook + tqn::kTableSize))) {}
   Bytes operator()(tqn::Indices<Bytes> at) const {
     const uint8x16_t fifteen = vdupq_n_u8(15);
-    return both_halves(
-        [&](uint8x16_t i, uint8x16_t j) {
-          return vaddq_u8(vqtbl1q_u8(first_, vandq_u8(i, fifteen)), vqtbl1q_u8(second_, vandq_u8(j, fifteen)));
-        },
-        at.first, at.second);
+    return {vaddq_u8(vqtbl1q_u8(first_, vandq_u8(at.first.v, fifteen)), vqtbl1q_u8(second_, vandq_u8(at.second.v, fifteen)))};
   }
 
  private:
@@ -131,19 +129,15 @@ class Tables {
 class Codebook {
  public:
   explicit Codebook(const int8_t* codebook) : entries_(vld1q_s8_x4(codebook)) {}
-  Bytes operator()(Bytes at) const {
-    return both_halves([&](uint8x16_t i) { return vreinterpretq_u8_s8(vqtbl4q_s8(entries_, vandq_u8(i, vdupq_n_u8(63)))); }, at);
-  }
+  Bytes operator()(Bytes at) const { return {vreinterpretq_u8_s8(vqtbl4q_s8(entries_, vandq_u8(at.v, vdupq_n_u8(63))))}; }
 
  private:
   int8x16x4_t entries_;
 };
 
-inline Row part(Bytes w, int i) { return vreinterpretq_s8_u8(i ? w.high : w.low); }
-inline void store_values(int8_t* p, Bytes w) { vst1q_s8(p, part(w, 0)), vst1q_s8(p + 16, part(w, 1)); }
-inline void store_sums(int32_t* acc, const I32* sums, int32_t start) {
-  for (int i = 0; i < kParts; i++) store_i32(acc + kLanes * i, vaddq_s32(sums[i], vdupq_n_s32(start)));
-}
+inline Row part(Bytes w, int) { return vreinterpretq_s8_u8(w.v); }
+inline void store_values(int8_t* p, Bytes w) { vst1q_s8(p, part(w, 0)); }
+inline void store_sums(int32_t* acc, const I32* sums, int32_t start) { store_i32(acc, vaddq_s32(*sums, vdupq_n_s32(start))); }
 
 // Caches in codes: a row of four key channels; pairs of positions of kValueChannels value channels, whose sums are formed at the end.
 inline constexpr int kValueChannels = 8;

@@ -1,19 +1,20 @@
 // The vocabulary in portable C++: one lane. It is also the plainest statement of what each word of an instruction set must mean.
 //
 //   F32, I32: kLanes floats or int32.
-//   Bytes: the 32 lanes of a plane, of kSide tiles side by side, which +, field<Bits, Shift> (Bits bits from bit Shift of each byte, the
-//   rest from the lowest bits of a second vector; what stands above them is only to be kept out of an index), next_lane (lane l is lane l +
-//   1, the last the first), Tables (T[i mod 16] + U[j mod 16] of Indices) and Codebook (the value of a 6-bit index + kOffset) work on. Row:
-//   four columns of kLanes rows, part i = 0 .. kParts - 1 of Bytes or a register of a panel; Acts, PanelActs: the four activations that
-//   meet them (of two tiles: load_acts with `both`; of the same four everywhere: broadcast_acts).
+//   Bytes: the 32 lanes of a plane, of kSide tiles side by side, or one of kHalves parts of them, which +, field<Bits, Shift> (Bits bits
+//   from bit Shift of each byte, the rest from the lowest bits of a second vector; what stands above them is only to be kept out of an
+//   index), next_lane (lane l is lane l + 1, the last the first; also given: the plane in memory and how much further its lanes are),
+//   Tables (T[i mod 16] + U[j mod 16] of Indices) and Codebook (the value of a 6-bit index + kOffset) work on.
+//   Row: four columns of kLanes rows, part i = 0 .. kParts - 1 of Bytes or a register of a panel; Acts, PanelActs: the four activations
+//   that meet them (of two tiles: load_acts with `both`; of the same four everywhere: broadcast_acts).
 //   dot: I32 += per lane the 4-way product of a value + kOffset; small_dot: of small unsigned ones; panel_dot<small>: either, on a panel.
 //   kPairSums: small values are summed as Pairs instead (add_pairs, no_pairs, add_widened), 16-bit sums of two products.
-//   kDirectTokens: so many tokens are multiplied straight from the decoder's registers.  kPanelRegisters x kPanelTokens: accumulators of
-//   the panel kernels, what the register file holds; kFloatTokens: in place of the latter for floats.  kPanelSide: the tokens, and the
-//   tiles, that one operand of the panel kernels takes (dot_panel.h: 1; neoni8mm.h: 2). Caches in codes (format/cache.h): with_key_offset
-//   makes of keys what dot takes; Levels looks up 4-bit codes. Wide: pairs of positions of kValueChannels channels as int16, PairSums their
-//   int32 sums per channel; wide_8 and wide_4 read them (8 bits: the next 8 channels stand so many bytes further; 4 bits: the upper or
-//   lower halves, where a register does not take both).
+//   kDirectTokens: so many tokens are multiplied straight from the decoder's registers.
+//   kPanelRegisters x kPanelTokens: accumulators of the panel kernels, what the register file holds; kFloatTokens: in place of the latter
+//   for floats.  kPanelSide: the tokens, and the tiles, that one operand of the panel kernels takes (dot_panel.h: 1; neoni8mm.h: 2).
+//   Caches in codes (format/cache.h): with_key_offset makes of keys what dot takes; Levels looks up 4-bit codes. Wide: pairs of positions
+//   of kValueChannels channels as int16, PairSums their int32 sums per channel; wide_8 and wide_4 read them (8 bits: the next 8 channels
+//   stand so many bytes further; 4 bits: the upper or lower halves, where a register does not take both).
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -26,7 +27,7 @@ namespace tq::kernels::scalar {
 inline constexpr char kName[] = "scalar";
 inline constexpr int kLanes = 1;
 inline constexpr int kDirectTokens = 1;
-inline constexpr int kSide = 1, kParts = 8;
+inline constexpr int kSide = 1, kHalves = 1, kParts = 8;
 inline constexpr bool kPairSums = false;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 2, kFloatTokens = 2;
 inline constexpr int kOffset = 0;
@@ -98,12 +99,14 @@ struct Bytes {
   Lanes v;
   friend Bytes operator+(Bytes a, Bytes b) { return {a.v + b.v}; }
 };
-inline Bytes load_plane(const uint8_t* p, const uint8_t*) {
+template <int>
+Bytes load_plane(const uint8_t* p, const uint8_t*) {
   Bytes b;
   std::memcpy(&b, p, sizeof b);
   return b;
 }
-inline Bytes next_lane(Bytes b) {
+template <int, int>
+Bytes next_lane(Bytes b, const uint8_t*) {
   Bytes out;
   for (int i = 0; i < 32; i++) out.v[i] = b.v[(i + 1) % 32];
   return out;
