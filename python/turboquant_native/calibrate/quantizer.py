@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from .. import _core
 from ..common.errors import ConvertError
 from ..common.journal import only_one_process
-from ..common.memory import peak_memory
+from ..common.memory import MemoryWatch
 from ..common.progress import Journey, Progress
 from ..convert.container import CALIBRATION_KEY, CALIBRATION_ROOM, fill_calibration
 from ..convert.conversion import Options, Summary, TensorPlan, check_target, fingerprint, make_plan, plain_rounding, plan_table, write_model
@@ -98,6 +98,16 @@ class Quantizer:
         self._check_request()
         self._begin()
         self._open_work()
+        with MemoryWatch() as memory:
+            plan, sensitivity, built = self._stages()
+        built = replace(built, summary=replace(built.summary, seconds=time.monotonic() - start, peak_bytes=memory.peak))
+        self._report(plan, sensitivity, built)
+        self._write_plan(plan)
+        self._finish(self._file_of(plan))
+        return built.summary
+
+    def _stages(self) -> tuple[list[TensorPlan], Sensitivity, _Built]:
+        """The best file, which lies in the work folder, its plan, and what that follows from."""
         model = self._stage("reference", self._reference)
         tokens, probes = self._stage("text", lambda: self._texts(model))
         sensitivity = self._stage("sensitivity", lambda: self._sensitivity(model, tokens, probes))
@@ -110,12 +120,7 @@ class Quantizer:
         if self._effort.verify:
             self.report.plain_kld = self._stage("plain rounding", partial(self._measure_plain, plans[best], model, probes))
         model.close()
-        built = self._built[best]
-        built = replace(built, summary=replace(built.summary, seconds=time.monotonic() - start, peak_bytes=peak_memory()))
-        self._report(plans[best], sensitivity, built)
-        self._write_plan(plans[best])
-        self._finish(self._file_of(plans[best]))
-        return built.summary
+        return plans[best], sensitivity, self._built[best]
 
     def _begin(self) -> None:
         """Says what it will take, and refuses what this machine cannot hold."""

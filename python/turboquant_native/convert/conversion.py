@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..common.errors import ConvertError, listing
-from ..common.memory import peak_memory
+from ..common.memory import MemoryWatch
 from ..common.progress import Journey, Progress, duration
 from ..engine.head import TENSORS as HEAD_TENSORS
 from .architectures import Shape
@@ -146,7 +146,7 @@ class Summary:
         bpw: bits per weight of all tensors (the tokenizer is not counted).
         bpw_layers: of the tensors that are neither embedding nor output.
         ratio: size of the model's tensors in FP16 over theirs.
-        peak_bytes: the process's largest resident memory.
+        peak_bytes: the most memory that the process held, mapped files left out.
         embedding_bytes: of embedding and output matrix.
         embedding_types: name -> how they are stored.
         notes: tensors not stored as asked, and why; what a user should know of the source.
@@ -292,6 +292,7 @@ def write_model(
     done = 0
     key = fingerprint(source, [repr(tensor) for tensor in plan], settings)
     with (
+        MemoryWatch() as memory,
         ContainerWriter(target, source.architecture.gguf, overwrite=overwrite, key=key, resume=resume) as writer,
         Progress(sum(tensor.weights for tensor in plan), title, quiet, journey=journey) as progress,
     ):
@@ -306,7 +307,7 @@ def write_model(
             progress.advance_to(done)
         source.check_unchanged()
         size = writer.finish()
-    return _summarize(source, plan, target, size, time.monotonic() - start)
+    return _summarize(source, plan, target, size, time.monotonic() - start, memory.peak)
 
 
 def _write_tensor(
@@ -324,7 +325,7 @@ def _write_tensor(
     rounder(tensor.name, w, tensor.spec, progress).add_to(writer, tensor.name)
 
 
-def _summarize(source: Source, plan: Sequence[TensorPlan], target: Path, size: int, seconds: float) -> Summary:
+def _summarize(source: Source, plan: Sequence[TensorPlan], target: Path, size: int, seconds: float, peak: int) -> Summary:
     layers, bpw = [tensor for tensor in plan if not tensor.is_embedding], bits_per_weight(plan)
     embeddings = [tensor for tensor in plan if tensor.is_embedding]
     return Summary(
@@ -335,7 +336,7 @@ def _summarize(source: Source, plan: Sequence[TensorPlan], target: Path, size: i
         bpw_layers=bits_per_weight(layers),
         ratio=16 / bpw if bpw else 0.0,
         seconds=seconds,
-        peak_bytes=peak_memory(),
+        peak_bytes=peak,
         embedding_bytes=sum(tensor.bytes for tensor in embeddings),
         embedding_types={tensor.name: tensor.label for tensor in embeddings},
         notes=notes_of(source, plan),
