@@ -4,7 +4,7 @@ from typing import Any
 
 from .. import __version__
 from ..api.chat_answer import ChatAnswer
-from . import anthropic, errors, responses, sse
+from . import anthropic, errors, response_events, responses, sse
 from .running import Running
 from .schemas import ChatBody
 
@@ -82,7 +82,7 @@ class ResponsesWriter:
 
     def __init__(self, body: responses.ResponsesBody, answer: ChatAnswer, model: str) -> None:
         self._answer = answer
-        self._response = responses.ResponseWriter(body, answer.id, model)
+        self._response = response_events.ResponseWriter(body, answer.id, model)
 
     def begin(self, chunk: dict[str, Any]) -> bytes:
         return _written(self._response.begin())
@@ -100,7 +100,7 @@ class ResponsesWriter:
         return _written(self._response.fail(error.message))
 
     def whole(self, answer: dict[str, Any]) -> dict[str, Any]:
-        return responses.whole(self._response, answer)
+        return response_events.whole(self._response, answer)
 
 
 def _written(events: Any) -> bytes:
