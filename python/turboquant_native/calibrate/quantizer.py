@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from .. import _core
 from ..common.errors import ConvertError
 from ..common.journal import only_one_process
-from ..common.memory import peak_memory
 from ..common.progress import Journey, Progress
+from ..common.system import peak_memory
 from ..convert.container import CALIBRATION_KEY, CALIBRATION_ROOM, fill_calibration
 from ..convert.conversion import Options, Summary, TensorPlan, check_target, fingerprint, make_plan, plain_rounding, plan_table, write_model
 from ..convert.sources import Source

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..common.errors import ConvertError, listing
-from ..common.memory import peak_memory
 from ..common.progress import Journey, Progress, duration
+from ..common.system import peak_memory
 from ..engine.head import TENSORS as HEAD_TENSORS
 from .architectures import Shape
 from .container import ContainerWriter, refusal_to_replace
