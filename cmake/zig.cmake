@@ -28,7 +28,10 @@ set(CMAKE_CXX_ARCHIVE_APPEND "<CMAKE_AR> ar qD <TARGET> <OBJECTS>")
 set(CMAKE_CXX_ARCHIVE_FINISH "<CMAKE_RANLIB> ranlib <TARGET>")
 set(CMAKE_SHARED_LINKER_FLAGS_INIT -s)
 set(CMAKE_MODULE_LINKER_FLAGS_INIT -s)
-set(TQ_FLAGS_neon -O3 -mcpu=generic+v8_2a+dotprod)  # zig takes features of processors, not -march
+set(HAS_FLTO_THIN OFF CACHE INTERNAL "pybind11 need not try: it would compile libc++ for it")
+set(HAS_FLTO_AUTO OFF CACHE INTERNAL "")
+set(HAS_FLTO OFF CACHE INTERNAL "")
+set(TQ_NEON_FLAGS -O3 -mcpu=generic+v8_2a+dotprod)  # zig takes features of processors, not -march
 
 # A program that runs the tests of a target that this machine is not, where there is one.
 if(arch STREQUAL "aarch64" AND system STREQUAL "linux")
