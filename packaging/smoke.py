@@ -35,6 +35,17 @@ def _run(*command: str, isa: str = "") -> str:
     return done.stdout
 
 
+def _expected() -> list[str]:
+    """What Linux says that this processor has; empty elsewhere, and under an emulator, which shows the host's."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return []
+    sets = {"avx2": {"avx2", "fma", "f16c", "bmi2"}, "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"}, "neon": {"asimddp"}}
+    own = {"aarch64": ["neon"], "x86_64": ["avx2", "avx512"]}.get(platform.machine(), [])
+    return [isa for isa in own if sets[isa] <= flags]
+
+
 def main() -> None:
     """Exit code 0 when all of it works."""
     from tiny_models import LLAMA, save_llama
@@ -43,6 +54,8 @@ def main() -> None:
     print(_run("-m", "turboquant_native.commands.cli", "--version").strip())
     told = json.loads(_run("-m", "turboquant_native.commands.cli", "doctor", "--json"))
     assert told["extension"] == "loaded", told
+    if missing := [isa for isa in _expected() if isa not in told["available_isas"]]:
+        sys.exit(f"smoke: this processor has {', '.join(missing)}, the core offers {', '.join(told['available_isas'])}")
     print(f"doctor: {told['machine']}, Python {platform.python_version()}, {', '.join(told['available_isas'])}; {told['build']}")
     with tempfile.TemporaryDirectory() as folder:
         source = save_llama(Path(folder) / "tiny", {**LLAMA, "max_position_embeddings": 256})

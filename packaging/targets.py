@@ -15,8 +15,8 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Target:
-    """zig: the compiler's target. platform: as Python calls it there. tag: what the wheel promises. suffix: of an extension module, around the
-    version. runtime: what is linked in."""
+    """zig: the compiler's target. platform: as Python calls it there. tag: what the wheel promises. suffix: of an extension module, around
+    the version. runtime: what is linked in."""
 
     zig: str
     platform: str
@@ -35,7 +35,7 @@ TARGETS = {
     "linux-x86_64": Target("x86_64-linux-gnu.2.28", "linux-x86_64", "manylinux_2_28_x86_64", ".cpython-{}-x86_64-linux-gnu.so", _LLVM),
     "linux-aarch64": Target("aarch64-linux-gnu.2.28", "linux-aarch64", "manylinux_2_28_aarch64", ".cpython-{}-aarch64-linux-gnu.so", _LLVM),
     "musl-x86_64": Target("x86_64-linux-musl", "linux-x86_64", "musllinux_1_2_x86_64", ".cpython-{}-x86_64-linux-musl.so", _LLVM),
-    "macos-arm64": Target("aarch64-macos.13.0", "macosx-13.0-arm64", "macosx_13_0_arm64", ".cpython-{}-darwin.so", ("libc++", "libc++abi", "compiler-rt")),
+    "macos-arm64": Target("aarch64-macos.13.0", "macosx-13.0-arm64", "macosx_13_0_arm64", ".cpython-{}-darwin.so", _LLVM),
     "windows-x86_64": Target("x86_64-windows-gnu", "win-amd64", "win_amd64", ".cp{}-win_amd64.pyd", (*_LLVM, "mingw-w64")),
 }
 
