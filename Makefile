@@ -9,7 +9,7 @@ BUILD_LOG := $(VENV)/build.log
 BITS ?= 6
 PROMPT ?= What is the capital of France?
 
-.PHONY: demo test test-cpp test-python lint sanitize fuzz sanitize-threads test-neon build-cuda clean
+.PHONY: demo test test-cpp test-python lint sanitize fuzz sanitize-threads test-neon build-cuda wheels clean
 .DELETE_ON_ERROR:
 
 # The package, built and installed; again whenever a source changed.
@@ -104,11 +104,21 @@ build-cuda: $(TOOLS)
 	$(CONFIGURE) -B build/cuda -DTQ_CUDA=ON -DTQ_TESTS=OFF -DCMAKE_CUDA_ARCHITECTURES=90a
 	$(CMAKE) --build build/cuda
 
+# Wheels of every system from one Linux machine (docs/wheels.md): WHEEL_TARGETS="linux-x86_64 ..." and WHEEL_PYTHONS="python3.12 ..." choose.
+WHEEL_TARGETS ?= linux-x86_64 linux-aarch64 musl-x86_64 macos-arm64 windows-x86_64
+WHEEL_PYTHONS ?= $(foreach minor,10 11 12 13 14,$(shell command -v python3.$(minor)))
+WHEEL_TOOLS := build/wheel-tools
+wheels:
+	test -x $(WHEEL_TOOLS)/bin/python || $(PYTHON) -m venv $(WHEEL_TOOLS)
+	$(WHEEL_TOOLS)/bin/python -m pip install -q --disable-pip-version-check -r packaging/requirements.txt
+	PATH=$(CURDIR)/$(WHEEL_TOOLS)/bin:$$PATH $(WHEEL_TOOLS)/bin/python packaging/wheels.py --targets $(WHEEL_TARGETS) --pythons $(WHEEL_PYTHONS)
+
 lint: $(BIN)/.tested-with
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r tests/lint-requirements.txt
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	git ls-files 'cpp/*.h' 'cpp/*.cpp' 'tests/cpp/*.cpp' 'tests/cpp/*.h' 'tests/fuzz/*.cpp' 'tests/fuzz/*.h' 'benchmarks/*.cpp' 'cuda/*.cu' 'cuda/*.cuh' 'cuda/*.h' 'cuda/*.cpp' 'metal/*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy python/turboquant_native
+	$(BIN)/actionlint
 	$(BIN)/python -m mypy.stubtest turboquant_native._core --allowlist tests/stubtest-allowlist.txt
 
 clean:

@@ -5,7 +5,12 @@
 
 namespace tq {
 
-inline constexpr int kCudaLibraryVersion = 5;  // raised whenever this table, Backend or what they use changes
+#if defined(_LIBCPP_VERSION)
+inline constexpr int kStandardLibrary = 1000;  // libc++'s strings, vectors and exceptions are not libstdc++'s: the two do not go together
+#else
+inline constexpr int kStandardLibrary = 0;
+#endif
+inline constexpr int kCudaLibraryVersion = 5 + kStandardLibrary;  // raised whenever this table, Backend or what they use changes
 
 struct CudaLibrary {
   int version;

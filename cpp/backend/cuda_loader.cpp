@@ -1,21 +1,10 @@
-// Finds libtq_cuda.so beside the module that holds this code, or on the loader's path. The core never depends on it.
-#include <dlfcn.h>
-
+// Finds the library tq_cuda beside the module that holds this code, or on the loader's path. The core never depends on it.
 #include "backend/cuda_library.h"
 #include "common/error.h"
+#include "common/system.h"
 
 namespace tq {
 namespace {
-
-constexpr const char* kLibraryName = "libtq_cuda.so";
-
-std::string own_folder() {
-  Dl_info info;
-  if (!dladdr(reinterpret_cast<const void*>(&own_folder), &info) || !info.dli_fname) return "";
-  const std::string path = info.dli_fname;
-  const size_t slash = path.rfind('/');
-  return slash == std::string::npos ? "" : path.substr(0, slash + 1);
-}
 
 struct Loaded {
   const CudaLibrary* entry = nullptr;
@@ -23,15 +12,17 @@ struct Loaded {
 };
 
 Loaded load() {
-  void* handle = dlopen((own_folder() + kLibraryName).c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (!handle) handle = dlopen(kLibraryName, RTLD_NOW | RTLD_LOCAL);
-  if (!handle) return {nullptr, std::string("unsupported: no CUDA backend (built with -C cmake.define.TQ_CUDA=ON): ") + dlerror()};
-  const auto entry = reinterpret_cast<decltype(&tq_cuda_library)>(dlsym(handle, "tq_cuda_library"));
-  if (!entry) return {nullptr, std::string("unsupported: ") + kLibraryName + " lacks tq_cuda_library"};
+  const std::string name = system::library_name("tq_cuda"), folder = system::folder_of(reinterpret_cast<const void*>(&load));
+  std::string why;
+  void* handle = folder.empty() ? nullptr : system::load_library(folder + name, why);
+  if (!handle) handle = system::load_library(name, why);
+  if (!handle) return {nullptr, "unsupported: no CUDA backend (built with -C cmake.define.TQ_CUDA=ON): " + why};
+  const auto entry = reinterpret_cast<decltype(&tq_cuda_library)>(system::find_symbol(handle, "tq_cuda_library"));
+  if (!entry) return {nullptr, "unsupported: " + name + " lacks tq_cuda_library"};
   const CudaLibrary* library = entry();
   if (library->version != kCudaLibraryVersion)
-    return {nullptr, std::string("unsupported: ") + kLibraryName + " has version " + std::to_string(library->version) +
-                         ", this build needs " + std::to_string(kCudaLibraryVersion)};
+    return {nullptr, "unsupported: " + name + " has version " + std::to_string(library->version) + ", this build needs " +
+                         std::to_string(kCudaLibraryVersion)};
   return {library, ""};
 }
 

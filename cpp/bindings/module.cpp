@@ -39,11 +39,30 @@ static void add_errors(py::module_& m) {
   });
 }
 
+// "clang 22.1.8, libc++, x86_64-linux-gnu.2.28"
+static std::string build_text() {
+#if defined(__clang__)
+  std::string text =
+      "clang " + std::to_string(__clang_major__) + "." + std::to_string(__clang_minor__) + "." + std::to_string(__clang_patchlevel__);
+#elif defined(__GNUC__)
+  std::string text = "gcc " + std::to_string(__GNUC__) + "." + std::to_string(__GNUC_MINOR__) + "." + std::to_string(__GNUC_PATCHLEVEL__);
+#else
+  std::string text = "unknown compiler";
+#endif
+#if defined(_LIBCPP_VERSION)
+  text += ", libc++";
+#elif defined(__GLIBCXX__)
+  text += ", libstdc++";
+#endif
+  return text + ", " TQ_BUILD_TARGET;
+}
+
 }  // namespace tq::bindings
 
 PYBIND11_MODULE(_core, m) {
   using namespace tq::bindings;
   m.doc() = "The compiled core of turboquant_native; see _core.pyi.";
+  m.attr("BUILD") = build_text();
   add_errors(m);
   bind_format(m);
   bind_quant(m);

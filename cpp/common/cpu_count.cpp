@@ -6,22 +6,13 @@
 #include <cstdio>
 #include <memory>
 #include <string>
-#include <thread>
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
+#include "common/system.h"
 
 namespace tq {
 namespace {
 
 #if defined(__linux__)
-int affinity_count() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : int(std::thread::hardware_concurrency());
-}
-
 // A small file's text; empty where it cannot be read. No stream: those break in an extension that has libstdc++ linked in statically, when
 // the process has loaded the shared one before (a stream finds the other copy's locale facets).
 std::string text_of(const std::string& path) {
@@ -72,14 +63,13 @@ int cgroup_count() {
   return limit;
 }
 #else
-int affinity_count() { return int(std::thread::hardware_concurrency()); }
 int cgroup_count() { return 0; }
 #endif
 
 }  // namespace
 
 int cpu_count() {
-  const int cores = std::max(affinity_count(), 1), quota = cgroup_count();
+  const int cores = system::usable_cores(), quota = cgroup_count();
   return quota > 0 ? std::min(cores, quota) : cores;
 }
 

@@ -1,11 +1,10 @@
 // A mutex that a forked child does not wait for in vain. A thread that held it in the parent does not exist in the child: there lock()
 // throws.
 #pragma once
-#include <unistd.h>
-
 #include <atomic>
 
 #include "common/error.h"
+#include "common/system.h"
 
 namespace tq {
 
@@ -13,7 +12,7 @@ class ForkMutex {
  public:
   // Throws Error(closed) when the process was forked while another thread held the mutex: what it guards may be half changed.
   void lock() {
-    const int own = int(getpid());
+    const int own = system::process_id();
     for (int holder = 0; !holder_.compare_exchange_weak(holder, own, std::memory_order_acquire, std::memory_order_relaxed); holder = 0) {
       if (holder == 0) continue;
       if (holder != own)
@@ -28,7 +27,7 @@ class ForkMutex {
   // Whether lock() would throw.
   bool lost() const {
     const int holder = holder_.load(std::memory_order_relaxed);
-    return holder != 0 && holder != int(getpid());
+    return holder != 0 && holder != system::process_id();
   }
 
  private:

@@ -12,13 +12,12 @@ class Mapping {
   ~Mapping();
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
-  std::span<const uint8_t> bytes() const { return {data_, size_}; }
+  std::span<const uint8_t> bytes() const { return bytes_; }
   void prefetch() const;
   bool lock() const;
 
  private:
-  const uint8_t* data_ = nullptr;
-  size_t size_ = 0;
+  std::span<const uint8_t> bytes_;
 };
 
 }  // namespace tq::gguf

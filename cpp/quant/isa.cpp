@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/error.h"
+#include "common/processor.h"
 
 namespace tq::quant {
 
@@ -18,12 +19,8 @@ namespace {
 std::vector<const Isa*> usable_isas() {
   std::vector<const Isa*> usable;
 #if defined(TQ_X86)
-  // __builtin_cpu_supports reads CPUID, and XCR0 for what the operating system saves.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq"))
-    usable.push_back(&kAvx512);
-  if (avx2) usable.push_back(&kAvx2);
+  if (processor().avx512) usable.push_back(&kAvx512);
+  if (processor().avx2) usable.push_back(&kAvx2);
 #endif
   usable.push_back(&kScalar);
   return usable;

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 class FormatError(ValueError): ...
 class UnsupportedError(RuntimeError): ...
 
+BUILD: str  # compiler, standard library, target: "clang 22.1.8, libc++, x86_64-linux-gnu.2.28"
+
 # --- the format (cpp/format/tqn.h) ------------------------------------------------------------------------------------------------
 FORMAT_VERSION: int
 TILE_ROWS: int

@@ -1,12 +1,12 @@
 // Builds GGUF files byte by byte, without the reader's code, and remembers where each number stands so that tests can break it.
 #pragma once
-#include <unistd.h>
-
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <string>
 #include <vector>
+
+#include "common/system.h"
 
 namespace build {
 
@@ -119,7 +119,7 @@ class OnDisk {
   const std::string& path() const { return path_; }
 
  private:
-  std::string path_ = (std::filesystem::temp_directory_path() / ("tq_test_" + std::to_string(getpid()) + ".gguf")).string();
+  std::string path_ = (std::filesystem::temp_directory_path() / ("tq_test_" + std::to_string(tq::system::process_id()) + ".gguf")).string();
 };
 
 }  // namespace build

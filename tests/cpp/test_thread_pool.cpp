@@ -1,5 +1,7 @@
+#if !defined(_WIN32)
 #include <sys/wait.h>
 #include <unistd.h>
+#endif
 
 #include <atomic>
 #include <mutex>
@@ -85,7 +87,7 @@ TEST("there is at least one core to use") {
   CHECK(tq::cpu_count() <= int(std::max(1u, std::thread::hardware_concurrency())));
 }
 
-#if !defined(__SANITIZE_THREAD__)  // which does not follow threads that a forked child starts
+#if !defined(_WIN32) && !defined(__SANITIZE_THREAD__)  // no forks there; and no following of the threads that a forked child starts
 namespace {
 
 // Runs body in a forked child that may take ten seconds; true when it returned true.

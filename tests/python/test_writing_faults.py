@@ -1,7 +1,6 @@
 """Files among strangers: planted links, second writers, sources that change, and every byte of a finished file."""
 
 import errno
-import fcntl
 import logging
 import os
 from collections.abc import Callable
@@ -110,15 +109,15 @@ def test_a_fifo_that_comes_while_writing_is_not_replaced(tmp_path: Path) -> None
 def test_a_lock_on_a_file_that_is_gone_counts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another writer ends, and removes the spool, between our opening it and our locking it."""
     spool, calls = tmp_path / ".o.gguf.partial", []
-    original = fcntl.flock
+    original = container.lock_file
 
-    def flock(stream: Any, operation: int) -> None:
+    def lock_file(fd: int, wait: bool) -> None:
         if not calls:
             spool.unlink()
-        calls.append(operation)
-        original(stream, operation)
+        calls.append(wait)
+        original(fd, wait)
 
-    monkeypatch.setattr(container.fcntl, "flock", flock)
+    monkeypatch.setattr(container, "lock_file", lock_file)
     with ContainerWriter(tmp_path / "o.gguf", "llama") as out:
         assert len(calls) == 2 and spool.exists()
         with pytest.raises(OutputError, match="another process is writing it"):
@@ -180,14 +179,14 @@ def test_a_source_replaced_before_writing_is_seen(tmp_path: Path) -> None:
 # --- after the rename
 
 
-@pytest.mark.parametrize("name", ["_sync_folder", "_remove"])
+@pytest.mark.parametrize("name", ["sync_folder", "_remove"])
 def test_what_fails_after_the_rename_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     def fail(*_: Any) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(*((container, name, fail) if name == "_sync_folder" else (container._Spool, name, fail)))
+    monkeypatch.setattr(*((container, name, fail) if name == "sync_folder" else (container._Spool, name, fail)))
     with caplog.at_level(logging.WARNING):
         write(tmp_path / "o.gguf")
     assert verify(tmp_path / "o.gguf").ok

@@ -1,13 +1,12 @@
 #include "backend/cpu/thread_pool.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <string>
 #include <system_error>
 
 #include "common/error.h"
+#include "common/system.h"
 
 namespace tq::cpu {
 namespace {
@@ -58,7 +57,7 @@ ThreadPool::ThreadPool(int threads) : size_(threads) {
 }
 
 ThreadPool::~ThreadPool() {
-  if (process_ != int(getpid())) (void)crew_.release();  // its threads are the parent's: nothing here could wait for them
+  if (process_ != system::process_id()) (void)crew_.release();  // its threads are the parent's: nothing here could wait for them
 }
 
 // After a fork the old crew stays behind as it is: its threads do not exist here, so that they can be neither joined nor detached.
@@ -66,11 +65,11 @@ void ThreadPool::start() {
   auto crew = std::make_unique<Crew>(size_);
   (void)crew_.release();
   crew_ = std::move(crew);
-  process_ = int(getpid());
+  process_ = system::process_id();
 }
 
 void ThreadPool::run_erased(int threads, void (*call)(void*, int), void* context) {
-  if (process_ != int(getpid())) start();
+  if (process_ != system::process_id()) start();
   Crew& crew = *crew_;
   threads = std::clamp(threads, 1, size());
   crew.barrier.reset(threads);

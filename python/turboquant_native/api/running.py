@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.json_files import read_object, write_json
+from ..common.system import end_process, process_birth
 from .store import home
 
 
@@ -39,7 +39,7 @@ class Server:
 @contextlib.contextmanager
 def registered(host: str, port: int, model: str, root: Path | None = None) -> Iterator[Server]:
     """For the server: it is listed until the block ends."""
-    server = Server(os.getpid(), host, port, model, time.time(), _birth(os.getpid()))
+    server = Server(os.getpid(), host, port, model, time.time(), process_birth(os.getpid()) or "")
     path = _folder(root) / f"{server.pid}.json"
     write_json(path, asdict(server))
     try:
@@ -64,20 +64,14 @@ def servers(root: Path | None = None) -> list[Server]:
 
 def alive(server: Server) -> bool:
     """Whether this very process lives, and is ours."""
-    try:
-        os.kill(server.pid, 0)
-    except OSError:  # gone, or another user's
-        return False
-    return _birth(server.pid) == server.birth
+    return process_birth(server.pid) == server.birth
 
 
 def stop(server: Server, seconds: float, force: bool = False) -> bool:
     """Asks a server to end (SIGTERM) and waits for it, with `force` then kills it; whether it has ended."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(server.pid, signal.SIGTERM)
+    end_process(server.pid, force=False)
     if not _ends(server, seconds) and force:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(server.pid, signal.SIGKILL)
+        end_process(server.pid, force=True)
         return _ends(server, 5)
     return not alive(server)
 
@@ -102,12 +96,3 @@ def _read(path: Path) -> Server | None:
     numbers = (server.pid, server.port, server.started)
     whole = all(isinstance(n, (int, float)) for n in numbers) and all(isinstance(t, str) for t in (server.host, server.model, server.birth))
     return server if whole and isinstance(server.pid, int) and server.pid > 0 and path.stem == str(server.pid) else None
-
-
-def _birth(pid: int) -> str:
-    """Start of a process in the system's clock ticks, and whether it is dead but not yet waited for; "" where the system does not tell."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "dead" if fields[0] == "Z" else fields[19]

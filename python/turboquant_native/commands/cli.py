@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -37,10 +38,24 @@ def _available(module: str) -> bool:
     return importlib.util.find_spec(f".{module}", __package__) is not None
 
 
+class _Version(argparse.Action):
+    """Loads the extension only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        try:
+            from .. import _core
+        except ImportError as error:
+            build = f"extension: cannot be loaded: {error}"
+        else:
+            build = f"built by {_core.BUILD}\ninstruction sets: {', '.join(_core.available_isas())}; in use: {_core.isa()}"
+        print(f"turboquant-native {__version__} (Python {platform.python_version()}, {platform.system()} {platform.machine()})\n{build}")
+        parser.exit()
+
+
 def _parser(verb: str | None) -> argparse.ArgumentParser:
     """The parser; only the module of the verb that is asked for is imported."""
     parser = argparse.ArgumentParser(prog="tqn", description="Language models at 1 to 8 bits a weight.")
-    parser.add_argument("--version", action="version", version=f"turboquant-native {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version, the build and the instruction sets, and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
     for name, (module, line) in _VERBS.items():
         if _available(module):

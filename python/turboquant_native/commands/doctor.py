@@ -45,6 +45,7 @@ def examine() -> dict[str, Any]:
     return {
         **found,
         "extension": "loaded",
+        "build": _core.BUILD,
         "format_version": _core.FORMAT_VERSION,
         "cores": _core.cpu_count(),
         "isa": _core.isa(),
@@ -74,6 +75,6 @@ def run(args: argparse.Namespace) -> int:
             else:
                 print(f"{name:28} {', '.join(value) if isinstance(value, list) else value}")
     if found["extension"] != "loaded":
-        print("the extension is missing: install the package again, with a C++20 compiler at hand", file=sys.stderr)
+        print("the extension is missing: install the package again, from a wheel or with a C++20 compiler at hand", file=sys.stderr)
         return 1
     return 0

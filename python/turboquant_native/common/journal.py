@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .system import OPEN_PLAIN_FILE, lock_file
+
 
 @contextmanager
 def only_one_process(path: Path) -> Iterator[None]:
     """For one process at a time: the others that need the file `path` wait until it is made (or its maker has died)."""
-    fd = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    fd = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | OPEN_PLAIN_FILE, 0o644)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        lock_file(fd, wait=True)
         yield
     finally:
         os.close(fd)

@@ -1,27 +1,14 @@
-"""Memory: how much this process took, and how much it may still take."""
+"""Memory: how much this process may still take."""
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 import threading
 from pathlib import Path
 
+from .system import free_memory, peak_memory
+
 _CGROUPS = Path("/sys/fs/cgroup")
 _WATCH_SECONDS = 0.1
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes.
-
-    Linux's /proc where there is one: getrusage's figure starts from that of the process which forked this one.
-    """
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 class MemoryWatch:
@@ -70,15 +57,7 @@ def available_memory() -> int:
 
     Files that are only cached count as free. Where the system does not tell what is available: all the memory there is.
     """
-    return min([_system_free(), *_cgroup_free(_CGROUPS)])
-
-
-def _system_free() -> int:
-    try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([free_memory(), *_cgroup_free(_CGROUPS)])
 
 
 def _cgroup_free(root: Path) -> list[int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from .._core import FORMAT_VERSION, TILE_ROWS, GgufFile
+from ..common.system import CAN_REMOVE_OPEN_FILES, OPEN_PLAIN_FILE, lock_file, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -146,14 +146,6 @@ def _naming(path: Path) -> Iterator[None]:
         raise OutputError(error.errno or errno.EIO, f"cannot write {path}: {why}") from error
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 @contextlib.contextmanager
 def _warning(what: str) -> Iterator[None]:
     """An OSError inside is logged: the model file is in place already, and nothing that follows can take it back."""
@@ -180,7 +172,7 @@ def _open_own(path: Path) -> IO[bytes]:
     """A working file for reading and writing, without emptying it. What somebody else may have put there is refused: a link, a second name
     of another file, a FIFO."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | OPEN_PLAIN_FILE, 0o644)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OutputError(errno.ELOOP, f"cannot write {path}: it is a link; remove it") from None
@@ -198,7 +190,7 @@ def _open_locked(path: Path, target: Path) -> IO[bytes]:
     while True:
         stream = _open_own(path)
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(stream.fileno(), wait=False)
             if _is_file_at(stream, path):
                 return stream
         except BlockingIOError:
@@ -281,13 +273,16 @@ class _Spool:
 
     def close(self, remove: bool) -> None:
         try:
-            if remove:
+            if remove and CAN_REMOVE_OPEN_FILES:  # under the lock, so that no other writer loses its file
                 self._remove()
         finally:
             # After an error (a full disk) the buffers cannot be flushed, and need not be.
             for stream in (self._journal, self._data):
                 with contextlib.suppress(OSError):
                     stream.close()
+        if remove and not CAN_REMOVE_OPEN_FILES:
+            with contextlib.suppress(PermissionError):  # the next writer has them open already
+                self._remove()
 
     def _remove_unless_in_use(self, target: Path) -> None:
         """Undoes the beginning, wherever it was interrupted."""
@@ -420,7 +415,7 @@ class ContainerWriter:
                 raise OutputError(errno.EEXIST, f"cannot write {self.path}: {refusal}")
             os.replace(self._assembly, self.path)
         with _warning(f"{self.path} is written, but the system did not confirm that its name is on the disk"):
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         self._close(remove=True)
         return size
 
@@ -428,7 +423,7 @@ class ContainerWriter:
         planes = [plane for record in records for plane in record.planes]
         self._assembly.unlink(missing_ok=True)
         # Made here, because GGUFWriter would follow a link that somebody has put there.
-        os.close(os.open(self._assembly, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644))
+        os.close(os.open(self._assembly, os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN_PLAIN_FILE, 0o644))
         writer = GGUFWriter(self._assembly, self.architecture)
         try:
             self._write_header(writer, records, planes)

@@ -11,9 +11,16 @@ import sys
 from ..engine.tokenizer_json import TokenizerError
 
 _SECONDS, _BYTES = 20, 4 << 30
+_ENDED_BY_LIMITS = [getattr(signal, name) for name in ("SIGXCPU", "SIGKILL") if hasattr(signal, name)]
 _SCRIPT = f"""
-import resource, sys
-for limit, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, {_SECONDS}), (resource.RLIMIT_AS, {_BYTES})):
+import sys
+try:
+    import resource
+except ImportError:  # Windows: the parent's clock is the only limit
+    limits = ()
+else:
+    limits = ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, {_SECONDS}), (resource.RLIMIT_AS, {_BYTES}))
+for limit, value in limits:
     try:
         resource.setrlimit(limit, (value, value))
     except (ValueError, OSError):
@@ -51,7 +58,7 @@ def _verdict(serialized: str) -> str:
         return f"a few words took it more than {4 * _SECONDS} s"
     if done.returncode == 3:
         return done.stdout.decode("utf-8", "replace").strip() or "it failed"
-    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+    if -done.returncode in _ENDED_BY_LIMITS:
         return f"a few words took it more than {_SECONDS} s of computing"
     if done.returncode:
         return f"it brought its process down (status {done.returncode}): {done.stderr.decode('utf-8', 'replace').strip()[:200]}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.memory import peak_memory
+from ..common.system import peak_memory
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from .. import _core
 from ..common.errors import ConvertError
 from ..common.files import file_state
 from ..common.json_files import write_json
-from ..common.memory import peak_memory
 from ..common.progress import Progress, duration
+from ..common.system import peak_memory
 from ..convert.container import CALIBRATION_KEY, fill_calibration
 from ..convert.conversion import Options, check_target, fingerprint, make_plan, plain_rounding, write_model
 from ..convert.sources import Source
