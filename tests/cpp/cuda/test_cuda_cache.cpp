@@ -1,9 +1,9 @@
 // Caches in codes on the device: the integers against the scalar encoder, attention against the CPU's, the same bits for any batches of few
 // rows, and what is not finite.
-#include "cuda_check.h"
+#include "device_check.h"
 #include "format/cache.h"
 
-using namespace cuda_check;
+using namespace device_check;
 
 namespace {
 
@@ -92,7 +92,7 @@ bool skipped(const Case& c) { return small_cases() && c.rows > 140; }
 }  // namespace
 
 TEST("codes in the caches are those of the scalar encoder") {
-  const auto cuda = cuda_backend(Precision::f32);
+  const auto cuda = device_backend(Precision::f32);
   for (const Case& c : kCases) {
     if (skipped(c)) continue;
     const Result found = run(*cuda, c, Inputs(c), {33, 1, 7});
@@ -108,14 +108,14 @@ TEST("attention over codes: rows and prompts against the CPU") {
     const auto cpu = make_cpu_backend({.threads = 1, .precision = Precision::f32});
     const std::vector<float> expected = run(*cpu, c, in, {c.rows}).out;
     // Both multiply the same integers; a code next to a limit may be rounded the other way: a step of a few values that are averaged.
-    CHECK_NEAR(check::largest_difference(run(*cuda_backend(Precision::f32), c, in, {c.rows}).out, expected), 0, 0.02);
+    CHECK_NEAR(check::largest_difference(run(*device_backend(Precision::f32), c, in, {c.rows}).out, expected), 0, 0.02);
     // Prompts take queries in half precision, where the CPU has integers: scores are off by up to 1 %, of values up to 5.
-    CHECK_NEAR(check::largest_difference(run(*cuda_backend(Precision::int8), c, in, {c.rows}).out, expected), 0, 0.1);
+    CHECK_NEAR(check::largest_difference(run(*device_backend(Precision::int8), c, in, {c.rows}).out, expected), 0, 0.1);
   }
 }
 
 TEST("rows of decoding over codes: the same bits for any batches") {
-  const auto cuda = cuda_backend(Precision::f32);
+  const auto cuda = device_backend(Precision::f32);
   for (const Case& c : {Case{9, 3, 64, 8, 4, 600}, Case{2, 2, 128, 4, 4, 300}}) {
     if (skipped(c)) continue;
     const Inputs in(c);
@@ -130,7 +130,7 @@ TEST("caches in codes: what is not finite shows in the rows that read it") {
     const Case c{4, 2, 64, 8, 4, 80};
     Inputs in(c);
     (key ? in.k : in.v)[10 * 2 * 64 + 5] = NAN;  // of position 10, the first head
-    const std::vector<float> out = run(*cuda_backend(Precision::f32), c, in, {16}).out;
+    const std::vector<float> out = run(*device_backend(Precision::f32), c, in, {16}).out;
     for (int r = 0; r < c.rows; r++) CHECK_EQ(std::isnan(out[size_t(r * 4 * 64)]), r >= 10);
     for (const float x : {out[79 * 4 * 64 + 2 * 64], out[79 * 4 * 64 + 3 * 64]}) CHECK(!std::isnan(x));
   }
