@@ -41,6 +41,11 @@ def context(path: Path, device: str, precision: str = "f32", n_slots: int = 1) -
     return _core.Context(_core.Model(str(path), threads=1, precision=precision, device=device), n_ctx=N_TOKENS, n_slots=n_slots)
 
 
+def typical(rows: np.ndarray) -> float:
+    """The median over rows of a row's root mean square."""
+    return float(np.median(np.sqrt(np.mean(np.square(rows, dtype=np.float64), axis=1))))
+
+
 def logits_of(ctx: Any, reference: Reference, n_prompt: int = N_PROMPT, n_tokens: int = N_TOKENS) -> np.ndarray:
     """A prompt at once, then token by token."""
     prompt = ctx.eval(reference.tokens[:n_prompt], 0, logits="all")
@@ -60,14 +65,20 @@ def test_logits_equal_transformers(case: Case, references: References, tmp_path:
 
 @ONE_EACH
 def test_packed_weights_and_int8_inputs_equal_the_cpu(case: Case, references: References, tmp_path: Path) -> None:
-    """The same integers. Rotated values near the border of two steps, 1/127 of the largest, may be rounded otherwise; so are float sums."""
+    """Both round each input to 1/127 of the largest, and have the same integers behind it. Where the last bits of a value decide between two
+    steps, or two experts, they may choose otherwise, and a row then differs as two roundings of a model do. In short prompts that is rare;
+    long ones attend in half precision, so that many values do. No way is typically further from the float path than the CPU's."""
     if case.model_type in RECURRENT:
         pytest.skip("recurrent layers are refused")
     reference = references.of(case)
     bits = (1, 2, 3, 4, 6, 8)[len(case.name) % 6]
     path = convert(reference.folder, tmp_path / "out.gguf", bits=bits)
-    cpu, metal = (logits_of(context(path, device, "int8"), reference, n_tokens=N_PROMPT + 6) for device in ("cpu", "metal"))
-    assert np.isfinite(metal).all() and np.abs(metal - cpu).max() <= 0.03 * np.abs(cpu).max()
+    plain, cpu = (logits_of(context(path, "cpu", precision), reference, 12, 20) for precision in ("f32", "int8"))
+    rounding = typical(cpu - plain)
+    for n_prompt, allowed in ((12, 0.25), (20, 1.5)):
+        metal = logits_of(context(path, "metal", "int8"), reference, n_prompt, 20)
+        assert np.isfinite(metal).all() and np.abs(metal[0] - cpu[0]).max() <= 1e-5 * np.abs(cpu[0]).max()
+        assert typical(metal - cpu) <= allowed * rounding and typical(metal - plain) <= 1.25 * rounding
 
 
 @pytest.mark.parametrize("name", NAMES)
