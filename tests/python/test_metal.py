@@ -65,9 +65,12 @@ def test_logits_equal_transformers(case: Case, references: References, tmp_path:
 
 @ONE_EACH
 def test_packed_weights_and_int8_inputs_equal_the_cpu(case: Case, references: References, tmp_path: Path) -> None:
-    """Both round each input to 1/127 of the largest, and have the same integers behind it. Where the last bits of a value decide between two
-    steps, or two experts, they may choose otherwise, and a row then differs as two roundings of a model do. In short prompts that is rare;
-    long ones attend in half precision, so that many values do. No way is typically further from the float path than the CPU's."""
+    """Both round each input to 1/127 of the largest, and have the same integers behind it.
+
+    Where a value's last bits decide between two steps, or between two experts, they may choose otherwise, and what follows differs as two
+    roundings of a model do. In short prompts that is rare; long ones attend in half precision, so that many values do. No way is typically
+    further from the float path than the CPU's.
+    """
     if case.model_type in RECURRENT:
         pytest.skip("recurrent layers are refused")
     reference = references.of(case)
@@ -75,7 +78,7 @@ def test_packed_weights_and_int8_inputs_equal_the_cpu(case: Case, references: Re
     path = convert(reference.folder, tmp_path / "out.gguf", bits=bits)
     plain, cpu = (logits_of(context(path, "cpu", precision), reference, 12, 20) for precision in ("f32", "int8"))
     rounding = typical(cpu - plain)
-    for n_prompt, allowed in ((12, 0.25), (20, 1.5)):
+    for n_prompt, allowed in ((12, 0.6), (20, 1.5)):
         metal = logits_of(context(path, "metal", "int8"), reference, n_prompt, 20)
         assert np.isfinite(metal).all() and np.abs(metal[0] - cpu[0]).max() <= 1e-5 * np.abs(cpu[0]).max()
         assert typical(metal - cpu) <= allowed * rounding and typical(metal - plain) <= 1.25 * rounding
