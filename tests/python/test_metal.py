@@ -141,6 +141,20 @@ def test_what_is_not_there_is_refused_by_name(references: References, tmp_path: 
         _core.Model(str(path), device="metal:99")
 
 
+def test_a_forked_process_is_told_to_open_the_model_again(references: References, tmp_path: Path) -> None:
+    reference = references.of(named("llama-gqa"))
+    ctx = context(convert(reference.folder, tmp_path / "out.gguf", bits=4), "metal")
+    child = os.fork()
+    if child == 0:
+        try:
+            ctx.eval(reference.tokens[:2], 0)
+        except RuntimeError as error:
+            os._exit(0 if "forked" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert np.isfinite(ctx.eval(reference.tokens[:2], 0)).all()
+
+
 @pytest.mark.skipif(ON_DEVICE, reason="a Mac")
 def test_without_a_device_the_reason_is_given(references: References, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = convert(references.of(named("llama-gqa")).folder, tmp_path / "out.gguf", bits=4)
