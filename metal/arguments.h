@@ -26,6 +26,7 @@ TQ_CONSTANT uint32_t kMaxPrimes = 11;     // 3^10 < 65536 < 3^11
 TQ_CONSTANT uint32_t kAttentionThreads = 128;
 TQ_CONSTANT uint32_t kMaxHeadDim = 512, kMaxSplits = 32;
 TQ_CONSTANT uint32_t kRunThreads = 128, kRunQueries = 32, kRunKeys = 32, kMaxRunHeadDim = 128;  // of attend_runs
+TQ_CONSTANT uint32_t kCodedThreads = 64, kSpanPositions = 512;
 TQ_CONSTANT uint32_t kTopThreads = 256, kTopPiece = 2048;
 TQ_CONSTANT uint32_t kRouteThreads = 1024, kMaxExperts = 1024, kMaxRoutes = 4096, kMaxChoices = 32;
 
@@ -130,6 +131,19 @@ constexpr inline uint32_t queries_at_once(uint32_t d) { return d == 1 ? 4 : d ==
 struct AttentionArgs {
   uint32_t n_heads, n_kv_heads, head_dim, capacity, window, splits, flags, rope_dims;
   float scale, soft_cap;
+};
+// Caches in codes (format/cache.h), head_dim up to kMaxHeadDim; attention.splits: spans that partials have room for
+// store_codes           1 q  2 k  3 v  4 k_cache  5 v_cache  6 cos  7 sin  8 positions  9 slots  10 growth  11 signs  12 hartley
+//   13 q_codes (rows, n_heads, padded head_dim)  14 q_scale (rows, n_heads); leaves q, k and v rotated
+//   grid (n_heads + 2 n_kv_heads, rows) of 32
+// attend_coded_n{1,4}   1 q_codes  2 q_scale  3 k_cache  4 v_cache  5 positions  6 slots  7 partials (rows, n_heads, splits, head_dim + 2)
+//   grid (spans, n_kv_heads * ceil(heads of one / n), rows from first_row on) of kCodedThreads
+// finish_coded          1 q  2 k  3 v  4 positions  5 partials  6 sinks  7 signs  8 hartley  9 out
+//   grid (n_heads, rows from first_row on) of kCodedThreads
+struct CodedArgs {
+  AttentionArgs attention;
+  RotationArgs rotation;
+  uint32_t k_bits, v_bits, first_row;
 };
 // top  1 x (float: rows, n) or, with kGather, keys (rows, n, uint64)  2 keys out (rows, pieces, k)  3 best (rows, k) Candidate: kLast
 //   grid (ceil(n / kTopPiece), rows) of kTopThreads

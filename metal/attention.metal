@@ -1,4 +1,5 @@
 // Rotary embedding and cache writes; attention of single rows, as decoding and the float path need it.
+#include "rope.h"
 #include "softmax.h"
 
 namespace tq {
@@ -7,16 +8,6 @@ TQ_CONSTANT uint kKeyLanes = 8;                                    // lanes that
 TQ_CONSTANT uint kSimdKeys = 32 / kKeyLanes;                       // positions of a simdgroup at once
 TQ_CONSTANT uint kAttentionSimds = kAttentionThreads / 32;
 TQ_CONSTANT uint kGroupKeys = kAttentionSimds * kSimdKeys;
-
-// One head's vector by one simdgroup.
-inline void rope(constant AttentionArgs& a, device float* x, device const float* cos, device const float* sin, uint lane) {
-  const uint half_dims = a.rope_dims / 2;
-  for (uint i = lane; i < half_dims; i += 32) {
-    const uint first = (a.flags & kRopePairs) ? 2 * i : i, second = (a.flags & kRopePairs) ? 2 * i + 1 : i + half_dims;
-    const float u = x[first], v = x[second];
-    x[first] = u * cos[i] - v * sin[i], x[second] = u * sin[i] + v * cos[i];
-  }
-}
 
 // A lane owns elements 64 j + 8 l to 64 j + 8 l + 7 of a head for its l = lane % 8 and j < D.
 template <int D>

@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "common/fork_mutex.h"
+#include "format/cache.h"
 #include "program.h"
 
 namespace tq {
@@ -43,7 +44,8 @@ class MetalBackend final : public Backend {
   std::unique_ptr<Program> prepare(std::vector<Op> ops, int64_t max_rows) override {
     const auto lock = use();
     context_->device->wait();  // scratch may move
-    return std::make_unique<MetalProgram>(std::move(ops), max_rows, precision_, workspace_);
+    return std::make_unique<MetalProgram>(std::move(ops), max_rows, precision_, workspace_,
+                                          [&](int64_t dim) { return rotation(dim, tqn::cache::kRotationSeed); });
   }
   void run(Program& program, const Batch& batch) override {
     const auto lock = use();
@@ -51,6 +53,7 @@ class MetalBackend final : public Backend {
     static_cast<MetalProgram&>(program).run(batch);
   }
   bool has_f32_cache() const override { return true; }
+  bool has_coded_cache() const override { return true; }
   int64_t memory_bytes() const override { return context_->bytes; }
 
  private:

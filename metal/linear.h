@@ -27,7 +27,7 @@ struct Workspace {
   explicit Workspace(const ContextPtr& c) : context(c) {}
   const ContextPtr context;
   Allocation plain{context}, rotated{context}, quantized{context}, scale{context}, vectors{context}, partials{context};
-  Allocation states{context}, top{context}, routes{context};
+  Allocation states{context}, q_codes{context}, q_scale{context}, top{context}, routes{context};
   Allocation moe_x{context}, moe_gate{context}, moe_up{context}, moe_out{context}, moe_shared{context}, moe_logits{context},
       moe_shared_logits{context};
   Operand nothing() const { return {{context->nothing.get(), 0}, false}; }

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "format/cache.h"
+
 namespace tq::metal {
 namespace {
 
@@ -30,6 +32,13 @@ int64_t row_groups(const kernels::AttentionShape& s) {
   return s.n_kv_heads * pieces(s.n_heads / s.n_kv_heads, queries_at_once(uint32_t(head_blocks(s.head_dim))));
 }
 
+int64_t spans_of(int64_t positions) { return std::max<int64_t>(pieces(positions, kSpanPositions), 1); }
+// Rows that attend over codes at once: their spans' states take some memory.
+int64_t coded_rows(const AttentionOp& op) {
+  constexpr int64_t kMost = int64_t(64) << 20;
+  return std::max<int64_t>(kMost / (op.shape.n_heads * spans_of(op.capacity) * (op.shape.head_dim + 2) * 4), 1);
+}
+
 bool same_table(const RopeTable& a, const RopeTable& b) {
   return a.inv_freq == b.inv_freq && a.dims == b.dims && a.magnitude == b.magnitude;
 }
@@ -42,7 +51,7 @@ int64_t top_pieces(int64_t n) { return pieces(n, kTopPiece); }
 
 }  // namespace
 
-MetalProgram::MetalProgram(std::vector<Op> ops, int64_t max_rows, Precision precision, Workspace& workspace)
+MetalProgram::MetalProgram(std::vector<Op> ops, int64_t max_rows, Precision precision, Workspace& workspace, const RotationOf& rotation_of)
     : ops_(std::move(ops)),
       max_rows_(max_rows),
       precision_(precision),
@@ -51,6 +60,11 @@ MetalProgram::MetalProgram(std::vector<Op> ops, int64_t max_rows, Precision prec
       moe_(workspace, linear_),
       angles_(workspace.context),
       inputs_(workspace.context) {
+  for (const Op& op : ops_)
+    if (op.kind == Op::attention && op.attention_op.k_bits > 0) {
+      const int64_t dim = op.attention_op.shape.head_dim;
+      if (!rotations_[dim]) rotations_[dim] = rotation_of(dim);
+    }
   reserve();
 }
 
@@ -91,9 +105,12 @@ void MetalProgram::reserve() {
 
 void MetalProgram::reserve_attention(const AttentionOp& op) {
   const int64_t dim = op.shape.head_dim;
-  if (op.k_bits > 0) unsupported("a cache of " + std::to_string(op.k_bits) + " bits is not there yet: use float16 (type_k, type_v)");
   if (dim > int64_t(kMaxHeadDim)) unsupported("head size " + std::to_string(dim) + " is above " + std::to_string(kMaxHeadDim));
-  w_.states.reserve(std::min(max_rows_, kFewRows) * op.shape.n_heads * int64_t(kMaxSplits) * (dim + 2) * 4);
+  const int64_t state = op.shape.n_heads * (dim + 2) * 4;
+  if (op.k_bits == 0) return w_.states.reserve(std::min(max_rows_, kFewRows) * int64_t(kMaxSplits) * state);
+  w_.states.reserve(std::min(max_rows_, coded_rows(op)) * spans_of(op.capacity) * state);
+  w_.q_codes.reserve(max_rows_ * op.shape.n_heads * tqn::cache::padded(dim));
+  w_.q_scale.reserve(max_rows_ * op.shape.n_heads * 4);
 }
 
 void MetalProgram::stage(const Batch& b) {
@@ -243,34 +260,80 @@ uint32_t MetalProgram::attention_splits(const AttentionOp& op) const {
   return uint32_t(std::clamp<int64_t>(std::min<int64_t>(wanted, positions / kSplitPositions), 1, kMaxSplits));
 }
 
-void MetalProgram::encode(const AttentionOp& op) {
-  AttentionArgs a{};
+MetalProgram::AttentionLaunch MetalProgram::prepare(const AttentionOp& op) const {
+  const Bound nothing = w_.nothing().bound;
+  AttentionLaunch l{{},
+                    at(op.q),
+                    at(op.k),
+                    at(op.v),
+                    memory_of(*op.k_cache).at(),
+                    memory_of(*op.v_cache).at(),
+                    at(op.out),
+                    nothing,
+                    nothing,
+                    nothing,
+                    op.sinks ? memory_of(*op.sinks).at() : nothing};
+  AttentionArgs& a = l.args;
   const kernels::AttentionShape& s = op.shape;
   a.n_heads = uint32_t(s.n_heads), a.n_kv_heads = uint32_t(s.n_kv_heads), a.head_dim = uint32_t(s.head_dim);
   a.capacity = uint32_t(op.capacity), a.window = uint32_t(op.window), a.splits = 1, a.scale = s.scale, a.soft_cap = s.soft_cap;
-  const Bound nothing = w_.nothing().bound;
-  Bound cos = nothing, sin = nothing, growth = nothing;
   for (const Angles& t : tables_) {
     if (!op.rope.inv_freq || !same_table(t.table, op.rope)) continue;
-    cos = angles_.at(t.cos * 4), sin = angles_.at(t.sin * 4);
+    l.cos = angles_.at(t.cos * 4), l.sin = angles_.at(t.sin * 4);
     a.rope_dims = uint32_t(op.rope.dims), a.flags |= kRope | (op.rope.pairs ? kRopePairs : 0u);
   }
   for (const Growth& g : growths_)
-    if (op.growth.beta != 0 && same_growth(g.growth, op.growth)) growth = angles_.at(g.factors * 4), a.flags |= kGrowth;
+    if (op.growth.beta != 0 && same_growth(g.growth, op.growth)) l.growth = angles_.at(g.factors * 4), a.flags |= kGrowth;
   if (op.sinks) a.flags |= kSinks;
-  const Bound sinks = op.sinks ? memory_of(*op.sinks).at() : nothing;
-  const Bound q = at(op.q), k_cache = memory_of(*op.k_cache).at(), v_cache = memory_of(*op.v_cache).at(), out = at(op.out);
+  return l;
+}
+
+void MetalProgram::encode(const AttentionOp& op) {
+  AttentionLaunch l = prepare(op);
+  if (op.k_bits > 0)
+    attend_coded(op, l);
+  else
+    attend(op, l);
+}
+
+void MetalProgram::attend(const AttentionOp& op, AttentionLaunch& l) {
+  AttentionArgs& a = l.args;
   const std::string type = op.cache_f32 ? "f32" : "f16";
-  launch(*w_.context, "store_keys_" + type, a, {q, at(op.k), at(op.v), k_cache, v_cache, cos, sin, positions_, slots_, growth},
+  launch(*w_.context, "store_keys_" + type, a, {l.q, l.k, l.v, l.k_cache, l.v_cache, l.cos, l.sin, positions_, slots_, l.growth},
          {a.n_heads + a.n_kv_heads, uint32_t(rows_)}, 32);
   if (attends_by_runs(op))
-    return launch(*w_.context, s.head_dim <= 64 ? "attend_runs_64" : "attend_runs_128", a,
-                  {q, k_cache, v_cache, positions_, slots_, out, runs_at_, sinks}, {a.n_heads, uint32_t(runs_.size())}, kRunThreads);
+    return launch(*w_.context, a.head_dim <= 64 ? "attend_runs_64" : "attend_runs_128", a,
+                  {l.q, l.k_cache, l.v_cache, positions_, slots_, l.out, runs_at_, l.sinks}, {a.n_heads, uint32_t(runs_.size())},
+                  kRunThreads);
   a.splits = attention_splits(op);
-  launch(*w_.context, "attend_rows_" + type + "_d" + std::to_string(head_blocks(s.head_dim)), a,
-         {q, k_cache, v_cache, positions_, slots_, out, w_.states.at(), sinks}, {a.splits, uint32_t(row_groups(s)), uint32_t(rows_)},
-         kAttentionThreads);
-  if (a.splits > 1) launch(*w_.context, "attend_merge", a, {w_.states.at(), out, sinks}, {a.n_heads, uint32_t(rows_)}, 32);
+  launch(*w_.context, "attend_rows_" + type + "_d" + std::to_string(head_blocks(a.head_dim)), a,
+         {l.q, l.k_cache, l.v_cache, positions_, slots_, l.out, w_.states.at(), l.sinks},
+         {a.splits, uint32_t(row_groups(op.shape)), uint32_t(rows_)}, kAttentionThreads);
+  if (a.splits > 1) launch(*w_.context, "attend_merge", a, {w_.states.at(), l.out, l.sinks}, {a.n_heads, uint32_t(rows_)}, 32);
+}
+
+// Row by row, in fixed spans of positions: what a row gives does not depend on its batch.
+void MetalProgram::attend_coded(const AttentionOp& op, const AttentionLaunch& l) {
+  const Rotation& rotation = *rotations_.at(op.shape.head_dim);
+  CodedArgs c{};
+  c.attention = l.args, c.rotation = rotation.args, c.k_bits = uint32_t(op.k_bits), c.v_bits = uint32_t(op.v_bits);
+  c.attention.splits = uint32_t(spans_of(op.capacity));
+  const uint32_t heads = l.args.n_heads, kv_heads = l.args.n_kv_heads, queries = heads == kv_heads ? 1 : 4;
+  launch(*w_.context, "store_codes", c,
+         {l.q, l.k, l.v, l.k_cache, l.v_cache, l.cos, l.sin, positions_, slots_, l.growth, rotation.signs(), rotation.hartley(),
+          w_.q_codes.at(), w_.q_scale.at()},
+         {heads + 2 * kv_heads, uint32_t(rows_)}, 32);
+  const int32_t* positions = inputs_.data<int32_t>() + max_rows_;
+  const int64_t at_once = coded_rows(op), last = *std::max_element(positions, positions + rows_);
+  for (int64_t first = 0; first < rows_; first += at_once) {
+    const auto rows = uint32_t(std::min(at_once, rows_ - first));
+    c.first_row = uint32_t(first);
+    launch(*w_.context, "attend_coded_n" + std::to_string(queries), c,
+           {w_.q_codes.at(), w_.q_scale.at(), l.k_cache, l.v_cache, positions_, slots_, w_.states.at()},
+           {uint32_t(spans_of(last)), kv_heads * pieces(heads / kv_heads, queries), rows}, kCodedThreads);
+    launch(*w_.context, "finish_coded", c,
+           {l.q, l.k, l.v, positions_, w_.states.at(), l.sinks, rotation.signs(), rotation.hartley(), l.out}, {heads, rows}, kCodedThreads);
+  }
 }
 
 }  // namespace tq::metal

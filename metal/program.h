@@ -1,12 +1,16 @@
 // A prepared list of operations, encoded kernel by kernel for each pass.
 #pragma once
+#include <functional>
+
 #include "moe.h"
 
 namespace tq::metal {
 
 class MetalProgram final : public Program {
  public:
-  MetalProgram(std::vector<Op> ops, int64_t max_rows, Precision precision, Workspace& workspace);
+  // rotation_of: of vectors of a head's size in a cache of codes.
+  using RotationOf = std::function<std::shared_ptr<const Rotation>(int64_t)>;
+  MetalProgram(std::vector<Op> ops, int64_t max_rows, Precision precision, Workspace& workspace, const RotationOf& rotation_of);
   // Encodes one pass and waits for it.
   void run(const Batch& batch);
 
@@ -26,6 +30,14 @@ class MetalProgram final : public Program {
   void encode(const AttentionOp& op);
   void encode(const SoftCapOp& op);
   void encode(const TopOp& op);
+  // What attention's kernels share: their arguments, and what they read beside queries, keys and values.
+  struct AttentionLaunch {
+    metal_args::AttentionArgs args;
+    Bound q, k, v, k_cache, v_cache, out, cos, sin, growth, sinks;
+  };
+  AttentionLaunch prepare(const AttentionOp& op) const;
+  void attend(const AttentionOp& op, AttentionLaunch& l);
+  void attend_coded(const AttentionOp& op, const AttentionLaunch& l);
   bool attends_by_runs(const AttentionOp& op) const;
   uint32_t attention_splits(const AttentionOp& op) const;
 
@@ -47,6 +59,7 @@ class MetalProgram final : public Program {
   };
   std::vector<Angles> tables_;
   std::vector<Growth> growths_;
+  std::map<int64_t, std::shared_ptr<const Rotation>> rotations_;  // by head size
   Allocation angles_, inputs_;  // inputs_: tokens, positions, slots, output rows, runs: max_rows int32 (runs: pairs) each
   Bound tokens_, positions_, slots_, output_rows_, runs_at_;
   std::vector<Run> runs_;

@@ -3,6 +3,7 @@
 
 #include "attention.metal"
 #include "attention_runs.metal"
+#include "coded.metal"
 #include "dense.metal"
 #include "gemm.metal"
 #include "gemv.metal"

@@ -92,10 +92,10 @@ bool skipped(const Case& c) { return small_cases() && c.rows > 140; }
 }  // namespace
 
 TEST("codes in the caches are those of the scalar encoder") {
-  const auto cuda = device_backend(Precision::f32);
+  const auto device = device_backend(Precision::f32);
   for (const Case& c : kCases) {
     if (skipped(c)) continue;
-    const Result found = run(*cuda, c, Inputs(c), {33, 1, 7});
+    const Result found = run(*device, c, Inputs(c), {33, 1, 7});
     CHECK(found.k_tiles == encoded(CacheSide::key, c.k_bits, c, found.k));
     CHECK(found.v_tiles == encoded(CacheSide::value, c.v_bits, c, found.v));
   }
@@ -115,13 +115,13 @@ TEST("attention over codes: rows and prompts against the CPU") {
 }
 
 TEST("rows of decoding over codes: the same bits for any batches") {
-  const auto cuda = device_backend(Precision::f32);
+  const auto device = device_backend(Precision::f32);
   for (const Case& c : {Case{9, 3, 64, 8, 4, 600}, Case{2, 2, 128, 4, 4, 300}}) {
     if (skipped(c)) continue;
     const Inputs in(c);
-    const std::vector<float> whole = run(*cuda, c, in, {32}).out;
-    CHECK(run(*cuda, c, in, {1, 5, 17, 32}).out == whole);
-    CHECK(run(*cuda, c, in, {100}).out == whole);
+    const std::vector<float> whole = run(*device, c, in, {32}).out;
+    CHECK(run(*device, c, in, {1, 5, 17, 32}).out == whole);
+    CHECK(run(*device, c, in, {100}).out == whole);
   }
 }
 
