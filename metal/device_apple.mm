@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <map>
+#include <vector>
 
 #include "common/error.h"
 #include "device.h"
@@ -32,6 +33,9 @@ class ApplePipeline final : public Pipeline {
   const id<MTLComputePipelineState> state;
 };
 
+// Of a command buffer: the GPU begins while the rest of a pass is encoded, and the system does not take a long prompt for a hang.
+constexpr int kLaunchesAtOnce = 64;
+
 id<MTLBuffer> buffer_of(const Bound& b) { return static_cast<const AppleMemory*>(b.memory)->buffer; }
 
 class AppleDevice final : public Device {
@@ -39,8 +43,9 @@ class AppleDevice final : public Device {
   explicit AppleDevice(id<MTLDevice> device) : device_(device), queue_([device newCommandQueue]) {
     if (!queue_) throw Error(Cause::out_of_memory, name() + " gives no command queue");
   }
-  ~AppleDevice() override {
-    if (encoder_) [encoder_ endEncoding];
+  ~AppleDevice() override {  // nothing may still use memory that is freed after this
+    commit();
+    for (id<MTLCommandBuffer> command : committed_) [command waitUntilCompleted];
   }
 
   std::string name() const override { return text([device_ name]); }
@@ -85,6 +90,7 @@ class AppleDevice final : public Device {
       for (size_t i = 0; i < buffers.size(); i++)
         [encoder_ setBuffer:buffer_of(buffers[i]) offset:NSUInteger(buffers[i].offset) atIndex:i + 1];
       [encoder_ dispatchThreadgroups:MTLSizeMake(groups.x, groups.y, groups.z) threadsPerThreadgroup:MTLSizeMake(threads, 1, 1)];
+      if (++launches_ >= kLaunchesAtOnce) commit();
     }
   }
   void copy(Bound from, Bound to, int64_t bytes) override {
@@ -103,15 +109,15 @@ class AppleDevice final : public Device {
   }
   void wait() override {
     @autoreleasepool {
-      if (!command_) return;
-      if (encoder_) [encoder_ endEncoding];
-      id<MTLCommandBuffer> command = command_;
-      encoder_ = nil, command_ = nil;
-      [command commit];
-      [command waitUntilCompleted];
-      if ([command status] != MTLCommandBufferStatusError) return;
-      const bool memory = [[command error] code] == MTLCommandBufferErrorOutOfMemory;
-      throw Error(memory ? Cause::out_of_memory : Cause::unsupported, "device metal: " + name() + ": " + reason([command error]));
+      commit();
+      std::vector<id<MTLCommandBuffer>> all;
+      all.swap(committed_);
+      for (id<MTLCommandBuffer> command : all) {
+        [command waitUntilCompleted];
+        if ([command status] != MTLCommandBufferStatusError) continue;
+        const bool memory = [[command error] code] == MTLCommandBufferErrorOutOfMemory;
+        throw Error(memory ? Cause::out_of_memory : Cause::unsupported, "device metal: " + name() + ": " + reason([command error]));
+      }
     }
   }
 
@@ -121,6 +127,15 @@ class AppleDevice final : public Device {
     if (!command_) command_ = [queue_ commandBuffer];
     if (command_ && !encoder_) encoder_ = [command_ computeCommandEncoder];
     if (!encoder_) throw Error(Cause::out_of_memory, "device metal: " + name() + " gives no command encoder");
+  }
+
+  // Hands over what was encoded; buffers of one queue are carried out in order.
+  void commit() {
+    if (!command_) return;
+    if (encoder_) [encoder_ endEncoding];
+    [command_ commit];
+    committed_.push_back(command_);
+    encoder_ = nil, command_ = nil, launches_ = 0;
   }
 
   void compile_library() {
@@ -150,8 +165,10 @@ class AppleDevice final : public Device {
   const id<MTLCommandQueue> queue_;
   id<MTLLibrary> library_ = nil;
   std::map<std::string, std::unique_ptr<ApplePipeline>> pipelines_;
+  std::vector<id<MTLCommandBuffer>> committed_;
   id<MTLCommandBuffer> command_ = nil;
   id<MTLComputeCommandEncoder> encoder_ = nil;
+  int launches_ = 0;  // of command_
 };
 
 }  // namespace

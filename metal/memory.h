@@ -73,5 +73,8 @@ struct MetalBuffer final : Buffer {
   Allocation memory;
 };
 inline const Allocation& memory_of(const Buffer& buffer) { return static_cast<const MetalBuffer&>(buffer).memory; }
+inline Bound at(const Plane& plane) { return memory_of(*plane.buffer).at(); }
+
+[[noreturn]] inline void unsupported(const std::string& what) { throw Error(Cause::unsupported, "device metal: " + what); }
 
 }  // namespace tq::metal

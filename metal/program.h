@@ -6,6 +6,11 @@
 
 namespace tq::metal {
 
+inline bool same_table(const RopeTable& a, const RopeTable& b) {
+  return a.inv_freq == b.inv_freq && a.dims == b.dims && a.magnitude == b.magnitude;
+}
+inline bool same_growth(const QueryGrowth& a, const QueryGrowth& b) { return a.beta == b.beta && a.length == b.length; }
+
 class MetalProgram final : public Program {
  public:
   // rotation_of: of vectors of a head's size in a cache of codes.

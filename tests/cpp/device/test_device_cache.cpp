@@ -87,7 +87,7 @@ const Case kCases[] = {{4, 4, 64, 8, 8, 130},      {9, 3, 64, 8, 4, 700}, {8, 2,
                        {14, 2, 64, 4, 8, 200, 20}, {2, 1, 80, 8, 4, 140}, {4, 2, 96, 4, 4, 130, 30}, {3, 3, 24, 8, 8, 70},
                        {2, 2, 192, 8, 4, 65},      {6, 1, 128, 8, 8, 600}};
 
-bool skipped(const Case& c) { return small_cases() && c.rows > 140; }
+bool skipped(const Case& c) { return small_cases() && c.rows * c.heads > 1100; }
 
 }  // namespace
 
@@ -116,7 +116,7 @@ TEST("attention over codes: rows and prompts against the CPU") {
 
 TEST("rows of decoding over codes: the same bits for any batches") {
   const auto device = device_backend(Precision::f32);
-  for (const Case& c : {Case{9, 3, 64, 8, 4, 600}, Case{2, 2, 128, 4, 4, 300}}) {
+  for (const Case& c : {Case{9, 3, 64, 8, 4, 600}, Case{2, 2, 128, 4, 4, 300}, Case{2, 1, 64, 8, 4, 530}}) {
     if (skipped(c)) continue;
     const Inputs in(c);
     const std::vector<float> whole = run(*device, c, in, {32}).out;
