@@ -220,7 +220,6 @@ kernel void attend_coded(constant CodedArgs& c [[buffer(0)]], device const int8_
         }
       }
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
   }
   TQ_UNROLL
   for (int g = 0; g < N; g++) {
