@@ -65,8 +65,9 @@ test-cpp: $(TOOLS)
 	$(CTEST) -j 2 --test-dir $(BUILD) --output-on-failure
 
 TEST_PROCESSES ?= 2
+METAL_EMULATOR = $(wildcard $(CURDIR)/$(BUILD)/tests/metal/libtq_metal_emulator.so)
 test-python: $(BIN)/.tested-with $(MODEL_DIR)/smollm2.gguf
-	TQ_SMOLLM2=$(CURDIR)/$(MODEL_DIR)/smollm2.gguf $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile tests/python
+	TQ_TEST_METAL_EMULATOR=$(METAL_EMULATOR) TQ_SMOLLM2=$(CURDIR)/$(MODEL_DIR)/smollm2.gguf $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile tests/python
 
 # Memory errors and undefined behaviour, in the tests and in what the fuzzers make up (clang: it has libFuzzer). One build serves both.
 FUZZ_SECONDS ?= 600
@@ -116,7 +117,7 @@ wheels:
 lint: $(BIN)/.tested-with
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r tests/lint-requirements.txt
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	git ls-files 'cpp/*.h' 'cpp/*.cpp' 'tests/cpp/*.cpp' 'tests/cpp/*.h' 'tests/fuzz/*.cpp' 'tests/fuzz/*.h' 'benchmarks/*.cpp' 'cuda/*.cu' 'cuda/*.cuh' 'cuda/*.h' 'cuda/*.cpp' 'metal/*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
+	git ls-files 'cpp/*.h' 'cpp/*.cpp' 'tests/cpp/*.cpp' 'tests/cpp/*.h' 'tests/fuzz/*.cpp' 'tests/fuzz/*.h' 'benchmarks/*.cpp' 'cuda/*.cu' 'cuda/*.cuh' 'cuda/*.h' 'cuda/*.cpp' 'metal/*.cpp' 'metal/*.h' 'tests/metal/*.cpp' 'tests/metal/*.h' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy python/turboquant_native
 	$(BIN)/actionlint
 	$(BIN)/python -m mypy.stubtest turboquant_native._core --allowlist tests/stubtest-allowlist.txt

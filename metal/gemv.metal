@@ -3,15 +3,15 @@
 // most 1024 of them, each below 2^14.
 #include "arguments.h"
 #include "decode.h"
-#include "linear.h"
+#include "epilogue.h"
 
 namespace tq {
 
-TQN_VALUE uint kTileQuads = 4;                                // lanes of a tile
-TQN_VALUE uint kLaneRows = tqn::kTileRows / kTileQuads;       // rows of a lane
-TQN_VALUE uint kSimdTiles = 32 / kTileQuads;                  // tiles of a simdgroup
-TQN_VALUE uint kGemvSimds = kGemvThreads / 32;
-TQN_VALUE uint kStepTiles = kGemvSimds * kSimdTiles;
+TQ_CONSTANT uint kTileQuads = 4;                                // lanes of a tile
+TQ_CONSTANT uint kLaneRows = tqn::kTileRows / kTileQuads;       // rows of a lane
+TQ_CONSTANT uint kSimdTiles = 32 / kTileQuads;                  // tiles of a simdgroup
+TQ_CONSTANT uint kGemvSimds = kGemvThreads / 32;
+TQ_CONSTANT uint kStepTiles = kGemvSimds * kSimdTiles;
 static_assert(kStepTiles * tqn::kTileCols == kGemvStepColumns, "a step of a thread-group");
 static_assert(tqn::kMaxInputs / kGemvStepColumns * tqn::kTileCols * 127 * 128 < (1 << 24), "sums of a lane are exact in float");
 
@@ -113,13 +113,6 @@ inline float sum_quad(float x) {
   return x + simd_shuffle_xor(x, 2);
 }
 
-#define TQ_GEMV_BUFFERS                                                                                                                \
-  constant LinearArgs &a [[buffer(0)]], device const uchar *codes [[buffer(1)]], device const half *row_scale [[buffer(2)]],           \
-      device const int8_t *codebook [[buffer(3)]], device const uchar *x [[buffer(4)]], device const float *x_scale [[buffer(5)]],     \
-      device float *y [[buffer(6)]], device const float *bias [[buffer(7)]], device const int *out_ptr [[buffer(8)]],                  \
-      device const uchar *out_col [[buffer(9)]], device const half *out_val [[buffer(10)]], device const float *plain [[buffer(11)]], \
-      device int *partials [[buffer(12)]]
-
 // Finishes row i of a strip for one token; four lanes do it together.
 template <bool Whole>
 inline void finish_row(constant LinearArgs& a, uint row, uint r, typename Inputs<Whole>::Sum sum, uint part, device const half* row_scale,
@@ -141,7 +134,7 @@ inline void finish_row(constant LinearArgs& a, uint row, uint r, typename Inputs
 using namespace tq;
 
 template <int K, int M, bool Whole>
-kernel void gemv(TQ_GEMV_BUFFERS, TQ_IDS) {
+kernel void gemv(TQ_PACKED_BUFFERS, TQ_IDS) {
   typedef typename Inputs<Whole>::Sum Sum;
   TQ_SHARED(half, table, table_halves(K));
   TQ_SHARED(Sum, sums, kGemvSimds * M * tqn::kTileRows);
@@ -165,7 +158,7 @@ kernel void gemv(TQ_GEMV_BUFFERS, TQ_IDS) {
 
 // Adds the parts of split rows.
 template <bool Whole>
-kernel void finish(TQ_GEMV_BUFFERS, TQ_IDS) {
+kernel void finish(TQ_PACKED_BUFFERS, TQ_IDS) {
   typedef typename Inputs<Whole>::Sum Sum;
   const uint part = tid % kTileQuads, r = group.x * tqn::kTileRows + tid / kTileQuads, row = group.z;
   Sum sum = 0;

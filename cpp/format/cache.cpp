@@ -20,14 +20,6 @@ Place place_of(CacheSide side, int bits, int64_t c, int lane) {
   return {value_byte(bits, c, lane), bits == 4 && value_in_upper_half(c)};
 }
 
-int nearest_level(float x) {
-  constexpr float kMiddle[7] = {12, 24.5f, 37.5f, 51, 66.5f, 85.5f, 111.5f};  // between the positive levels
-  const float magnitude = std::fabs(x);
-  int step = 0;
-  for (const float middle : kMiddle) step += magnitude > middle;
-  return x < 0 ? kLevels / 2 - 1 - step : kLevels / 2 + step;
-}
-
 void put_scale(int bits, float scale, int head_dim, int lane, uint8_t* tile) {
   const uint16_t half = f32_to_f16(scale);
   std::memcpy(tile + code_bytes(bits, head_dim) + 2 * lane, &half, sizeof half);

@@ -49,47 +49,6 @@ TQN_FN uint64_t strip_bytes(uint64_t n_in, int k) { return tiles_per_strip(n_in)
 TQN_FN uint64_t tile_offset(uint64_t strip, uint64_t tile, uint64_t n_in, int k) {
   return strip * strip_bytes(n_in, k) + tile * tile_bytes(k);
 }
-TQN_FN int step_of(int row_in_tile, int col_in_tile) { return kLaneSteps * (row_in_tile % 8 * kTileCols + col_in_tile) + row_in_tile / 8; }
-TQN_FN int row_of_step(int t) { return t % kLaneSteps * 8 + t / (kLaneSteps * kTileCols); }
-TQN_FN int col_of_step(int t) { return t / kLaneSteps % kTileCols; }
-// Where byte b of a tile's circular string stands.
-TQN_FN int place_of_byte(int k, int b) { return b % k * kTileLanes + b / k % kTileLanes; }
-
-// `bits` <= 12 bits of a tile's circular bit string from bit `start` (0 <= start < 256k).
-TQN_FN uint32_t tile_bits(const uint8_t* tile, int k, int start, int bits) {
-  const int b = start >> 3;
-  const uint32_t three =
-      uint32_t(tile[place_of_byte(k, b)]) | uint32_t(tile[place_of_byte(k, b + 1)]) << 8 | uint32_t(tile[place_of_byte(k, b + 2)]) << 16;
-  return (three >> (start & 7)) & ((1u << bits) - 1);
-}
-TQN_FN uint32_t window(const uint8_t* tile, int k, int step) { return tile_bits(tile, k, k * step, k == 6 ? 6 : kWindowBits); }
-
-struct WindowNibbles {
-  uint32_t window;
-  template <int B>
-  TQN_FN int operator()(Bit<B>) const {
-    return int(window >> B & 15);
-  }
-};
-template <int K>
-TQN_FN int window_value(uint32_t window, const int8_t* codebook) {
-  const Indices<int> at = table_indices<K>(WindowNibbles{window});
-  return codebook[at.first % kTableSize] + codebook[kTableSize + at.second % kTableSize] - offset(K);
-}
-// The value of a 12-bit window, k = 1 .. 4.
-TQN_FN int window_value(int k, uint32_t window, const int8_t* codebook) {
-  return k == 1   ? window_value<1>(window, codebook)
-         : k == 2 ? window_value<2>(window, codebook)
-         : k == 3 ? window_value<3>(window, codebook)
-                  : window_value<4>(window, codebook);
-}
-
-// The int8 value of one step.
-TQN_FN int value(const uint8_t* tile, int k, int step, const int8_t* codebook) {
-  if (k == 8) return int8_t(tile[place_of_byte(k, step)]);
-  const uint32_t w = window(tile, k, step);
-  return k == 6 ? codebook[w] : window_value(k, w, codebook);
-}
 
 // Byte counts of a matrix's planes, or false where n_out, n_in or k are unusable or a product would wrap.
 struct PlaneBytes {

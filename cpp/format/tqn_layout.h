@@ -6,6 +6,7 @@
 #include <metal_stdlib>
 #define TQN_FN constexpr inline
 #define TQN_VALUE static constant constexpr const
+#define TQN_MEMORY device
 #else
 #include <stddef.h>
 #include <stdint.h>
@@ -15,6 +16,7 @@
 #define TQN_FN constexpr inline
 #endif
 #define TQN_VALUE inline constexpr
+#define TQN_MEMORY
 #endif
 
 namespace tqn {
@@ -88,5 +90,48 @@ struct TableIndices<4> {
 };
 // Bits from a step's first that TableIndices looks at.
 TQN_FN int reach(int k) { return k == 3 ? 13 : kWindowBits; }
+
+// Addressing in a tile. k is a valid format everywhere below.
+TQN_FN int step_of(int row_in_tile, int col_in_tile) { return kLaneSteps * (row_in_tile % 8 * kTileCols + col_in_tile) + row_in_tile / 8; }
+TQN_FN int row_of_step(int t) { return t % kLaneSteps * 8 + t / (kLaneSteps * kTileCols); }
+TQN_FN int col_of_step(int t) { return t / kLaneSteps % kTileCols; }
+// Where byte b of a tile's circular string stands.
+TQN_FN int place_of_byte(int k, int b) { return b % k * kTileLanes + b / k % kTileLanes; }
+
+// `bits` <= 12 bits of a tile's circular bit string from bit `start` (0 <= start < 256k).
+TQN_FN uint32_t tile_bits(TQN_MEMORY const uint8_t* tile, int k, int start, int bits) {
+  const int b = start >> 3;
+  const uint32_t three =
+      uint32_t(tile[place_of_byte(k, b)]) | uint32_t(tile[place_of_byte(k, b + 1)]) << 8 | uint32_t(tile[place_of_byte(k, b + 2)]) << 16;
+  return (three >> (start & 7)) & ((1u << bits) - 1);
+}
+TQN_FN uint32_t window(TQN_MEMORY const uint8_t* tile, int k, int step) { return tile_bits(tile, k, k * step, k == 6 ? 6 : kWindowBits); }
+
+struct WindowNibbles {
+  uint32_t window;
+  template <int B>
+  TQN_FN int operator()(Bit<B>) const {
+    return int(window >> B & 15);
+  }
+};
+template <int K>
+TQN_FN int window_value(uint32_t window, TQN_MEMORY const int8_t* codebook) {
+  const Indices<int> at = TableIndices<K>::of(WindowNibbles{window});
+  return codebook[at.first % kTableSize] + codebook[kTableSize + at.second % kTableSize] - offset(K);
+}
+// The value of a 12-bit window, k = 1 .. 4.
+TQN_FN int window_value(int k, uint32_t window, TQN_MEMORY const int8_t* codebook) {
+  return k == 1   ? window_value<1>(window, codebook)
+         : k == 2 ? window_value<2>(window, codebook)
+         : k == 3 ? window_value<3>(window, codebook)
+                  : window_value<4>(window, codebook);
+}
+
+// The int8 value of one step.
+TQN_FN int value(TQN_MEMORY const uint8_t* tile, int k, int step, TQN_MEMORY const int8_t* codebook) {
+  if (k == 8) return int8_t(tile[place_of_byte(k, step)]);
+  const uint32_t w = window(tile, k, step);
+  return k == 6 ? codebook[w] : window_value(k, w, codebook);
+}
 
 }  // namespace tqn

@@ -173,7 +173,7 @@ class Context:
     def __init__(self, model: Model, *, n_ctx: int = 0, n_slots: int = 1, n_batch: int = 512, cache: str = "auto") -> None:
         """n_ctx: positions a slot, 0: the model's.
 
-        cache: "f16", "f32", codes of 8 or 4 bits for keys and values ("k8v8", "k8v4", "k4v8", "k4v4"; CPU), or "auto" (f32 where precision
+        cache: "f16", "f32", codes of 8 or 4 bits for keys and values ("k8v8", "k8v4", "k4v8", "k4v4"), or "auto" (f32 where precision
         is "f32" and the device can).
         """
     @property

@@ -47,6 +47,10 @@ struct Linear {
     if (splits > 1) launch("gemv_finish", {strips(), 1, uint32_t(rows)}, kGemvThreads, order);
   }
 
+  void gemm(shim::Order order) {
+    launch("gemm_k" + std::to_string(matrix.view().k), {strips(), uint32_t((rows + kGemmTokens - 1) / kGemmTokens)}, kGemmThreads, order);
+  }
+
   // The oracle's y in double, and what float arithmetic may differ by.
   void check(const char* what) const {
     const TqnMatrix w = matrix.view();
@@ -118,6 +122,38 @@ TEST("gemv: the largest sums are exact") {
   std::fill(linear.x.begin(), linear.x.end(), int8_t(-127));
   linear.gemv(1, 1, shim::Order::ascending);
   linear.check("largest");
+}
+
+TEST("gemm: all formats, odd shapes, numbers of tokens, in both orders of lanes; residual, bias, alpha") {
+  for (const int k : tests::kFormats)
+    for (const Shape shape : {Shape{1, 4}, Shape{65, 36}, Shape{130, 260}})
+      for (const int rows : {1, 17, 33})
+        for (const auto order : {shim::Order::ascending, shim::Order::descending}) {
+          if (rows == 17 && shape.n_in == 260) continue;
+          Linear linear(shape, k, rows, rows > 1);
+          if (rows == 17) linear.args.flags |= kAdd | kBias, linear.args.alpha = -.75f;
+          linear.gemm(order);
+          linear.check("gemm");
+        }
+}
+
+// Sums above 2^24: as floats they would have lost their last bits on the way.
+TEST("gemm: the largest sums are exact") {
+  Linear linear({64, 2116}, 8, 2, false);
+  for (auto& code : linear.matrix.codes) code = uint8_t(100 + code % 28);
+  for (auto& x : linear.x) x = int8_t(127 - (x & 15));
+  std::fill(linear.matrix.row_scale.begin(), linear.matrix.row_scale.end(), f32_to_f16(1));
+  std::fill(linear.x_scale.begin(), linear.x_scale.end(), 1.f);
+  linear.args.scale = 1;
+  linear.gemm(shim::Order::ascending);
+  std::vector<int32_t> acc(64);
+  for (int64_t row = 0; row < 2; row++) {
+    reference::accumulate(linear.matrix.view(), linear.x.data() + row * 2116, acc.data());
+    for (size_t r = 0; r < 64; r++) {
+      CHECK(acc[r] > 1 << 24);
+      CHECK_EQ(linear.y[size_t(row * linear.args.y_stride + 2) + r], float(acc[r]));
+    }
+  }
 }
 
 TEST("gemvf: float inputs") {

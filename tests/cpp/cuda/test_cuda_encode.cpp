@@ -1,8 +1,8 @@
 // The device's encoder against the oracle's: the same codes.
 #include "backend/cuda_library.h"
-#include "cuda_check.h"
+#include "device_check.h"
 
-using namespace cuda_check;
+using namespace device_check;
 
 namespace {
 
@@ -23,13 +23,13 @@ void check_tiles(int k, float deviation) {
 }  // namespace
 
 TEST("codes are the oracle's for every trellis format") {
-  (void)cuda_backend(Precision::int8);
+  (void)device_backend(Precision::int8);
   for (const int k : {1, 2, 3, 4})
     for (const float deviation : {0.f, 1.f, 5.f, 10.f, 1000.f}) check_tiles(k, deviation);
 }
 
 TEST("formats without a trellis are refused by name") {
-  (void)cuda_backend(Precision::int8);
+  (void)device_backend(Precision::int8);
   const float x[tqn::kTileSteps] = {};
   uint8_t codes[256];
   CHECK_THROWS(cuda_library().encode(0, x, 1, 6, reference::default_codebook(6).data(), codes), Cause::unsupported, "encoding at 6 bits");

@@ -1,4 +1,5 @@
-// What the CUDA tests share: random packed matrices and the two backends. Without a device the process says so and exits with 77 (skipped).
+// What the tests of GPU backends share: random packed matrices and the two backends. Without a device the process says so and exits with 77
+// (skipped).
 #pragma once
 #include <cstdlib>
 #include <random>
@@ -7,18 +8,24 @@
 #include "check.h"
 #include "format/reference.h"
 
-namespace cuda_check {
+namespace device_check {
 
 using namespace tq;
 
-inline std::unique_ptr<Backend> cuda_backend(Precision precision) {
-  static const std::string status = cuda_status();
-  if (status.starts_with("available: ")) return make_cuda_backend({.precision = precision});
-  std::printf("skipped: no CUDA device (%s)\n", status.c_str());
+// TQ_TEST_DEVICE, from CMake: cuda or metal.
+#define TQ_NAME_OF(device) TQ_NAME(device)
+#define TQ_NAME(device) #device
+#define TQ_FUNCTION_OF(prefix, device, suffix) TQ_JOIN(prefix, device, suffix)
+#define TQ_JOIN(prefix, device, suffix) prefix##device##suffix
+inline const std::string kDevice = TQ_NAME_OF(TQ_TEST_DEVICE);
+inline std::unique_ptr<Backend> device_backend(Precision precision) {
+  static const std::string status = TQ_FUNCTION_OF(, TQ_TEST_DEVICE, _status)();
+  if (status.starts_with("available: ")) return TQ_FUNCTION_OF(make_, TQ_TEST_DEVICE, _backend)({.precision = precision});
+  std::printf("skipped: no device (%s)\n", status.c_str());
   std::exit(77);
 }
 
-// Fewer and smaller cases, for checkers that slow a kernel down a hundredfold.
+// Fewer and smaller cases, for checkers and emulators that slow a kernel down a hundredfold.
 inline bool small_cases() { return std::getenv("TQ_TEST_SMALL") != nullptr; }
 
 struct Random {
@@ -113,4 +120,4 @@ struct Rows {
   Batch batch() const { return {tokens, positions, slots, outputs}; }
 };
 
-}  // namespace cuda_check
+}  // namespace device_check

@@ -1,7 +1,7 @@
 // Every other operation, and a small model's whole list of them, on the device against the CPU backend.
-#include "cuda_check.h"
+#include "device_check.h"
 
-using namespace cuda_check;
+using namespace device_check;
 
 namespace {
 
@@ -9,7 +9,7 @@ namespace {
 template <class Make>
 double difference(Precision precision, const Rows& rows, int runs, Make&& make) {
   std::vector<float> results[2];
-  const std::unique_ptr<Backend> backends[2] = {make_cpu_backend({.threads = 1, .precision = precision}), cuda_backend(precision)};
+  const std::unique_ptr<Backend> backends[2] = {make_cpu_backend({.threads = 1, .precision = precision}), device_backend(precision)};
   for (int i = 0; i < 2; i++) {
     auto model = make(*backends[i]);
     const auto program = backends[i]->prepare(model.ops, int64_t(rows.tokens.size()));
@@ -47,7 +47,7 @@ double attention_difference(const AttentionCase& c, Precision precision) {
   for (int i = 0; i < dims / 2; i++) inv_freq.push_back(std::pow(10000.f, -2.f * float(i) / float(dims)));
   const bool f32 = precision == Precision::f32;
   std::vector<float> results[2];
-  const std::unique_ptr<Backend> backends[2] = {make_cpu_backend({.threads = 1, .precision = precision}), cuda_backend(precision)};
+  const std::unique_ptr<Backend> backends[2] = {make_cpu_backend({.threads = 1, .precision = precision}), device_backend(precision)};
   for (int i = 0; i < 2; i++) {
     Backend& b = *backends[i];
     const BufferPtr k_cache = b.allocate(2 * kv_width * capacity * 4), v_cache = b.allocate(2 * kv_width * capacity * 4);
@@ -287,7 +287,7 @@ double largest(const std::vector<float>& x) {
 // 40 rows go through the host, which sorts them by expert; up to 32 stay on the device. Both multiply the same int8 values, so that only
 // the order in which a row's experts are added differs.
 TEST("few rows choose their experts on the device, with the result of the way through the host") {
-  const auto b = cuda_backend(Precision::int8), cpu = make_cpu_backend({.threads = 1, .precision = Precision::int8});
+  const auto b = device_backend(Precision::int8), cpu = make_cpu_backend({.threads = 1, .precision = Precision::int8});
   Mixture mixtures[] = {{5, 2, false, true}, {5, 5, true, false}, {70, 8, true, true}, {1, 1, false, true}, {6, 2, false, true}};
   mixtures[4].biased = true;
   for (const Mixture& m : mixtures) {
@@ -306,7 +306,7 @@ TEST("few rows choose their experts on the device, with the result of the way th
 }
 
 TEST("a router's ties go to the lower expert") {
-  const auto b = cuda_backend(Precision::int8), cpu = make_cpu_backend({.threads = 1, .precision = Precision::int8});
+  const auto b = device_backend(Precision::int8), cpu = make_cpu_backend({.threads = 1, .precision = Precision::int8});
   Mixture m(40, 3, false, true);
   std::fill(m.router->f32.begin(), m.router->f32.end(), 0.f);
   Random random{3};
@@ -315,7 +315,7 @@ TEST("a router's ties go to the lower expert") {
 }
 
 TEST("the best tokens of each output row") {
-  const auto b = cuda_backend(Precision::int8);
+  const auto b = device_backend(Precision::int8);
   for (const int width : {1, 3, 96, 4096, 4097, 128256, 300000})
     for (const int rows : {1, 3, 33}) {
       if (small_cases() && width * rows > 20000) continue;
@@ -353,15 +353,15 @@ TEST("the best tokens of each output row") {
 }
 
 TEST("running out of memory is an error, and the backend goes on") {
-  const auto b = cuda_backend(Precision::int8);
-  CHECK_THROWS(b->allocate(int64_t(1) << 45), Cause::out_of_memory, "device cuda: cannot allocate");
+  const auto b = device_backend(Precision::int8);
+  CHECK_THROWS(b->allocate(int64_t(1) << 45), Cause::out_of_memory, ("device " + kDevice + ": cannot allocate").c_str());
   const std::vector<float> x(100, 1.5f);
   TestPlane plane(*b, x, 100);
   CHECK(read(*b, *plane.buffer) == x);
 }
 
 TEST("copies stay within the device, and each backend counts its own memory") {
-  const auto b = cuda_backend(Precision::int8), other = cuda_backend(Precision::int8);
+  const auto b = device_backend(Precision::int8), other = device_backend(Precision::int8);
   Random random{8};
   const std::vector<float> x = random.normals(100);
   std::vector<float> expected(200);

@@ -1,0 +1,22 @@
+# Puts the kernels' source together, as Metal compiles it at run time: shared headers in order, then the kernels; of includes only the
+# standard library's stays. Gives `text_file` (for the syntax check) and `cpp_file` (for the backend).
+function(tq_metal_source text_file cpp_file)
+  set(root ${PROJECT_SOURCE_DIR})
+  file(GLOB kernels CONFIGURE_DEPENDS ${root}/metal/*.metal)
+  set(headers ${root}/cpp/format/tqn_layout.h ${root}/cpp/format/cache_layout.h)
+  foreach(name arguments kernel block elements epilogue decode rotate rope softmax)
+    list(APPEND headers ${root}/metal/${name}.h)
+  endforeach()
+  set(all "")
+  foreach(file ${headers} ${kernels})
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
+    file(READ ${file} text)
+    string(REGEX REPLACE "#include \"[^\n]*\n" "" text "${text}")
+    string(REGEX REPLACE "#pragma once\n" "" text "${text}")
+    string(APPEND all "${text}\n")
+  endforeach()
+  file(CONFIGURE OUTPUT ${text_file} CONTENT "${all}" @ONLY)
+  set(declaration "const char* const kKernelsSource")
+  file(CONFIGURE OUTPUT ${cpp_file} CONTENT
+       "namespace tq::metal {\nextern ${declaration};\n${declaration} = R\"TQ_METAL(${all})TQ_METAL\";\n}  // namespace tq::metal\n" @ONLY)
+endfunction()
