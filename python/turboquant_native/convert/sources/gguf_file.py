@@ -19,7 +19,7 @@ from ..hyperparameters import hyperparameters_of_gguf
 from ..pooling import embedding_keys_of_gguf
 from ..rope import check_rope_factors
 from ..tokenizer import tokenizer_of_gguf
-from .base import Source
+from .base import Piece, Source
 from .safetensors_file import widen_bf16
 
 # Stored, but recomputed by every engine.
@@ -120,8 +120,10 @@ class GgufSource(Source):
             if name.startswith("rope_f"):
                 check_rope_factors(str(self.path), name, self.read(name))
 
-    def read(self, name: str) -> NDArray[np.float32]:
-        piece = self._pieces[name]
+    def _read(self, name: str) -> NDArray[np.float32]:
+        return np.ascontiguousarray(self._read_piece(self._pieces[name]).reshape(self.shapes[name]))
+
+    def _read_piece(self, piece: Piece) -> NDArray[np.float32]:
         kind = _kind(self.path, piece.stored, self._types[piece.stored][0])
         data = self._files[piece.stored].data(
             piece.stored
@@ -132,7 +134,7 @@ class GgufSource(Source):
             data = data[piece.rows[0] : piece.rows[1]]
         if piece.picked is not None:
             data = data[piece.picked]
-        return np.ascontiguousarray(_to_float32(data, kind).reshape(self.shapes[name]))
+        return _to_float32(data, kind)
 
 
 def _kind(path: Path, tensor: str, number: int) -> gguf.GGMLQuantizationType:
