@@ -505,11 +505,8 @@ CASES += [
     ),
 ]
 ALL = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-ONE_EACH = pytest.mark.parametrize(
-    "case",
-    list({case.name if case.apart else case.model_type: case for case in reversed(CASES)}.values()),
-    ids=lambda case: case.name,
-)
+CHOSEN = list({case.name if case.apart else case.model_type: case for case in reversed(CASES)}.values())
+ONE_EACH = pytest.mark.parametrize("case", CHOSEN, ids=lambda case: case.name)
 
 
 @dataclass

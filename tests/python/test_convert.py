@@ -443,9 +443,9 @@ _SCALED_WINDOWS = {"full_attention": {"rope_type": "default"}, "sliding_attentio
             "rope scaling 'proportional' is not supported (supported: linear, llama3, longrope, ",
         ),
         ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, "layers without experts"),
-        ({"model_type": "gemma4_text", "head_dim": 12}, "hidden_size_per_layer_input is 256: only gemma 4's dense models"),
-        ({**_GEMMA4, "enable_moe_block": True}, "enable_moe_block is True: only gemma 4's dense models"),
-        ({**_GEMMA4, "num_kv_shared_layers": 1}, "num_kv_shared_layers is 1: only gemma 4's dense models"),
+        ({**_GEMMA4, "enable_moe_block": True}, "num_experts is None, expected 1 or more where enable_moe_block is true"),
+        ({**_GEMMA4, "num_kv_shared_layers": 1}, "num_kv_shared_layers is 1: the 1 layers before have no keys for each of layer_types"),
+        ({**_GEMMA4, "num_kv_shared_layers": 2}, "num_kv_shared_layers is 2: the 0 layers before have no keys for each of layer_types"),
         (
             {**_GEMMA4, "layer_types": ["full_attention"] * 2, "per_layer_config": {"0": {"head_dim": 16}}},
             "per_layer_config: heads of the sizes [12, 16], expected one size for each of layer_types",

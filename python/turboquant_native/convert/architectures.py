@@ -268,6 +268,9 @@ def _shared_keys(config: Config, types: list[str]) -> Hyperparameters:
 
 
 def _experts_beside(config: Config) -> Hyperparameters:
+    for name in ("num_experts", "top_k_experts", "moe_intermediate_size"):
+        if not config.get(name):
+            raise ConvertError(f"{name} is {config.get(name)}, expected 1 or more where enable_moe_block is true")
     return {
         "expert_count": config.get("num_experts"),
         "expert_used_count": config.get("top_k_experts"),

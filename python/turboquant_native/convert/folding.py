@@ -1,7 +1,6 @@
 """Gemma 4's mixtures scale what the router sees and what each expert gives. Files have these numbers in the matrices: router and down."""
 
 import re
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
