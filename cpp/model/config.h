@@ -87,8 +87,8 @@ struct ExpertsConfig {
   GatedActivation activation = GatedActivation::silu;
 };
 
-// Both, side by side (gemma 4): post_norm_1(gated(pre_norm(x))) + post_norm_2(experts(pre_norm_2(x))), where the router sees x behind a norm
-// without a weight. Models that have it have post norms.
+// Both, side by side (gemma 4): post_norm_1(gated(pre_norm(x))) + post_norm_2(experts(pre_norm_2(x))), where the router sees x behind a
+// norm without a weight. Models that have it have post norms.
 struct ParallelConfig {
   GatedConfig gated;
   ExpertsConfig experts;

@@ -215,8 +215,8 @@ struct Widest {
 
 int64_t Planes::bytes() const {
   int64_t total = 0;
-  for (const BufferPtr* buffer :
-       {&x, &embedded, &per_layer, &projected, &experts, &q, &k, &v, &attended, &output_gate, &alpha, &beta, &convolved, &gate, &up, &branch, &hidden, &logits, &best})
+  for (const BufferPtr* buffer : {&x, &embedded, &per_layer, &projected, &experts, &q, &k, &v, &attended, &output_gate, &alpha, &beta,
+                                  &convolved, &gate, &up, &branch, &hidden, &logits, &best})
     if (*buffer) total += (*buffer)->bytes;
   return total;
 }

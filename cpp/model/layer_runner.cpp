@@ -312,7 +312,8 @@ struct LayerRunner::Impl {
     std::vector<int32_t> tokens;
     for (int64_t r = 0; token_at >= 0 && r < n; r++) {
       const float token = rows[r * row_width + token_at];
-      if (!(token >= 0 && token < float(c.n_vocab))) throw Error(Cause::invalid_argument, "hidden: row " + std::to_string(r) + " has no token");
+      if (!(token >= 0 && token < float(c.n_vocab)))
+        throw Error(Cause::invalid_argument, "hidden: row " + std::to_string(r) + " has no token");
       tokens.push_back(int32_t(token));
     }
     return tokens;
@@ -404,8 +405,8 @@ struct LayerRunner::Impl {
   Weights w;  // the model's, or replaced
   int64_t seq_len, pass_rows = 0;
   int64_t row_width = c.n_embd;
-  int64_t token_at = -1;               // the token's column; -1: none
-  std::map<int64_t, int64_t> keys_at;  // layer whose keys others share -> the first column of its keys, then values
+  int64_t token_at = -1;                        // the token's column; -1: none
+  std::map<int64_t, int64_t> keys_at;           // layer whose keys others share -> the first column of its keys, then values
   std::vector<int32_t> rows, positions, slots;  // of a full pass; rows 0, 1, ... stand in for tokens where none are read
   Planes planes;
   std::optional<LayerState> state;

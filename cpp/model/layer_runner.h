@@ -38,7 +38,7 @@ class LayerRunner {
   ~LayerRunner();
   int64_t seq_len() const;
   const Config& config() const;
-  int64_t row_width() const;  // n_embd or more
+  int64_t row_width() const;                                // n_embd or more
   std::vector<InputSite> input_sites(int64_t layer) const;  // what a tap will be shown in this layer, and who reads it
   // Uses w (n_out, n_in) float32, copied, in place of the file's matrix of this name ("blk.3.attn_q.weight"). Empty: the file's own again.
   void set_matrix(const std::string& name, std::span<const float> w);

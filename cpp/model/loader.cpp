@@ -234,7 +234,8 @@ struct Loader {
   // The table of all layers' embeddings is read by rows: it counts as read nowhere.
   PerLayerWeights load_per_layer(const std::string& blk) {
     const char *table = "per_layer_token_embd.weight", *norm = "per_layer_proj_norm.weight";
-    if (model->packed_->find(table)) throw Error(Cause::unsupported, file().path() + ": tensor " + table + " is quantized; it must stay in 16 bit");
+    if (model->packed_->find(table))
+      throw Error(Cause::unsupported, file().path() + ": tensor " + table + " is quantized; it must stay in 16 bit");
     const int64_t before = model->parameters_;
     if (!layer_embed) layer_embed = matrix(table, c.n_vocab, c.n_layers() * c.n_embd_layer, 0, true);
     if (!project_norm) project_norm = vector(norm, c.n_embd_layer);
@@ -342,8 +343,8 @@ struct Loader {
   Config c;
   Backend* device = nullptr;                                  // what is loaded now goes here
   std::vector<std::pair<RopeConfig, RopeFrequencies>> ropes;  // on that device so far
-  MatrixPtr layer_embed;      // on that device
-  BufferPtr project_norm;     // likewise
+  MatrixPtr layer_embed;                                      // on that device
+  BufferPtr project_norm;                                     // likewise
   bool counted_layer_embed = false;
   std::string missing;
 };
