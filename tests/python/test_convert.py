@@ -18,6 +18,7 @@ from turboquant_native._core import GgufFile
 from turboquant_native.commands import convert as convert_hf_to_tq
 from turboquant_native.common.errors import ConvertError
 from turboquant_native.convert import conversion
+from turboquant_native.convert.architectures import ARCHITECTURES, TEXT_MODELS, by_model_type
 from turboquant_native.convert.conversion import Options, make_plan, write_model
 from turboquant_native.convert.sources import open_source
 
@@ -290,7 +291,10 @@ def test_unsupported_architecture_names_the_closest(model: Path, tmp_path: Path,
 
 def test_list_supported(capsys: pytest.CaptureFixture[str]) -> None:
     assert convert("--list-supported") == 0
-    assert {"llama", "gemma3_text", "qwen3_moe", "phi3"} <= set(capsys.readouterr().out.split())
+    listed = capsys.readouterr().out.split()
+    assert listed == sorted({*ARCHITECTURES, *TEXT_MODELS}) and {"llama", "gemma4", "qwen3_5", "mistral3"} <= set(listed)
+    for name in listed:
+        by_model_type(name)
 
 
 def test_all_tensor_problems_at_once(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

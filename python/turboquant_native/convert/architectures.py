@@ -566,7 +566,7 @@ TEXT_MODELS = {
 
 def supported() -> list[str]:
     """Names that a config's model_type may have."""
-    return sorted(ARCHITECTURES)
+    return sorted({*ARCHITECTURES, *TEXT_MODELS})
 
 
 def _unsupported(kind: str, name: str, known: list[str]) -> ConvertError:

@@ -196,7 +196,7 @@ def notes_of(source: Source, plan: Sequence[TensorPlan]) -> list[str]:
     for tensor in plan:
         if tensor.note:
             notes.setdefault(f"{tensor.note}, kept as {tensor.label}", []).append(tensor.name)
-    found = [f"{note}: {listing(names, 4)}" for note, names in notes.items()]
+    found = [f"{note}: {listing(names, 4)}" for note, names in notes.items()] + source.notes
     if (kind := source.quantized_as) is not None:
         found.append(
             f"the source is already quantized ({kind}): what that lost stays lost, and comes on top of this file's own loss, which is "

@@ -52,6 +52,7 @@ class Source(ABC):
         name: a title for general.name.
         general: further `general.*` strings (license, author ...).
         embedding: how one vector is made of a text, where the model says so (`pooling.py`).
+        notes: what a user should know of what was left out.
         head: keys that describe a head that scores (`heads.py`); empty where there is none.
         shapes: tensors under their final names, in file order, (n_out, n_in) or (n,).
         parameters: elements of all tensors.
@@ -59,6 +60,7 @@ class Source(ABC):
 
     path: Path
     name: str
+    notes: list[str]
     architecture: Architecture
     hyperparameters: Hyperparameters
     general: dict[str, str]

@@ -14,6 +14,7 @@ from ..delta_net import to_gguf_convention as delta_net_convention
 from ..folding import EXPERT_SCALES, ROUTER_SCALE
 from ..heads import head_of_folder, head_tensor
 from ..hyperparameters import checked_config, hyperparameters_of_config
+from ..mtp import note_of
 from ..pooling import embedding_keys_of_folder
 from ..rope import rope_tensors
 from ..tokenizer import tokenizer_of_folder
@@ -24,7 +25,7 @@ from .stored_tensors import StoredTensors
 
 # Stored, but no weights of the text model.
 _IGNORED = re.compile(
-    r".*rotary_emb\.inv_freq|.*\.masked_bias|.*(vision|audio)_tower\..*|.*multi_modal_projector\..*|.*embed_(vision|audio)\..*|.*visual\..*|mtp\..*"
+    r".*rotary_emb\.inv_freq|.*\.masked_bias|.*(vision|audio)_tower\..*|.*multi_modal_projector\..*|.*embed_(vision|audio)\..*|.*visual\..*"
 )
 _TEXT_PREFIX = re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.)")
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.experts\.(\d+)\.(\w+)\.weight")
@@ -71,8 +72,12 @@ class HuggingFaceSource(Source):
         stored: dict[str, tuple[str, Shape]] = {name: (name, tensor.shape) for name, tensor in self._rope.items()}
         unknown: list[str] = []
         heads: dict[str, tuple[str, Shape]] = {}
+        mtp: list[str] = []
         tied = {**self.architecture.defaults, **self.config}.get("tie_word_embeddings")
         for own_name, shape in self._tensors.shapes.items():
+            if own_name.startswith("mtp."):
+                mtp.append(own_name)
+                continue
             if _IGNORED.fullmatch(own_name) or (tied and own_name.endswith("lm_head.weight")):
                 continue
             if place := head_tensor(_TEXT_PREFIX.sub("", own_name)):
@@ -83,6 +88,7 @@ class HuggingFaceSource(Source):
                 stored[self.architecture.final_name(gguf_name)] = (own_name, shape)
             else:
                 unknown.append(own_name)
+        self.notes = [note_of(mtp)] if mtp else []
         # a model saved without its output matrix only embeds or scores: the embedding stands in for it
         headless = bool(heads) or (self.config.get("architectures") or [""])[0].endswith("Model")
         n_embd = self.hyperparameters["embedding_length"]
