@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
 }  // namespace
 
 void store_keys(const AttentionView& a, cudaStream_t stream) {
-  const dim3 grid(a.shape.n_heads + a.shape.n_kv_heads, a.batch.rows);
+  const dim3 grid(a.shape.n_heads + (a.k ? a.shape.n_kv_heads : 0), a.batch.rows);  // without keys: queries alone
   launch_dependent("store_keys", a.cache_f32 ? store_kernel<float> : store_kernel<uint16_t>, grid, kThreads, 0, stream, a);
 }
 

@@ -42,6 +42,17 @@ void upload_dense(CudaMatrix& m, const DenseMatrix& host) {
   m.dense = {element, m.memory.as<char>(), stride, int(host.n_out), int(host.n_in)};
 }
 
+// A table of which a pass reads some rows stays where memory is plenty.
+void keep_on_host(CudaMatrix& m, const DenseMatrix& host) {
+  const Element element = element_of(host.type);
+  const int64_t width = host.n_in * bytes_of(element);
+  m.host = mapped_host_memory(host.n_out * width);
+  std::memcpy(m.host.get(), host.data, size_t(host.n_out * width));
+  void* seen = nullptr;
+  check(cudaHostGetDevicePointer(&seen, m.host.get(), 0), "mapping " + m.name);
+  m.dense = {element, seen, width, int(host.n_out), int(host.n_in)};
+}
+
 void upload_packed(CudaMatrix& m, const TqnMatrix& w) {
   tqn::PlaneBytes bytes;
   if (!tqn::plane_bytes(uint64_t(w.n_out), uint64_t(w.n_in), w.k, &bytes))
@@ -103,6 +114,8 @@ std::shared_ptr<CudaMatrix> upload_matrix(const HostMatrix& host, std::shared_pt
   m->packed = host.packed, m->rotation = std::move(rotation);
   if (host.packed)
     upload_packed(*m, host.tqn);
+  else if (host.only_looked_up)
+    keep_on_host(*m, host.dense);
   else
     upload_dense(*m, host.dense);
   return m;

@@ -21,6 +21,7 @@ struct CudaMatrix final : Matrix {
   DenseView dense;                           // when not
   std::shared_ptr<const Rotation> rotation;  // null: none
   DeviceMemory memory;
+  std::shared_ptr<void> host;  // in its place for a matrix that is only looked up
 };
 
 std::shared_ptr<CudaMatrix> upload_matrix(const HostMatrix& host, std::shared_ptr<const Rotation> rotation);

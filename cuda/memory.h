@@ -65,6 +65,15 @@ class DeviceMemory {
   std::shared_ptr<Account> account_;
 };
 
+// Host memory that kernels read over the bus; no part of an account.
+inline std::shared_ptr<void> mapped_host_memory(int64_t bytes) {
+  void* data = nullptr;
+  check(cudaHostAlloc(&data, size_t(bytes), cudaHostAllocMapped), "cannot pin " + std::to_string(bytes) + " bytes of host memory");
+  return {data, [process = int(getpid())](void* p) {
+            if (process == int(getpid())) cudaFreeHost(p);
+          }};
+}
+
 struct CudaBuffer final : Buffer {
   explicit CudaBuffer(int64_t size) : memory(size) { bytes = size; }
   DeviceMemory memory;

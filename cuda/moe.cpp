@@ -50,11 +50,11 @@ std::vector<float> MoeRunner::router_logits(const Matrix* router, const Buffer* 
   return logits;
 }
 
-MoeRunner::Routes MoeRunner::route(const MoeOp& op, const SourceView& x, int rows) {
+MoeRunner::Routes MoeRunner::route(const MoeOp& op, const SourceView& x, const SourceView& router_x, int rows) {
   const size_t n = size_t(per_row(op)), n_experts = experts(op).size();
   std::vector<int32_t> chosen(size_t(rows) * n);
   std::vector<float> weight(chosen.size());
-  std::vector<float> logits = router_logits(op.router, op.router_bias, x, rows);
+  std::vector<float> logits = router_logits(op.router, op.router_bias, router_x, rows);
   for (size_t r = 0; r < size_t(rows); r++)
     choose_experts(logits.data() + r * size_t(op.router->n_out), op.router->n_out, op.top_k, op.normalize, &chosen[r * n], &weight[r * n]);
   if (op.shared_gate) {
@@ -88,15 +88,16 @@ void MoeRunner::run_expert(const MoeOp& op, const Expert& e, const SourceView& x
   scatter_add(out, rows, weights, op.alpha, count, int(e.down->n_out), data(op.y.buffer), stream_);
 }
 
-void MoeRunner::run(const MoeOp& op, const SourceView& source, int rows) {
+void MoeRunner::run(const MoeOp& op, const SourceView& source, const SourceView& router_source, int rows) {
   InputView plain;
   plain.rows = rows, plain.n_in = int(op.in.x.width), plain.plain = w_.moe_x.as<float>();
   prepare_input(source, {}, plain, Element::f16, w_.vectors.as<float>(), stream_);
-  if (!needs_host(op, rows)) return device_.run(op, plain.plain, rows);
   SourceView x;
   x.x = plain.plain;
+  const SourceView& router_x = op.router_in.x.buffer ? router_source : x;
+  if (!needs_host(op, rows)) return device_.run(op, plain.plain, router_x, rows);
   const std::vector<Expert> all = experts(op);
-  const Routes routes = route(op, x, rows);
+  const Routes routes = route(op, x, router_x, rows);
   for (size_t e = 0; e < all.size(); e++) {
     const int first = routes.first[e], count = routes.first[e + 1] - first;
     if (count > 0) run_expert(op, all[e], x, routes.rows + first, routes.weights + first, count);

@@ -11,7 +11,8 @@ class MoeRunner {
       : w_(workspace), linear_(linear), stream_(stream), device_(workspace, linear, stream) {}
   void reserve(const MoeOp& op, int64_t max_rows);
   bool needs_host(const MoeOp& op, int rows) const { return rows > kDeviceMoeRows || !device_.can_run(op); }
-  void run(const MoeOp& op, const SourceView& source, int rows);
+  // router_source: of the router, where op.router_in has a plane.
+  void run(const MoeOp& op, const SourceView& source, const SourceView& router_source, int rows);
 
  private:
   struct Expert {
@@ -26,7 +27,7 @@ class MoeRunner {
   };
   static std::vector<Expert> experts(const MoeOp& op);
   std::vector<float> router_logits(const Matrix* router, const Buffer* bias, const SourceView& x, int rows);
-  Routes route(const MoeOp& op, const SourceView& x, int rows);
+  Routes route(const MoeOp& op, const SourceView& x, const SourceView& router_x, int rows);
   void run_expert(const MoeOp& op, const Expert& e, const SourceView& x, const int32_t* rows, const float* weights, int count);
 
   Workspace& w_;

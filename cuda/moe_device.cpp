@@ -106,13 +106,13 @@ SharedExpert DeviceMoe::run_shared(const MoeOp& op, const SourceView& x, int row
   return shared;
 }
 
-void DeviceMoe::run(const MoeOp& op, const float* x, int rows) {
+void DeviceMoe::run(const MoeOp& op, const float* x, const SourceView& router_x, int rows) {
   const Experts& e = experts_.at(&op);
   const int routes = rows * op.top_k, n_experts = int(op.gate.size());
   const RouteView routed = route_view(routes);
   const SourceView source{.x = x};
   float *logits = w_.moe_logits.as<float>(), *gate = w_.moe_gate.as<float>(), *up = w_.moe_up.as<float>(), *out = w_.moe_out.as<float>();
-  linear_.run(source, rows, {{&cuda(op.router), whole(logits, op.router, op.router_bias)}});
+  linear_.run(router_x, rows, {{&cuda(op.router), whole(logits, op.router, op.router_bias)}});
   route(logits, rows, n_experts, op.top_k, op.normalize, routed, stream_);
   const SharedExpert shared = run_shared(op, source, rows);
   multiply(e.gate_up, input(e.gate_up, {.x = x, .rows = routed.rows}, routes), routed, {gate, up});

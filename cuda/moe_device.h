@@ -17,8 +17,8 @@ class DeviceMoe {
   void reserve(const MoeOp& op, int64_t max_rows);
   // Every expert is packed, those that read one input share their shape and rotation (k may differ), and activations are int8.
   bool can_run(const MoeOp& op) const { return experts_.contains(&op); }
-  // y += the mixture of x (rows, n_embd), at most kDeviceMoeRows of them.
-  void run(const MoeOp& op, const float* x, int rows);
+  // y += the mixture of x (rows, n_embd), at most kDeviceMoeRows of them, whose router sees router_x.
+  void run(const MoeOp& op, const float* x, const SourceView& router_x, int rows);
 
  private:
   // The matrices of all experts that read one input.

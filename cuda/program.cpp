@@ -39,6 +39,11 @@ int64_t coded_rows(const AttentionOp& op) {
   return std::clamp<int64_t>(kMost / row, 1, kGraphRows);
 }
 
+DenseView columns_of(DenseView m, int64_t first, int64_t count) {
+  m.data = static_cast<const char*>(m.data) + first * bytes_of(m.element), m.n_in = int(count);
+  return m;
+}
+
 int top_rows(const TopOp& op) { return int(op.x.buffer->bytes / (op.x.width * int64_t(sizeof(float)))); }
 
 bool same_table(const RopeTable& a, const RopeTable& b) {
@@ -203,7 +208,9 @@ void CudaProgram::launch(const Op& op) {
       return;
     }
     case Op::moe:
-      return moe_.run(op.moe_op, view(op.moe_op.in), batch_.rows);
+      if (!op.moe_op.add)
+        check(cudaMemsetAsync(at(op.moe_op.y), 0, size_t(batch_.rows * op.moe_op.y.width) * sizeof(float), stream_), "experts");
+      return moe_.run(op.moe_op, view(op.moe_op.in), view(op.moe_op.router_in), batch_.rows);
     case Op::delta_net:  // refused above
       return;
   }
@@ -214,7 +221,7 @@ void CudaProgram::launch_embed(const EmbedOp& op) {
   if (m.packed)
     embed(m.tqn, rotation_of(m), batch_, op.scale, at(op.y), workspace_.vectors.as<float>(), stream_);
   else
-    embed(m.dense, batch_, op.scale, at(op.y), stream_);
+    embed(columns_of(m.dense, op.column, op.y.width), batch_, op.scale, at(op.y), stream_);
 }
 
 void CudaProgram::launch_linear(const LinearOp& op) {

@@ -25,6 +25,7 @@ struct HostMatrix {
   bool packed = false;  // codes (tqn) or numbers (dense)
   TqnMatrix tqn;
   DenseMatrix dense;
+  bool only_looked_up = false;  // rows of it are read, never a product: a device may leave it in host memory
   int64_t n_out() const { return packed ? tqn.n_out : dense.n_out; }
   int64_t n_in() const { return packed ? tqn.n_in : dense.n_in; }
 };
@@ -79,11 +80,12 @@ struct LinearOutput {
   bool add = false;
 };
 
-// y = scale * the rows of `matrix` that the batch's tokens name.
+// y = scale * the rows of `matrix` that the batch's tokens name. Of a dense matrix wider than y: its columns from `column` on.
 struct EmbedOp {
   Matrix* matrix = nullptr;
   Plane y{};
   float scale = 1;
+  int64_t column = 0;
 };
 // Several matrices that read one input: it is prepared (normed, rotated, rounded) once for all of them.
 struct LinearOp {
@@ -121,6 +123,7 @@ struct QueryGrowth {
 };
 // Turns q and k (in place), writes k and v into the caches at the row's slot and position, then attends: each head of a row becomes the sum
 // of the cached values at positions max(0, p + 1 - window) to p of its slot, weighted by softmax(scale * q . k). p: the row's position.
+// Without k and v (buffers null) the caches are another layer's, which has written this batch's rows already.
 struct AttentionOp {
   Plane q{}, k{}, v{}, out{};
   RopeTable rope{};  // inv_freq null: nothing turns
@@ -149,10 +152,11 @@ struct TopOp {
   Buffer* best = nullptr;
 };
 // Mixture of experts. Each row goes to the top_k experts with the highest softmax(router input), of equal ones to the lower index, and
-//   y += alpha * sum over them of their probability * down (activation(gate input) * up input)
+//   y = (add ? y : 0) + alpha * sum over them of their probability * down (activation(gate input) * up input)
 // and, where there is a shared expert, alpha * sigmoid(shared_router input) times what it gives.
 struct MoeOp {
   LinearInput in;
+  LinearInput router_in{};  // of the router alone; without a plane: it reads `in` too
   Matrix* router = nullptr;
   std::vector<Matrix*> gate, up, down;                                          // one an expert
   Matrix *shared_gate = nullptr, *shared_up = nullptr, *shared_down = nullptr;  // null: no shared expert
@@ -163,6 +167,7 @@ struct MoeOp {
   bool normalize = true;  // the chosen experts' probabilities are divided by their sum
   GatedActivation activation = GatedActivation::silu;
   float alpha = 1;
+  bool add = true;
   Plane y;
 };
 // A gated delta net (format/delta_net.h) over the rows of each slot. A row at position 0 starts from a state of zeros, whatever was there.

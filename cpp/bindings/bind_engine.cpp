@@ -48,6 +48,7 @@ void describe(py::dict& d, const AttentionConfig& a) {
   d["mixer"] = "attention";
   d["n_heads"] = a.n_heads, d["n_kv_heads"] = a.n_kv_heads, d["head_dim"] = a.head_dim, d["window"] = a.window;
   d["rope_base"] = a.rope.base, d["rope_dims"] = a.rope.dims;
+  if (a.kv_layer >= 0) d["kv_layer"] = a.kv_layer;
 }
 void describe(py::dict& d, const DeltaNetConfig& n) {
   d["mixer"] = "delta_net";
@@ -58,6 +59,10 @@ void describe(py::dict& d, const GatedConfig& f) { d["feed_forward"] = "gated", 
 void describe(py::dict& d, const ExpertsConfig& e) {
   d["feed_forward"] = "experts", d["n_ff"] = e.n_ff;
   d["n_experts"] = e.n_experts, d["n_experts_used"] = e.n_used, d["n_ff_shared"] = e.n_ff_shared;
+}
+void describe(py::dict& d, const ParallelConfig& f) {
+  describe(d, f.experts);
+  d["feed_forward"] = "gated and experts", d["n_ff"] = f.gated.n_ff, d["n_ff_experts"] = f.experts.n_ff;
 }
 
 py::dict config_dict(const Config& c) {
@@ -71,7 +76,7 @@ py::dict config_dict(const Config& c) {
   py::dict d;
   d["architecture"] = c.architecture;
   d["n_layers"] = c.n_layers(), d["n_embd"] = c.n_embd, d["n_vocab"] = c.n_vocab, d["n_ctx_train"] = c.n_ctx_train;
-  d["norm_eps"] = c.norm_eps;
+  d["norm_eps"] = c.norm_eps, d["n_embd_layer"] = c.n_embd_layer;
   d["layers"] = layers;
   return d;
 }

@@ -122,10 +122,9 @@ static py::list places(const GgufFile& self) {
 // (n_kv_heads, head_dim, window) of each layer, as the engine reads them.
 static py::list attention_layers(const GgufFile& self) {
   py::list layers;
-  for (const LayerConfig& layer : read_config(self.file()).layers) {
-    const auto& a = std::get<AttentionConfig>(layer.mixer);
-    layers.append(py::make_tuple(a.n_kv_heads, a.head_dim, a.window));
-  }
+  for (const LayerConfig& layer : read_config(self.file()).layers)
+    if (const auto* a = std::get_if<AttentionConfig>(&layer.mixer); a && a->kv_layer < 0)
+      layers.append(py::make_tuple(a->n_kv_heads, a->head_dim, a->window));
   return layers;
 }
 

@@ -21,7 +21,7 @@ class GraphDescriber {
     const Graph g{c_, model.weights(), planes_, n_ctx};
     parts_.resize(size_t(c_.n_layers()) + 2);
     add_embedding(parts_.front(), g);
-    for (int64_t i = 0; i < c_.n_layers(); i++) add_layer(parts_[size_t(i) + 1], g, i, states_[size_t(i)]);
+    for (int64_t i = 0; i < c_.n_layers(); i++) add_layer(parts_[size_t(i) + 1], g, i, states_[size_t(kv_layer(c_, i))]);
     add_output(parts_.back(), g);
   }
 

@@ -53,7 +53,7 @@ void set_matrix(RunnerHandle& h, const std::string& name, const std::optional<Fl
 
 Floats embed(RunnerHandle& h, const Tokens& tokens) {
   expect_last(tokens, "tokens", 2, h.runner.seq_len());
-  Floats hidden({tokens.shape(0), tokens.shape(1), py::ssize_t(h.runner.config().n_embd)});
+  Floats hidden({tokens.shape(0), tokens.shape(1), py::ssize_t(h.runner.row_width())});
   const std::span<float> out(hidden.mutable_data(), size_t(hidden.size()));
   h.use([&](LayerRunner& runner) { runner.embed({tokens.data(), size_t(tokens.size())}, out); });
   return hidden;
@@ -66,7 +66,7 @@ struct PassHandle {
 };
 
 std::unique_ptr<PassHandle> enter(std::shared_ptr<RunnerHandle> h, int64_t layer, const Floats& hidden) {
-  expect_last(hidden, "hidden", 3, h->runner.config().n_embd);
+  expect_last(hidden, "hidden", 3, h->runner.row_width());
   LayerPass pass = h->runner.enter(layer, {hidden.data(), size_t(hidden.size())});
   return std::make_unique<PassHandle>(PassHandle{std::move(h), std::move(pass)});
 }
@@ -77,8 +77,8 @@ void run(PassHandle& h, const py::object& tap) {
 }
 
 Floats states(const PassHandle& h) {
-  const py::ssize_t n_embd = h.runner->runner.config().n_embd, seq_len = h.runner->runner.seq_len();
-  Floats hidden({py::ssize_t(h.pass.hidden.size()) / n_embd / seq_len, seq_len, n_embd});
+  const py::ssize_t width = h.runner->runner.row_width(), seq_len = h.runner->runner.seq_len();
+  Floats hidden({py::ssize_t(h.pass.hidden.size()) / width / seq_len, seq_len, width});
   std::copy(h.pass.hidden.begin(), h.pass.hidden.end(), hidden.mutable_data());
   return hidden;
 }
@@ -90,7 +90,7 @@ Floats layer(std::shared_ptr<RunnerHandle> h, int64_t index, const Floats& hidde
 }
 
 Floats head(RunnerHandle& h, const Floats& hidden, const py::object& tap) {
-  expect_last(hidden, "hidden", 2, h.runner.config().n_embd);
+  expect_last(hidden, "hidden", 2, h.runner.row_width());
   Floats logits({hidden.shape(0), py::ssize_t(h.runner.config().n_vocab)});
   const std::span<float> out(logits.mutable_data(), size_t(logits.size()));
   const Tap core_tap = python_tap(tap);

@@ -209,7 +209,9 @@ void read_experts(const gguf::File& file, const Keys& keys, const Architecture& 
   if (experts.n_ff == 0) experts.n_ff = keys.integer("feed_forward_length", 1, kMaxDim);
   experts.n_ff_shared = keys.integer("expert_shared_feed_forward_length", 0, kMaxDim, 0);
   experts.normalize = keys.boolean("expert_weights_norm", a.normalize_expert_weights);
-  for (LayerConfig& layer : c.layers) layer.feed_forward = experts;
+  if (a.gemma4) read_gated(keys, activation, c);
+  for (LayerConfig& layer : c.layers)
+    layer.feed_forward = a.gemma4 ? FeedForward(ParallelConfig{std::get<GatedConfig>(layer.feed_forward), experts}) : FeedForward(experts);
 }
 
 // Yarn, and the magnitude that belongs to it: llama.cpp's files give what it is multiplied by, or mscale_all_dim as yarn_log_multiplier.
@@ -260,11 +262,23 @@ int largest_head(const Config& c, const std::vector<bool>& windowed, bool with_w
   return found > 0 ? found : other;
 }
 
-// What else files of gemma 4 may hold.
-void refuse_parts_of_gemma4(const Keys& keys) {
-  for (const std::string_view key : {"embedding_length_per_layer_input", "attention.shared_kv_layers", "expert_count"})
-    if (const int64_t n = keys.integer(key, 0, kMaxDim, 0); n > 0)
-      throw Error(Cause::unsupported, keys.where(key) + " is " + std::to_string(n) + "; only gemma 4's dense models without it can be run");
+// The last layers see the keys and values of the last layer before them that has a window as they have, or none.
+void read_shared_keys(const Keys& keys, Config& c) {
+  const int64_t shared = keys.integer("attention.shared_kv_layers", 0, c.n_layers(), 0), first = c.n_layers() - shared;
+  for (int64_t i = first; i < c.n_layers(); i++) {
+    auto& a = std::get<AttentionConfig>(c.layers[size_t(i)].mixer);
+    for (int64_t j = first - 1; j >= 0 && a.kv_layer < 0; j--)
+      if ((std::get<AttentionConfig>(c.layers[size_t(j)].mixer).window > 0) == (a.window > 0)) a.kv_layer = int(j);
+    if (a.kv_layer < 0)
+      throw Error(Cause::bad_file, keys.where("attention.shared_kv_layers") + " is " + std::to_string(shared) + ": no layer before layer " +
+                                       std::to_string(i) + " has keys that it could share");
+    auto& own = std::get<AttentionConfig>(c.layers[size_t(a.kv_layer)].mixer);
+    own.kv_shared = true, a.n_kv_heads = own.n_kv_heads;
+    if (a.n_heads % a.n_kv_heads != 0)
+      throw Error(Cause::bad_file, keys.where("attention.head_count_kv") + ": " + std::to_string(a.n_kv_heads) + " heads of layer " +
+                                       std::to_string(a.kv_layer) + " do not divide the " + std::to_string(a.n_heads) + " of layer " +
+                                       std::to_string(i) + ", which shares them");
+  }
 }
 
 QueryGrowth read_growth(const Keys& keys, const RopeConfig& rope) {
@@ -340,9 +354,10 @@ Config read_config(const gguf::File& file) {
   Config c;
   c.architecture = a.name;
   c.pre_norms = a.pre_norms, c.post_norms = a.post_norms;
-  if (a.gemma4) refuse_parts_of_gemma4(keys);
+  if (a.gemma4) c.n_embd_layer = keys.integer("embedding_length_per_layer_input", 0, kMaxDim, 0);
   c.layers.resize(size_t(read_shape(file, keys, c)));
   read_attention(keys, a, c);
+  if (a.gemma4) read_shared_keys(keys, c);
   const GatedActivation activation = a.gpt_oss ? GatedActivation::clamped_swiglu : GatedActivation::silu;
   if (a.delta_net) read_delta_nets(keys, a, c);
   read_experts(file, keys, a, a.gemma ? GatedActivation::gelu_tanh : activation, c);

@@ -54,6 +54,9 @@ struct AttentionConfig {
   // Values are normed as QkNorm::per_head norms keys, without a weight; a file without a matrix for them has the keys' product in its
   // place.
   bool norm_values = false;
+  // The layer whose keys and values these heads see, on the same device and with heads of the same shape; -1: their own.
+  int kv_layer = -1;
+  bool kv_shared = false;    // later layers see this one's
   bool output_gate = false;  // what the heads give is multiplied by the sigmoid of a gate, element by element
   bool sinks = false;        // each head has a score that takes part in its softmax and adds nothing
   int64_t q_width() const { return int64_t(n_heads) * head_dim; }
@@ -84,10 +87,19 @@ struct ExpertsConfig {
   GatedActivation activation = GatedActivation::silu;
 };
 
-using FeedForward = std::variant<GatedConfig, ExpertsConfig>;
+// Both, side by side (gemma 4): post_norm_1(gated(pre_norm(x))) + post_norm_2(experts(pre_norm_2(x))), where the router sees x behind a
+// norm without a weight. Models that have it have post norms.
+struct ParallelConfig {
+  GatedConfig gated;
+  ExpertsConfig experts;
+};
+
+using FeedForward = std::variant<GatedConfig, ExpertsConfig, ParallelConfig>;
 
 // A layer adds two branches to the residual stream x, one after the other:
 //   x += residual_scale * post_norm(mixer(pre_norm(x)));  x += residual_scale * post_norm(feed_forward(pre_norm(x)))
+// Where there are per-layer embeddings (Config::n_embd_layer), a third one follows, of a vector e that the layer has for the token:
+//   p = (sqrt(n_embd_layer) e + norm(project(embedding) / sqrt(n_embd))) / sqrt(2);  x += post_norm(expand(gelu(gate x) * p))
 // In some models (gemma 4) the stream is then multiplied by a number of the layer's own.
 struct LayerConfig {
   Mixer mixer;
@@ -97,6 +109,7 @@ struct LayerConfig {
 struct Config {
   std::string architecture;                   // GGUF's name: "llama", "qwen2", "gemma2", ...
   int64_t n_embd = 0;                         // elements of the residual stream
+  int64_t n_embd_layer = 0;                   // elements of a token's per-layer embedding; 0: there are none
   int64_t n_vocab = 0;                        // tokens: rows of the embedding and of the output matrix
   int64_t n_ctx_train = 0;                    // positions that the model was trained for
   float norm_eps = 0;                         // epsilon of every RMS norm
@@ -108,5 +121,11 @@ struct Config {
   std::vector<LayerConfig> layers;            // from the embedding to the output
   int64_t n_layers() const { return int64_t(layers.size()); }
 };
+
+// The layer whose state a layer works on: its own, or that of AttentionConfig::kv_layer.
+inline int64_t kv_layer(const Config& c, int64_t layer) {
+  const auto* a = std::get_if<AttentionConfig>(&c.layers[size_t(layer)].mixer);
+  return a && a->kv_layer >= 0 ? a->kv_layer : layer;
+}
 
 }  // namespace tq

@@ -1,6 +1,7 @@
 #include "model/graph.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "common/error.h"
 
@@ -25,6 +26,13 @@ LinearInput normed(const Plane& x, const BufferPtr& weight, float eps) {
 
 Plane stream(const Graph& g) { return {g.planes.x.get(), g.config.n_embd}; }
 
+// y = scale * (y + alpha * RMS norm of x)
+void add_normed(std::vector<Op>& ops, const Graph& g, const Plane& x, const BufferPtr& weight, const Plane& y, float alpha, float scale) {
+  Op op{.kind = Op::add_norm};
+  op.add_norm_op = {.x = x, .y = y, .weight = weight.get(), .eps = g.config.norm_eps, .alpha = alpha, .scale = scale};
+  ops.push_back(op);
+}
+
 // A branch's last matrix adds to the residual stream, or, where a post norm follows, writes a plane that is then normed and added.
 void add_branch(std::vector<Op>& ops, const Graph& g, const LinearInput& in, const MatrixPtr& matrix, const BufferPtr& bias,
                 const BufferPtr& post_norm, float scale = 1) {
@@ -33,9 +41,7 @@ void add_branch(std::vector<Op>& ops, const Graph& g, const LinearInput& in, con
   if (!post_norm) out.alpha = c.residual_scale, out.add = true;
   ops.push_back(linear_op(in, {out}));
   if (!post_norm) return;
-  Op norm{.kind = Op::add_norm};
-  norm.add_norm_op = {.x = out.y, .y = stream(g), .weight = post_norm.get(), .eps = c.norm_eps, .alpha = c.residual_scale, .scale = scale};
-  ops.push_back(norm);
+  add_normed(ops, g, out.y, post_norm, stream(g), c.residual_scale, scale);
 }
 
 void add_qk_norm(std::vector<Op>& ops, const Graph& g, const AttentionConfig& a, const Plane& x, const BufferPtr& weight, int heads) {
@@ -50,8 +56,8 @@ AttentionOp attention_op(const Graph& g, const AttentionConfig& a, const RopeFre
   const Planes& p = g.planes;
   const bool long_context = rope.long_context && g.n_ctx > a.rope.original_ctx;
   AttentionOp op{.q = {p.q.get(), a.q_width()},
-                 .k = {p.k.get(), a.kv_width()},
-                 .v = {p.v.get(), a.kv_width()},
+                 .k = {a.kv_layer < 0 ? p.k.get() : nullptr, a.kv_width()},
+                 .v = {a.kv_layer < 0 ? p.v.get() : nullptr, a.kv_width()},
                  .out = {p.attended.get(), a.q_width()}};
   op.rope = {(long_context ? rope.long_context : rope.common).get(), a.rope.dims, a.rope.magnitude, a.rope.pairs};
   op.shape = {a.n_heads, a.n_kv_heads, a.head_dim, a.scale, a.soft_cap};
@@ -69,13 +75,14 @@ AttentionOp attention_op(const Graph& g, const AttentionConfig& a, const RopeFre
 void add_mixer(std::vector<Op>& ops, const Graph& g, const Layer& layer, const AttentionConfig& a, const LayerState& state) {
   const auto& w = std::get<AttentionWeights>(layer.mixer);
   const Planes& p = g.planes;
-  std::vector<LinearOutput> products{output(w.q, p.q, w.q_bias), output(w.k, p.k, w.k_bias)};
+  std::vector<LinearOutput> products{output(w.q, p.q, w.q_bias)};
+  if (w.k) products.push_back(output(w.k, p.k, w.k_bias));
   if (w.v) products.push_back(output(w.v, p.v, w.v_bias));
   if (a.output_gate) products.push_back(output(w.gate, p.output_gate, w.gate_bias));
   ops.push_back(linear_op(normed(stream(g), layer.mixer_norm, g.config.norm_eps), std::move(products)));
   Op attention{.kind = Op::attention};
   attention.attention_op = attention_op(g, a, w.rope, w.sinks, state);
-  if (a.norm_values) {
+  if (a.norm_values && a.kv_layer < 0) {
     const AttentionOp& op = attention.attention_op;
     Op norm{.kind = Op::norm};
     norm.norm_op = {.x = w.v ? op.v : op.k, .groups = a.n_kv_heads, .eps = g.config.norm_eps, .y = op.v};
@@ -115,11 +122,9 @@ void add_mixer(std::vector<Op>& ops, const Graph& g, const Layer& layer, const D
              layer.mixer_post_norm);
 }
 
-void add_feed_forward(std::vector<Op>& ops, const Graph& g, const Layer& layer, const ExpertsConfig& e) {
-  const auto& w = std::get<ExpertsWeights>(layer.feed_forward);
-  Op op{.kind = Op::moe};
-  MoeOp& moe = op.moe_op;
-  moe.in = normed(stream(g), layer.ffn_norm, g.config.norm_eps);
+// What a mixture adds to `y`, but for its input.
+MoeOp moe_op(const ExpertsWeights& w, const ExpertsConfig& e, float alpha, const Plane& y) {
+  MoeOp moe;
   moe.router = w.router.get();
   for (const GatedWeights& expert : w.experts) {
     moe.gate.push_back(expert.gate.get()), moe.up.push_back(expert.up.get());
@@ -130,21 +135,69 @@ void add_feed_forward(std::vector<Op>& ops, const Graph& g, const Layer& layer, 
   moe.router_bias = w.router_bias.get(), moe.gate_bias = w.gate_bias.get();
   moe.up_bias = w.up_bias.get(), moe.down_bias = w.down_bias.get();
   moe.top_k = e.n_used, moe.normalize = e.normalize;
-  moe.activation = e.activation, moe.alpha = g.config.residual_scale, moe.y = stream(g);
+  moe.activation = e.activation, moe.alpha = alpha, moe.y = y;
+  return moe;
+}
+
+// gate and up of a gated feed-forward; returns what its down reads.
+LinearInput add_gate(std::vector<Op>& ops, const Graph& g, const Layer& layer, const GatedWeights& w, const GatedConfig& f) {
+  const LinearOutput gate = output(w.gate, g.planes.gate), up = output(w.up, g.planes.up);
+  ops.push_back(linear_op(normed(stream(g), layer.ffn_norm, g.config.norm_eps), {gate, up}));
+  return {.kind = LinearInput::gated, .x = gate.y, .up = up.y, .activation = f.activation};
+}
+
+// scale: of the stream behind it.
+void add_feed_forward(std::vector<Op>& ops, const Graph& g, const Layer& layer, const ExpertsConfig& e, float) {
+  Op op{.kind = Op::moe};
+  op.moe_op = moe_op(std::get<ExpertsWeights>(layer.feed_forward), e, g.config.residual_scale, stream(g));
+  op.moe_op.in = normed(stream(g), layer.ffn_norm, g.config.norm_eps);
   ops.push_back(op);
 }
 
-void add_feed_forward(std::vector<Op>& ops, const Graph& g, const Layer& layer, const GatedConfig& f) {
+void add_feed_forward(std::vector<Op>& ops, const Graph& g, const Layer& layer, const GatedConfig& f, float scale) {
   const auto& w = std::get<GatedWeights>(layer.feed_forward);
-  const LinearOutput gate = output(w.gate, g.planes.gate), up = output(w.up, g.planes.up);
-  ops.push_back(linear_op(normed(stream(g), layer.ffn_norm, g.config.norm_eps), {gate, up}));
-  add_branch(ops, g, {.kind = LinearInput::gated, .x = gate.y, .up = up.y, .activation = f.activation}, w.down, nullptr,
-             layer.ffn_post_norm, layer.scale);
+  add_branch(ops, g, add_gate(ops, g, layer, w, f), w.down, nullptr, layer.ffn_post_norm, scale);
+}
+
+void add_feed_forward(std::vector<Op>& ops, const Graph& g, const Layer& layer, const ParallelConfig& f, float scale) {
+  const Config& c = g.config;
+  const auto& w = std::get<ParallelWeights>(layer.feed_forward);
+  const Plane experts{g.planes.experts.get(), c.n_embd}, branch{g.planes.branch.get(), c.n_embd};
+  Op moe{.kind = Op::moe};
+  moe.moe_op = moe_op(w.experts, f.experts, 1, experts);
+  moe.moe_op.in = normed(stream(g), w.experts_norm, c.norm_eps), moe.moe_op.add = false;
+  moe.moe_op.router_in = {.kind = LinearInput::rms_norm, .x = stream(g), .eps = c.norm_eps};
+  ops.push_back(moe);
+  const LinearInput gated = add_gate(ops, g, layer, w.gated, f.gated);
+  ops.push_back(linear_op(gated, {output(w.gated.down, g.planes.branch)}));
+  Op norm{.kind = Op::norm};
+  norm.norm_op = {.x = branch, .groups = 1, .weight = w.gated_post_norm.get(), .eps = c.norm_eps, .y = branch};
+  ops.push_back(norm);
+  add_normed(ops, g, experts, w.experts_post_norm, branch, 1, 1);
+  add_normed(ops, g, branch, layer.ffn_post_norm, stream(g), c.residual_scale, scale);
+}
+
+void add_per_layer(std::vector<Op>& ops, const Graph& g, int64_t index, const Layer& layer) {
+  const Config& c = g.config;
+  const PerLayerWeights& w = layer.per_layer;
+  const Plane own{g.planes.per_layer.get(), c.n_embd_layer}, projected{g.planes.projected.get(), c.n_embd_layer};
+  const LinearOutput gate = output(w.gate, g.planes.gate);
+  ops.push_back(linear_op({.x = stream(g)}, {gate}));
+  Op embed{.kind = Op::embed};
+  embed.embed_op = {w.embed.get(), own, float(std::sqrt(double(c.n_embd_layer))), index * c.n_embd_layer};
+  ops.push_back(embed);
+  LinearOutput project = output(w.project, g.planes.projected);
+  project.alpha = float(1 / std::sqrt(double(c.n_embd)));
+  ops.push_back(linear_op({.x = {g.planes.embedded.get(), c.n_embd}}, {project}));
+  add_normed(ops, g, projected, w.project_norm, own, 1, float(std::sqrt(.5)));
+  add_branch(ops, g, {.kind = LinearInput::gated, .x = gate.y, .up = own, .activation = GatedActivation::gelu_tanh}, w.expand, nullptr,
+             w.post_norm, layer.scale);
 }
 
 // What the layers that run on a device need at most.
 struct Widest {
   int64_t q = 0, kv = 0, heads = 0, output_gate = 0, n_ff = 0, convolved = 0, value_heads = 0;
+  bool beside = false;  // a mixture beside a gated feed-forward
   void note(const AttentionConfig& a) {
     q = std::max(q, a.q_width()), kv = std::max(kv, a.kv_width()), heads = std::max(heads, a.q_width());
     if (a.output_gate) output_gate = std::max(output_gate, a.q_width());
@@ -155,14 +208,15 @@ struct Widest {
   }
   void note(const GatedConfig& f) { n_ff = std::max(n_ff, f.n_ff); }
   void note(const ExpertsConfig&) {}
+  void note(const ParallelConfig& f) { note(f.gated), beside = true; }
 };
 
 }  // namespace
 
 int64_t Planes::bytes() const {
   int64_t total = 0;
-  for (const BufferPtr* buffer :
-       {&x, &q, &k, &v, &attended, &output_gate, &alpha, &beta, &convolved, &gate, &up, &branch, &hidden, &logits, &best})
+  for (const BufferPtr* buffer : {&x, &embedded, &per_layer, &projected, &experts, &q, &k, &v, &attended, &output_gate, &alpha, &beta,
+                                  &convolved, &gate, &up, &branch, &hidden, &logits, &best})
     if (*buffer) total += (*buffer)->bytes;
   return total;
 }
@@ -172,7 +226,7 @@ BufferPtr allocate_plane(Backend& backend, int64_t rows, int64_t width) {
 }
 
 Planes allocate_planes(Backend& backend, const Config& c, const PlaneNeeds& needs) {
-  Widest widest;
+  Widest widest{.n_ff = c.n_embd_layer};
   for (int64_t i = needs.first_layer; i < needs.last_layer; i++) {
     const LayerConfig& layer = c.layers[size_t(i)];
     std::visit([&](const auto& part) { widest.note(part); }, layer.mixer);
@@ -186,6 +240,8 @@ Planes allocate_planes(Backend& backend, const Config& c, const PlaneNeeds& need
   p.alpha = plane(widest.value_heads), p.beta = plane(widest.value_heads);
   p.gate = plane(widest.n_ff), p.up = plane(widest.n_ff);
   if (c.post_norms) p.branch = plane(c.n_embd);
+  if (widest.beside) p.experts = plane(c.n_embd);
+  if (c.n_embd_layer > 0) p.embedded = plane(c.n_embd), p.per_layer = plane(c.n_embd_layer), p.projected = plane(c.n_embd_layer);
   if (needs.logit_rows == 0) return p;
   p.logits = allocate_plane(backend, needs.logit_rows, c.n_vocab);
   p.best = backend.allocate(needs.logit_rows * kMaxCandidates * int64_t(sizeof(Candidate)));
@@ -230,11 +286,18 @@ void add_embedding(std::vector<Op>& ops, const Graph& g) {
   ops.push_back(op);
 }
 
+void add_first_stream(std::vector<Op>& ops, const Graph& g) {
+  add_embedding(ops, g);
+  ops.back().embed_op.y.buffer = g.planes.embedded.get();
+}
+
 void add_layer(std::vector<Op>& ops, const Graph& g, int64_t layer, const LayerState& state) {
   const LayerConfig& c = g.config.layers[size_t(layer)];
   const Layer& w = g.weights.layers[size_t(layer)];
   std::visit([&](const auto& mixer) { add_mixer(ops, g, w, mixer, state); }, c.mixer);
-  std::visit([&](const auto& feed_forward) { add_feed_forward(ops, g, w, feed_forward); }, c.feed_forward);
+  const bool more = g.config.n_embd_layer > 0;
+  std::visit([&](const auto& feed_forward) { add_feed_forward(ops, g, w, feed_forward, more ? 1 : w.scale); }, c.feed_forward);
+  if (more) add_per_layer(ops, g, layer, w);
 }
 
 void add_output(std::vector<Op>& ops, const Graph& g) {

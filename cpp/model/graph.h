@@ -12,12 +12,15 @@ namespace tq {
 // widest layer needs; a layer's own Plane over it has the layer's own width.
 struct Planes {
   BufferPtr x;                       // (rows, n_embd) the residual stream
+  BufferPtr embedded;                // (rows, n_embd) what it was before the first layer; null without per-layer embeddings
+  BufferPtr per_layer, projected;    // (rows, n_embd_layer) a layer's vector for the row's token, and its other part; likewise
   BufferPtr q, k, v;                 // attention: queries, keys and values of the batch's rows
   BufferPtr attended;                // what the heads give, before an output gate
   BufferPtr output_gate;             // that gate; null where no mixer has one
   BufferPtr alpha, beta, convolved;  // delta net (DeltaNetOp), whose q holds queries, keys and values; null where there is none
   BufferPtr gate, up;                // gated feed-forward; null where all layers are mixtures of experts, which have their own scratch
   BufferPtr branch;                  // (rows, n_embd) what a branch gives before its post norm; null without post norms
+  BufferPtr experts;                 // (rows, n_embd) what a mixture gives beside a gated feed-forward; null where there is none
   BufferPtr hidden;                  // (rows, n_embd) behind the output norm; null until asked for
   BufferPtr logits;                  // (logit rows, n_vocab); null where the output is on another device
   BufferPtr best;                    // (logit rows, kMaxCandidates) Candidate; likewise
@@ -43,6 +46,8 @@ struct Graph {
 };
 // Each appends operations that go on from the residual stream as the ones before left it.
 void add_embedding(std::vector<Op>& ops, const Graph& g);
+void add_first_stream(std::vector<Op>& ops, const Graph& g);  // Planes::embedded, from the batch's tokens
+// state: the layer's own, or of the layer whose keys and values it sees.
 void add_layer(std::vector<Op>& ops, const Graph& g, int64_t layer, const LayerState& state);
 void add_output(std::vector<Op>& ops, const Graph& g);  // logits of the batch's output rows
 void add_best(std::vector<Op>& ops, const Graph& g);    // the best tokens of these logits
@@ -61,5 +66,7 @@ struct InputSite {
 // The sites of a layer's operations, in the order of the computation. stream: the buffer of the residual stream.
 std::vector<InputSite> input_sites(const std::vector<Op>& ops, const Buffer& stream);
 std::string site_name(const Matrix& first);  // of the site that a matrix is the first to read
+// The planes, other than the residual stream, that operations read before they write them: what must be kept to go on with them later.
+std::vector<Plane> planes_needed(std::span<const Op> ops, const Planes& planes);
 
 }  // namespace tq

@@ -7,6 +7,7 @@
 
 #include "backend/routing.h"
 #include "common/error.h"
+#include "format/matrix.h"
 #include "model/graph.h"
 
 namespace tq {
@@ -32,6 +33,17 @@ struct LayerRunner::Impl {
       positions.push_back(int32_t(r % seq_len)), slots.push_back(int32_t(r / seq_len)), rows.push_back(r);
     planes = allocate_planes(backend(), c, {.first_layer = 0, .last_layer = c.n_layers(), .rows = pass_rows, .logit_rows = kLogitRows});
     name_matrices();
+    place_extras();
+  }
+
+  void place_extras() {
+    if (c.n_embd_layer > 0) token_at = row_width++;
+    if (token_at >= 0 && c.n_vocab >= (int64_t(1) << 24))
+      throw Error(Cause::unsupported, "a layer runner with per-layer embeddings of " + std::to_string(c.n_vocab) + " tokens");
+    for (int64_t layer = 0; layer < c.n_layers(); layer++) {
+      const auto* a = std::get_if<AttentionConfig>(&c.layers[size_t(layer)].mixer);
+      if (a && a->kv_shared) keys_at[layer] = row_width, row_width += 2 * a->kv_width();
+    }
   }
 
   Backend& backend() const { return *model->parts()[0].backend; }
@@ -47,6 +59,8 @@ struct LayerRunner::Impl {
     note(e.router), note(e.shared_router), note(e.shared);
     for (GatedWeights& expert : e.experts) note(expert);
   }
+  void note(ParallelWeights& p) { note(p.gated), note(p.experts); }
+  void note(PerLayerWeights& p) { note(p.project), note(p.gate), note(p.expand); }
   void note(AttentionWeights& a) { note(a.q), note(a.k), note(a.v), note(a.gate), note(a.o); }
   void note(DeltaNetLayerWeights& d) { note(d.qkv), note(d.gate), note(d.alpha), note(d.beta), note(d.out); }
 
@@ -55,6 +69,7 @@ struct LayerRunner::Impl {
     for (Layer& l : w.layers) {
       std::visit([this](auto& mixer) { note(mixer); }, l.mixer);
       std::visit([this](auto& feed_forward) { note(feed_forward); }, l.feed_forward);
+      note(l.per_layer);
     }
     for (const auto& [name, all] : places) originals[name] = *all[0];
   }
@@ -98,9 +113,9 @@ struct LayerRunner::Impl {
     std::vector<float> x = get(in.x, n), extra;
     const int64_t width = in.x.width;
     if (in.kind == LinearInput::rms_norm) {
-      extra.resize(size_t(width));
-      backend().download(*in.weight, 0, extra.data(), width * int64_t(sizeof(float)));
-      for (int64_t r = 0; r < n; r++) k.rms_norm(x.data() + r * width, extra.data(), width, in.eps, x.data() + r * width);
+      extra = row_of(in.weight, 0, width);
+      const float* weight = extra.empty() ? nullptr : extra.data();
+      for (int64_t r = 0; r < n; r++) k.rms_norm(x.data() + r * width, weight, width, in.eps, x.data() + r * width);
     } else if (in.kind == LinearInput::gated) {
       extra = get(in.up, n);
       gated_kernel(k, in.activation)(x.data(), extra.data(), n * width, x.data());
@@ -139,13 +154,14 @@ struct LayerRunner::Impl {
   bool run_experts(const MoeOp& moe, const Batch& b, const Tap& tap) {
     const int64_t n = int64_t(b.tokens.size()), width = moe.in.x.width;
     const std::vector<float> x = input_rows(moe.in, n);
-    std::vector<float> y = get(moe.y, n);
+    const std::vector<float> routed = moe.router_in.x.buffer ? input_rows(moe.router_in, n) : x;
+    std::vector<float> y = moe.add ? get(moe.y, n) : std::vector<float>(size_t(n * moe.y.width));
     bool stop = false;
     const Tap seen = [&](const std::string& site, const float* rows, int64_t count, int64_t columns) {
       return stop |= tap(site, rows, count, columns);
     };
-    seen(site_name(*moe.router), x.data(), n, width);
-    std::vector<float> logits = product(moe.router, x);
+    seen(site_name(*moe.router), routed.data(), n, width);
+    std::vector<float> logits = product(moe.router, routed);
     add_bias(logits, row_of(moe.router_bias, 0, moe.router->n_out));
     std::vector<int32_t> experts(size_t(n * moe.top_k));
     std::vector<float> weights(experts.size());
@@ -219,11 +235,12 @@ struct LayerRunner::Impl {
 
   // The operations of a layer. Layers run one at a time, so that only one has a state.
   std::vector<Op> layer_ops(int64_t layer) {
-    if (state_layer != layer) {
+    const int64_t owner = kv_layer(c, layer);
+    if (state_layer != owner) {
       state.reset();
-      state.emplace(backend(), state_shape(c.layers[size_t(layer)], cache_elements(*model, CacheType::automatic)), pass_rows / seq_len,
+      state.emplace(backend(), state_shape(c.layers[size_t(owner)], cache_elements(*model, CacheType::automatic)), pass_rows / seq_len,
                     seq_len);
-      state_layer = layer;
+      state_layer = owner;
     }
     std::vector<Op> ops;
     add_layer(ops, graph(), layer, *state);
@@ -243,31 +260,111 @@ struct LayerRunner::Impl {
   void run(LayerPass& pass, const Tap& tap) {
     const std::vector<Op> ops = layer_ops(pass.layer);
     for (size_t i = 0; i < pass.halts.size(); i++) {
-      const int64_t at = int64_t(i) * pass_rows, n = std::min(pass_rows, int64_t(pass.hidden.size()) / c.n_embd - at);
-      float* hidden = &pass.hidden[size_t(at * c.n_embd)];
-      put(stream(), hidden, n);
-      go_on(ops, pass.halts[i], n, tap);
-      backend().download(*planes.x, 0, hidden, n * c.n_embd * int64_t(sizeof(float)));
+      const int64_t at = int64_t(i) * pass_rows, n = std::min(pass_rows, int64_t(pass.hidden.size()) / row_width - at);
+      float* rows = &pass.hidden[size_t(at * row_width)];
+      LayerPass::Halt& halt = pass.halts[i];
+      if (halt.op == ops.size()) continue;
+      put_columns(rows, n);
+      const std::vector<int32_t> tokens = tokens_of(rows, n);
+      Batch b = batch(n);
+      if (token_at >= 0) b.tokens = tokens, run(first_stream(), b);
+      if (kv_layer(c, pass.layer) != pass.layer) put_keys(kv_layer(c, pass.layer), rows, n);
+      const size_t before = halt.op;
+      go_on(ops, halt, b, tap);
+      take_columns(rows, n);
+      const auto attends = [](const Op& op) { return op.kind == Op::attention; };
+      if (keys_at.contains(pass.layer) && std::any_of(ops.begin() + int64_t(before), ops.begin() + int64_t(halt.op), attends))
+        take_keys(pass.layer, rows, n);
     }
   }
 
-  void go_on(const std::vector<Op>& ops, LayerPass::Halt& halt, int64_t n, const Tap& tap) {
-    if (halt.op == ops.size()) return;
-    if (const Op& next = ops[halt.op]; next.kind == Op::linear && halt.op > 0) {
-      put(next.linear_op.in.x, halt.x.data(), n);
-      if (!halt.up.empty()) put(next.linear_op.in.up, halt.up.data(), n);
+  void go_on(const std::vector<Op>& ops, LayerPass::Halt& halt, const Batch& b, const Tap& tap) {
+    const int64_t n = int64_t(b.tokens.size());
+    const auto needed = [&] { return planes_needed(std::span(ops).subspan(halt.op), planes); };
+    if (halt.op > 0) {
+      const std::vector<Plane> kept = needed();
+      for (size_t i = 0; i < kept.size(); i++) put(kept[i], halt.planes[i].data(), n);
     }
     if (!tap) {
-      run({ops.begin() + int64_t(halt.op), ops.end()}, batch(n));
-      halt = {ops.size(), {}, {}};
+      run({ops.begin() + int64_t(halt.op), ops.end()}, b);
+      halt = {ops.size(), {}};
       return;
     }
-    while (halt.op < ops.size() && run_tapped(ops[halt.op], batch(n), tap)) halt.op++;
-    halt.x.clear(), halt.up.clear();
-    if (halt.op == ops.size() || ops[halt.op].kind != Op::linear) return;
-    const LinearInput& in = ops[halt.op].linear_op.in;
-    halt.x = get(in.x, n);
-    if (in.kind == LinearInput::gated) halt.up = get(in.up, n);
+    while (halt.op < ops.size() && run_tapped(ops[halt.op], b, tap)) halt.op++;
+    halt.planes.clear();
+    if (halt.op == 0) return;  // everything is in the rows
+    for (const Plane& plane : needed()) halt.planes.push_back(get(plane, n));
+  }
+
+  // --- rows
+
+  void put_columns(const float* rows, int64_t n) {
+    std::vector<float> x;
+    for (int64_t r = 0; r < n; r++) x.insert(x.end(), rows + r * row_width, rows + r * row_width + c.n_embd);
+    put(stream(), x.data(), n);
+  }
+  void take_columns(float* rows, int64_t n) const {
+    const std::vector<float> x = get(stream(), n);
+    for (int64_t r = 0; r < n; r++) std::copy_n(&x[size_t(r * c.n_embd)], c.n_embd, rows + r * row_width);
+  }
+
+  std::vector<int32_t> tokens_of(const float* rows, int64_t n) const {
+    std::vector<int32_t> tokens;
+    for (int64_t r = 0; token_at >= 0 && r < n; r++) {
+      const float token = rows[r * row_width + token_at];
+      if (!(token >= 0 && token < float(c.n_vocab)))
+        throw Error(Cause::invalid_argument, "hidden: row " + std::to_string(r) + " has no token");
+      tokens.push_back(int32_t(token));
+    }
+    return tokens;
+  }
+  std::vector<Op> first_stream() const {
+    std::vector<Op> ops;
+    add_first_stream(ops, graph());
+    return ops;
+  }
+
+  // Calls f(element of a cache, column of a row's keys and values) for each.
+  template <class F>
+  void for_keys(int64_t layer, int64_t n, const F& f) const {
+    const auto& a = std::get<AttentionConfig>(c.layers[size_t(layer)].mixer);
+    for (int64_t r = 0; r < n; r++)
+      for (int64_t head = 0; head < a.n_kv_heads; head++) {
+        const int64_t at = ((slots[size_t(r)] * a.n_kv_heads + head) * seq_len + positions[size_t(r)]) * a.head_dim;
+        for (int64_t d = 0; d < a.head_dim; d++) f(at + d, r * row_width + keys_at.at(layer) + head * a.head_dim + d);
+      }
+  }
+  bool caches_floats() const { return std::get<AttentionState>(state->shape()).k.type == CacheElement::f32; }
+
+  void take_keys(int64_t layer, float* rows, int64_t n) const {
+    const int64_t width = std::get<AttentionConfig>(c.layers[size_t(layer)].mixer).kv_width();
+    for (const BufferPtr& cache : {state->k_cache(), state->v_cache()}) {
+      std::vector<uint8_t> bytes(size_t(cache->bytes));
+      backend().download(*cache, 0, bytes.data(), cache->bytes);
+      const auto* floats = reinterpret_cast<const float*>(bytes.data());
+      const auto* halves = reinterpret_cast<const uint16_t*>(bytes.data());
+      const bool wide = caches_floats();
+      for_keys(layer, n, [&](int64_t from, int64_t to) { rows[to] = wide ? floats[from] : f16_to_f32(halves[from]); });
+      rows += width;
+    }
+  }
+
+  void put_keys(int64_t layer, const float* rows, int64_t n) {
+    const int64_t width = std::get<AttentionConfig>(c.layers[size_t(layer)].mixer).kv_width();
+    for (const BufferPtr& cache : {state->k_cache(), state->v_cache()}) {
+      std::vector<uint8_t> bytes(size_t(cache->bytes));
+      auto* floats = reinterpret_cast<float*>(bytes.data());
+      auto* halves = reinterpret_cast<uint16_t*>(bytes.data());
+      const bool wide = caches_floats();
+      for_keys(layer, n, [&](int64_t to, int64_t from) {
+        if (wide)
+          floats[to] = rows[from];
+        else
+          halves[to] = f32_to_f16(rows[from]);
+      });
+      backend().upload(*cache, 0, bytes.data(), cache->bytes);
+      rows += width;
+    }
   }
 
   void embed(std::span<const int32_t> tokens, std::span<float> hidden) {
@@ -281,7 +378,10 @@ struct LayerRunner::Impl {
       Batch b = batch(n);
       b.tokens = tokens.subspan(size_t(at), size_t(n));
       run(ops, b);
-      backend().download(*planes.x, 0, &hidden[size_t(at * c.n_embd)], n * c.n_embd * int64_t(sizeof(float)));
+      float* rows = &hidden[size_t(at * row_width)];
+      std::fill_n(rows, n * row_width, 0.f);
+      take_columns(rows, n);
+      for (int64_t r = 0; token_at >= 0 && r < n; r++) rows[r * row_width + token_at] = float(b.tokens[size_t(r)]);
     }
   }
 
@@ -289,9 +389,9 @@ struct LayerRunner::Impl {
     std::vector<Op> ops;
     add_output(ops, graph());
     const int64_t most = std::min(kLogitRows, pass_rows);
-    for (int64_t at = 0, total = int64_t(hidden.size()) / c.n_embd; at < total; at += most) {
+    for (int64_t at = 0, total = int64_t(hidden.size()) / row_width; at < total; at += most) {
       const int64_t n = std::min(most, total - at);
-      put(stream(), &hidden[size_t(at * c.n_embd)], n);
+      put_columns(&hidden[size_t(at * row_width)], n);
       if (tap && tap("output", input_rows(ops[0].linear_op.in, n).data(), n, c.n_embd)) continue;
       Batch b = batch(n);
       b.output_rows = b.tokens;
@@ -304,6 +404,9 @@ struct LayerRunner::Impl {
   const Config& c;
   Weights w;  // the model's, or replaced
   int64_t seq_len, pass_rows = 0;
+  int64_t row_width = c.n_embd;
+  int64_t token_at = -1;                        // the token's column; -1: none
+  std::map<int64_t, int64_t> keys_at;           // layer whose keys others share -> the first column of its keys, then values
   std::vector<int32_t> rows, positions, slots;  // of a full pass; rows 0, 1, ... stand in for tokens where none are read
   Planes planes;
   std::optional<LayerState> state;
@@ -317,31 +420,32 @@ LayerRunner::LayerRunner(std::shared_ptr<Model> model, int64_t seq_len) : impl_(
 LayerRunner::~LayerRunner() = default;
 int64_t LayerRunner::seq_len() const { return impl_->seq_len; }
 const Config& LayerRunner::config() const { return impl_->c; }
+int64_t LayerRunner::row_width() const { return impl_->row_width; }
 std::vector<InputSite> LayerRunner::input_sites(int64_t layer) const { return impl_->sites(layer); }
 void LayerRunner::set_matrix(const std::string& name, std::span<const float> w) { impl_->set_matrix(name, w); }
 
 void LayerRunner::embed(std::span<const int32_t> tokens, std::span<float> hidden) {
   check_size("tokens", tokens.size(), size_t(impl_->seq_len));
-  if (hidden.size() != tokens.size() * size_t(impl_->c.n_embd))
+  if (hidden.size() != tokens.size() * size_t(impl_->row_width))
     throw Error(Cause::invalid_argument, "hidden: " + std::to_string(hidden.size()) + " values for " + std::to_string(tokens.size()) +
-                                             " tokens of " + std::to_string(impl_->c.n_embd));
+                                             " tokens of " + std::to_string(impl_->row_width));
   impl_->embed(tokens, hidden);
 }
 
 LayerPass LayerRunner::enter(int64_t layer, std::span<const float> hidden) const {
   impl_->check_layer(layer);
-  check_size("hidden", hidden.size(), size_t(impl_->seq_len * impl_->c.n_embd));
-  const size_t together = size_t(impl_->pass_rows * impl_->c.n_embd);
+  check_size("hidden", hidden.size(), size_t(impl_->seq_len * impl_->row_width));
+  const size_t together = size_t(impl_->pass_rows * impl_->row_width);
   return {layer, {hidden.begin(), hidden.end()}, std::vector<LayerPass::Halt>((hidden.size() + together - 1) / together)};
 }
 
 void LayerRunner::run(LayerPass& pass, const Tap& tap) { impl_->run(pass, tap); }
 
 void LayerRunner::head(std::span<const float> hidden, std::span<float> logits, const Tap& tap) {
-  check_size("hidden", hidden.size(), size_t(impl_->c.n_embd));
-  if (logits.size() / size_t(impl_->c.n_vocab) != hidden.size() / size_t(impl_->c.n_embd))
+  check_size("hidden", hidden.size(), size_t(impl_->row_width));
+  if (logits.size() / size_t(impl_->c.n_vocab) != hidden.size() / size_t(impl_->row_width))
     throw Error(Cause::invalid_argument, "logits: " + std::to_string(logits.size()) + " values for " +
-                                             std::to_string(hidden.size() / size_t(impl_->c.n_embd)) + " rows of " +
+                                             std::to_string(hidden.size() / size_t(impl_->row_width)) + " rows of " +
                                              std::to_string(impl_->c.n_vocab));
   impl_->head(hidden, logits, tap);
 }

@@ -21,14 +21,16 @@ using Tap = std::function<bool(const std::string& site, const float* x, int64_t 
 // run(), with the matrices set by then; what was computed before that point is not computed again.
 struct LayerPass {
   struct Halt {
-    size_t op = 0;             // the group's next operation
-    std::vector<float> x, up;  // that operation's inputs, where they are not the residual stream
+    size_t op = 0;                           // the group's next operation
+    std::vector<std::vector<float>> planes;  // planes_needed() from there on
   };
   int64_t layer;
-  std::vector<float> hidden;  // (n * seq_len, n_embd) the residual stream
+  std::vector<float> hidden;  // (n * seq_len, row_width)
   std::vector<Halt> halts;    // one a group
 };
 
+// Between layers a token's row is the residual stream, (n_embd), and behind it what later layers read of more than the layer before: where
+// there are per-layer embeddings the token's number, where layers share keys and values those of the layers that have them.
 class LayerRunner {
  public:
   // For windows of seq_len tokens each, at positions 0 to seq_len - 1. The model must be on one device.
@@ -36,13 +38,14 @@ class LayerRunner {
   ~LayerRunner();
   int64_t seq_len() const;
   const Config& config() const;
+  int64_t row_width() const;                                // n_embd or more
   std::vector<InputSite> input_sites(int64_t layer) const;  // what a tap will be shown in this layer, and who reads it
   // Uses w (n_out, n_in) float32, copied, in place of the file's matrix of this name ("blk.3.attn_q.weight"). Empty: the file's own again.
   void set_matrix(const std::string& name, std::span<const float> w);
-  void embed(std::span<const int32_t> tokens, std::span<float> hidden);  // (n * seq_len) tokens -> (n * seq_len, n_embd)
-  LayerPass enter(int64_t layer, std::span<const float> hidden) const;   // windows (n * seq_len, n_embd) before a layer
+  void embed(std::span<const int32_t> tokens, std::span<float> hidden);  // (n * seq_len) tokens -> (n * seq_len, row_width)
+  LayerPass enter(int64_t layer, std::span<const float> hidden) const;   // windows (n * seq_len, row_width) before a layer
   void run(LayerPass& pass, const Tap& tap);                             // to the layer's end, or to where the tap stops the rows
-  // Any rows (rows, n_embd) of the residual stream -> (rows, n_vocab) logits. The tap sees site "output"; where it returns true, the logits
+  // Any rows (rows, row_width) -> (rows, n_vocab) logits. The tap sees site "output"; where it returns true, the logits
   // of these rows are left as they were.
   void head(std::span<const float> hidden, std::span<float> logits, const Tap& tap);
 

@@ -66,9 +66,13 @@ struct Loader {
     load_ends(w);
     for (const Part& part : model->parts_) {
       device = part.backend.get();
-      ropes.clear();
-      for (int64_t i = part.first; i < part.last; i++)
+      ropes.clear(), layer_embed = nullptr, project_norm = nullptr;
+      for (int64_t i = part.first; i < part.last; i++) {
+        if (kv_layer(c, i) < part.first)
+          throw Error(Cause::unsupported, file().path() + ": layer " + std::to_string(i) + " sees the keys of layer " +
+                                              std::to_string(kv_layer(c, i)) + ", which is on another device; put both on one");
         w.layers.push_back(load_layer("blk." + std::to_string(i) + ".", c.layers[size_t(i)]));
+      }
     }
     if (!missing.empty()) throw Error(Cause::bad_file, file().path() + ": missing tensors: " + missing);
     model->config_ = c;
@@ -97,11 +101,12 @@ struct Loader {
   }
 
   // n_out < 0: any. Null, and noted as missing, when the file does not have it.
-  MatrixPtr matrix(const std::string& name, int64_t n_out, int64_t n_in, double read_share = 1) {
+  MatrixPtr matrix(const std::string& name, int64_t n_out, int64_t n_in, double read_share = 1, bool only_looked_up = false) {
     const TqnMatrix* packed = model->packed_->find(name);
     const Tensor* tensor = packed ? nullptr : file().find(name);
     if (!packed && !tensor) return miss(name), nullptr;
-    const HostMatrix host = packed ? HostMatrix{.name = name, .packed = true, .tqn = *packed, .dense = {}} : host_matrix(name, *tensor);
+    HostMatrix host = packed ? HostMatrix{.name = name, .packed = true, .tqn = *packed, .dense = {}} : host_matrix(name, *tensor);
+    host.only_looked_up = only_looked_up;
     if ((n_out >= 0 && host.n_out() != n_out) || host.n_in() != n_in)
       fail_shape(name, shape_text({host.n_out(), host.n_in()}),
                  n_out < 0 ? "(any, " + std::to_string(n_in) + ")" : shape_text({n_out, n_in}));
@@ -222,14 +227,35 @@ struct Loader {
     }
     l.mixer = std::visit([&](const auto& mixer) { return MixerWeights(load_mixer(blk, mixer)); }, layer.mixer);
     l.feed_forward = std::visit([&](const auto& part) { return FeedForwardWeights(load_feed_forward(blk, part)); }, layer.feed_forward);
+    if (c.n_embd_layer > 0) l.per_layer = load_per_layer(blk);
     return l;
+  }
+
+  // The table of all layers' embeddings is read by rows: it counts as read nowhere.
+  PerLayerWeights load_per_layer(const std::string& blk) {
+    const char *table = "per_layer_token_embd.weight", *norm = "per_layer_proj_norm.weight";
+    if (model->packed_->find(table))
+      throw Error(Cause::unsupported, file().path() + ": tensor " + table + " is quantized; it must stay in 16 bit");
+    const int64_t before = model->parameters_;
+    if (!layer_embed) layer_embed = matrix(table, c.n_vocab, c.n_layers() * c.n_embd_layer, 0, true);
+    if (!project_norm) project_norm = vector(norm, c.n_embd_layer);
+    if (counted_layer_embed) model->parameters_ = before;
+    counted_layer_embed = true;
+    PerLayerWeights w;
+    w.embed = layer_embed, w.project_norm = project_norm;
+    w.project = matrix(blk + "per_layer_model_proj.weight", c.n_embd_layer, c.n_embd);
+    w.gate = matrix(blk + "inp_gate.weight", c.n_embd_layer, c.n_embd);
+    w.expand = matrix(blk + "proj.weight", c.n_embd, c.n_embd_layer);
+    w.post_norm = vector(blk + "post_norm.weight", c.n_embd);
+    return w;
   }
 
   AttentionWeights load_mixer(const std::string& blk, const AttentionConfig& a) {
     AttentionWeights w;
     w.q = matrix(blk + "attn_q.weight", a.q_width(), c.n_embd);
-    w.k = matrix(blk + "attn_k.weight", a.kv_width(), c.n_embd);
-    if (!a.norm_values || has(blk + "attn_v.weight")) w.v = matrix(blk + "attn_v.weight", a.kv_width(), c.n_embd);
+    const bool own = a.kv_layer < 0;
+    if (own) w.k = matrix(blk + "attn_k.weight", a.kv_width(), c.n_embd);
+    if (own && (!a.norm_values || has(blk + "attn_v.weight"))) w.v = matrix(blk + "attn_v.weight", a.kv_width(), c.n_embd);
     w.o = matrix(blk + "attn_output.weight", c.n_embd, a.q_width());
     w.q_bias = optional_vector(blk + "attn_q.bias", a.q_width());
     w.k_bias = optional_vector(blk + "attn_k.bias", a.kv_width());
@@ -244,7 +270,7 @@ struct Loader {
     if (a.qk_norm == QkNorm::none) return w;
     const bool per_head = a.qk_norm == QkNorm::per_head;
     w.q_norm = vector(blk + "attn_q_norm.weight", per_head ? a.head_dim : a.q_width());
-    w.k_norm = vector(blk + "attn_k_norm.weight", per_head ? a.head_dim : a.kv_width());
+    if (own) w.k_norm = vector(blk + "attn_k_norm.weight", per_head ? a.head_dim : a.kv_width());
     return w;
   }
 
@@ -305,10 +331,21 @@ struct Loader {
     return w;
   }
 
+  ParallelWeights load_feed_forward(const std::string& blk, const ParallelConfig& f) {
+    return {.gated = load_feed_forward(blk, f.gated),
+            .experts = load_feed_forward(blk, f.experts),
+            .gated_post_norm = vector(blk + "post_ffw_norm_1.weight", c.n_embd),
+            .experts_norm = vector(blk + "pre_ffw_norm_2.weight", c.n_embd),
+            .experts_post_norm = vector(blk + "post_ffw_norm_2.weight", c.n_embd)};
+  }
+
   std::shared_ptr<Model> model;
   Config c;
   Backend* device = nullptr;                                  // what is loaded now goes here
   std::vector<std::pair<RopeConfig, RopeFrequencies>> ropes;  // on that device so far
+  MatrixPtr layer_embed;                                      // on that device
+  BufferPtr project_norm;                                     // likewise
+  bool counted_layer_embed = false;
   std::string missing;
 };
 

@@ -23,7 +23,7 @@ struct RopeFrequencies {
 // In the comments below, (n_out, n_in) is the shape of a matrix; what an architecture does not have is null.
 struct AttentionWeights {
   MatrixPtr q;     // (q_width, n_embd)
-  MatrixPtr k, v;  // (kv_width, n_embd); v null: what k gives, before its norm, are also the values
+  MatrixPtr k, v;  // (kv_width, n_embd); v null: what k gives, before its norm, are also the values; both: AttentionConfig::kv_layer
   MatrixPtr gate;  // (q_width, n_embd) of AttentionConfig::output_gate
   MatrixPtr o;     // (n_embd, q_width): from the heads back to the residual stream
   BufferPtr q_bias, k_bias, v_bias, o_bias, gate_bias;
@@ -53,7 +53,22 @@ struct ExpertsWeights {
   MatrixPtr shared_router;                  // (1, n_embd): its sigmoid weights the shared expert; null: a weight of 1
   GatedWeights shared;                      // null without a shared expert
 };
-using FeedForwardWeights = std::variant<GatedWeights, ExpertsWeights>;
+struct ParallelWeights {
+  GatedWeights gated;
+  ExpertsWeights experts;
+  BufferPtr gated_post_norm, experts_norm, experts_post_norm;  // (n_embd)
+};
+using FeedForwardWeights = std::variant<GatedWeights, ExpertsWeights, ParallelWeights>;
+
+// A layer's part of per-layer embeddings; null without them.
+struct PerLayerWeights {
+  MatrixPtr embed;         // (n_vocab, n_layers * n_embd_layer), the same for all layers: a layer reads its own columns
+  MatrixPtr project;       // (n_embd_layer, n_embd)
+  BufferPtr project_norm;  // (n_embd_layer)
+  MatrixPtr gate;          // (n_embd_layer, n_embd)
+  MatrixPtr expand;        // (n_embd, n_embd_layer)
+  BufferPtr post_norm;     // (n_embd)
+};
 
 // The alternatives of `mixer` and `feed_forward` are those of the layer's LayerConfig.
 struct Layer {
@@ -61,6 +76,7 @@ struct Layer {
   MixerWeights mixer;
   BufferPtr ffn_norm, ffn_post_norm;  // (n_embd) before and after the feed-forward
   FeedForwardWeights feed_forward;
+  PerLayerWeights per_layer;
   float scale = 1;  // the stream is multiplied by it behind the layer
 };
 

@@ -1,4 +1,6 @@
-// Which matrices of a list of operations read the same input, and which write to the residual stream.
+// What a list of operations says: which matrices read the same input, which write to the residual stream, which planes are still needed.
+#include <algorithm>
+
 #include "model/graph.h"
 
 namespace tq {
@@ -70,6 +72,75 @@ std::vector<InputSite> input_sites(const std::vector<Op>& ops, const Buffer& str
   SiteList list(stream);
   for (const Op& op : ops) list.add(op);
   return list.take();
+}
+
+namespace {
+
+std::vector<Plane> reads(const Op& op) {
+  switch (op.kind) {
+    case Op::embed:
+      return {};
+    case Op::linear: {
+      std::vector<Plane> planes{op.linear_op.in.x, op.linear_op.in.up};
+      for (const LinearOutput& out : op.linear_op.out)
+        if (out.add) planes.push_back(out.y);
+      return planes;
+    }
+    case Op::norm:
+      return {op.norm_op.x};
+    case Op::add_norm:
+      return {op.add_norm_op.x, op.add_norm_op.y};
+    case Op::attention:
+      return {op.attention_op.q, op.attention_op.k, op.attention_op.v};
+    case Op::soft_cap:
+      return {op.soft_cap_op.x};
+    case Op::top:
+      return {op.top_op.x};
+    case Op::moe:
+      return {op.moe_op.in.x, op.moe_op.router_in.x, op.moe_op.add ? op.moe_op.y : Plane{}};
+    case Op::delta_net:
+      return {op.delta_net_op.qkv, op.delta_net_op.alpha, op.delta_net_op.beta};
+  }
+  return {};
+}
+
+std::vector<Plane> writes(const Op& op) {
+  switch (op.kind) {
+    case Op::embed:
+      return {op.embed_op.y};
+    case Op::linear: {
+      std::vector<Plane> planes;
+      for (const LinearOutput& out : op.linear_op.out) planes.push_back(out.y);
+      return planes;
+    }
+    case Op::norm:
+      return {op.norm_op.y};
+    case Op::attention:
+      return {op.attention_op.out};
+    case Op::moe:
+      return {op.moe_op.y};
+    case Op::delta_net:
+      return {op.delta_net_op.out};
+    case Op::add_norm:  // what it writes it has read
+    case Op::soft_cap:
+    case Op::top:
+      return {};
+  }
+  return {};
+}
+
+}  // namespace
+
+std::vector<Plane> planes_needed(std::span<const Op> ops, const Planes& planes) {
+  std::vector<const Buffer*> known{nullptr, planes.x.get(), planes.embedded.get()};
+  const auto is_known = [&](const Plane& p) { return std::find(known.begin(), known.end(), p.buffer) != known.end(); };
+  std::vector<Plane> needed;
+  for (const Op& op : ops) {
+    for (const Plane& plane : reads(op))
+      if (!is_known(plane)) needed.push_back(plane), known.push_back(plane.buffer);
+    for (const Plane& plane : writes(op)) known.push_back(plane.buffer);
+  }
+  return needed;
 }
 
 }  // namespace tq

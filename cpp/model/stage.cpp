@@ -26,7 +26,11 @@ int64_t Stage::bytes() const {
 
 void Stage::add_body(std::vector<Op>& ops) const {
   if (first()) add_embedding(ops, graph());
-  for (int64_t layer = part_.first; layer < part_.last; layer++) add_layer(ops, graph(), layer, states_[size_t(layer - part_.first)]);
+  if (first() && planes_.embedded) add_first_stream(ops, graph());
+  for (int64_t layer = part_.first; layer < part_.last; layer++) {
+    const int64_t owner = kv_layer(config_, layer);
+    add_layer(ops, graph(), layer, states_[size_t(owner - part_.first)]);
+  }
 }
 
 Program& Stage::program(Pass pass) {
@@ -45,12 +49,16 @@ Program& Stage::program(Pass pass) {
 }
 
 void Stage::get(std::vector<float>& rows, int64_t n) const {
-  rows.resize(size_t(n * config_.n_embd));
-  part_.backend->download(*planes_.x, 0, rows.data(), n * config_.n_embd * int64_t(sizeof(float)));
+  const int64_t count = n * config_.n_embd, bytes = count * int64_t(sizeof(float));
+  rows.resize(size_t(planes_.embedded ? 2 * count : count));
+  part_.backend->download(*planes_.x, 0, rows.data(), bytes);
+  if (planes_.embedded) part_.backend->download(*planes_.embedded, 0, rows.data() + count, bytes);
 }
 
 void Stage::put(const std::vector<float>& rows, int64_t n) {
-  part_.backend->upload(*planes_.x, 0, rows.data(), n * config_.n_embd * int64_t(sizeof(float)));
+  const int64_t count = n * config_.n_embd, bytes = count * int64_t(sizeof(float));
+  part_.backend->upload(*planes_.x, 0, rows.data(), bytes);
+  if (planes_.embedded) part_.backend->upload(*planes_.embedded, 0, rows.data() + count, bytes);
 }
 
 void Stage::get_logits(float* out, int64_t first, int64_t n) const {

@@ -20,7 +20,8 @@ class Stage {
   // The first stage begins with the batch's tokens, another one with the rows of the residual stream that put() left.
   void run(Pass pass, const Batch& batch) { part_.backend->run(program(pass), batch); }
 
-  void get(std::vector<float>& rows, int64_t n) const;  // the first n rows of the residual stream, (n, n_embd), after run()
+  // After run(): the first n rows of the residual stream, (n, n_embd), and behind them, where layers need it, what it was at first.
+  void get(std::vector<float>& rows, int64_t n) const;
   void put(const std::vector<float>& rows, int64_t n);
   void get_logits(float* out, int64_t first, int64_t n) const;  // of output rows [first, first + n)
   void get_best(Candidate* out, int64_t n) const;               // of the first n output rows

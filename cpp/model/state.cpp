@@ -15,7 +15,8 @@ namespace {
 [[noreturn]] void bad_state(const std::string& what) { throw Error(Cause::bad_file, "state: " + what); }
 
 StateShape shape_of(const AttentionConfig& a, CacheElements cache) {
-  if (a.window > 0 && bits_of(cache.k) > 0) cache = {CacheElement::f16, CacheElement::f16};
+  if (a.kv_layer >= 0) return SharedState{};
+  if ((a.window > 0 || a.kv_shared) && bits_of(cache.k) > 0) cache = {CacheElement::f16, CacheElement::f16};
   return AttentionState{a.n_kv_heads, cached_row(cache.k, a.head_dim), cached_row(cache.v, a.head_dim)};
 }
 
@@ -39,8 +40,8 @@ ShapeRecord record_of(const StateShape& shape) {
     record.n_kv_heads = a->n_kv_heads;
     record.k_type = int64_t(a->k.type), record.k_bytes = a->k.bytes;
     record.v_type = int64_t(a->v.type), record.v_bytes = a->v.bytes;
-  } else {
-    record.recurrent_bytes = std::get<RecurrentState>(shape).bytes;
+  } else if (const auto* r = std::get_if<RecurrentState>(&shape)) {
+    record.recurrent_bytes = r->bytes;
   }
   return record;
 }
@@ -79,7 +80,8 @@ StateShape state_shape(const LayerConfig& layer, CacheElements cache) {
 
 double max_state_bytes(const StateShape& shape, int64_t capacity) {
   const auto* a = std::get_if<AttentionState>(&shape);
-  if (!a) return double(std::get<RecurrentState>(shape).bytes);
+  if (const auto* r = std::get_if<RecurrentState>(&shape)) return double(r->bytes);
+  if (!a) return 0;
   return double(capacity) * double(a->n_kv_heads) * double(std::max(a->k.bytes, a->v.bytes));
 }
 
@@ -87,8 +89,8 @@ LayerState::LayerState(Backend& backend, const StateShape& shape, int64_t n_slot
     : backend_(&backend), shape_(shape), capacity_(capacity) {
   if (const auto* a = std::get_if<AttentionState>(&shape_)) {
     for (const CachedRow& row : {a->k, a->v}) buffers_.push_back(backend.allocate(n_slots * a->n_kv_heads * row.bytes_of(capacity)));
-  } else {
-    buffers_.push_back(backend.allocate(n_slots * std::get<RecurrentState>(shape_).bytes));
+  } else if (const auto* r = std::get_if<RecurrentState>(&shape_)) {
+    buffers_.push_back(backend.allocate(n_slots * r->bytes));
   }
 }
 
@@ -99,7 +101,7 @@ int64_t LayerState::bytes() const {
 }
 
 std::vector<Piece> LayerState::pieces(int64_t slot, int64_t n) const {
-  if (n == 0) return {};
+  if (n == 0 || std::holds_alternative<SharedState>(shape_)) return {};
   const auto* a = std::get_if<AttentionState>(&shape_);
   if (!a) {
     const int64_t bytes = std::get<RecurrentState>(shape_).bytes;

@@ -42,9 +42,14 @@ struct RecurrentState {
   bool operator==(const RecurrentState&) const = default;
 };
 
-using StateShape = std::variant<AttentionState, RecurrentState>;
+// Another layer's keys and values are seen: nothing of its own.
+struct SharedState {
+  bool operator==(const SharedState&) const = default;
+};
 
-// Layers with a window keep numbers, float16, where others keep codes: their caches stay small.
+using StateShape = std::variant<AttentionState, RecurrentState, SharedState>;
+
+// Where others keep codes, layers with a window, whose caches stay small, and those that other layers share keep numbers, float16.
 StateShape state_shape(const LayerConfig& layer, CacheElements cache);
 double max_state_bytes(const StateShape& shape, int64_t capacity);  // of its largest buffer, a slot; int64_t may not hold it
 
@@ -60,7 +65,7 @@ class LayerState {
   LayerState(Backend& backend, const StateShape& shape, int64_t n_slots, int64_t capacity);  // capacity: positions of a slot, at most
   Backend& backend() const { return *backend_; }
   const StateShape& shape() const { return shape_; }
-  bool keeps_positions() const { return std::holds_alternative<AttentionState>(shape_); }  // a slot can go back to any of them
+  bool keeps_positions() const { return !std::holds_alternative<RecurrentState>(shape_); }  // a slot can go back to any of them
   int64_t bytes() const;
   // Of attention: (slots, n_kv_heads, capacity) rows each, or so many tiles.
   const BufferPtr& k_cache() const { return buffers_[0]; }

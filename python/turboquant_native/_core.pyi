@@ -248,22 +248,24 @@ class InputSite:
         """What that matrix gives is added to the stream as it is: no scale, no norm between."""
 
 class LayerRunner:
-    """The model one layer at a time over windows of seq_len tokens, for calibration (CPU)."""
+    """The model one layer at a time over windows of seq_len tokens, for calibration (CPU).
+
+    Hidden rows are the residual stream, (n_embd), and behind it what some models' layers read of more than the layer before."""
     def __init__(self, model: Model, seq_len: int) -> None: ...
     def input_sites(self, layer: int) -> list[InputSite]:
         """What a tap is shown in this layer, in the order of the computation."""
     def set_matrix(self, name: str, w: NDArray[np.float32] | None) -> None:
         """Use w (n_out, n_in) in place of the file's matrix; None: the file's own again."""
     def embed(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
-        """(windows, seq_len) -> (windows, seq_len, n_embd)"""
+        """(windows, seq_len) -> (windows, seq_len, row width)"""
     def enter(self, layer: int, hidden: NDArray[np.float32]) -> LayerPass:
-        """Windows (windows, seq_len, n_embd) before a layer."""
+        """Windows (windows, seq_len, row width) before a layer."""
     def layer(
         self, index: int, hidden: NDArray[np.float32], tap: Callable[[str, NDArray[np.float32]], Any] | None = None
     ) -> NDArray[np.float32]:
         """A new array of hidden's shape. tap(site, x): x (rows, width), valid during the call only; sites as in layer_runner.h."""
     def head(self, hidden: NDArray[np.float32], tap: Callable[[str, NDArray[np.float32]], Any] | None = None) -> NDArray[np.float32]:
-        """(rows, n_embd), before the output norm -> (rows, n_vocab); tap site "output", where True spares the product."""
+        """(rows, row width), before the output norm -> (rows, n_vocab); tap site "output", where True spares the product."""
 
 class LayerPass:
     """Windows on their way through a layer of a LayerRunner."""
@@ -272,7 +274,7 @@ class LayerPass:
         the matrices of then, and shows the site again."""
     @property
     def hidden(self) -> NDArray[np.float32]:
-        """(windows, seq_len, n_embd): the residual stream where the windows stand, a new array."""
+        """(windows, seq_len, row width): the rows where the windows stand, a new array."""
 
 def graph(model: Model, n_ctx: int) -> list[list[dict[str, Any]]]:
     """The operations that a pass in a context of n_ctx positions consists of: the embedding's, each layer's, the output's.

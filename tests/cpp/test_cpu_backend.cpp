@@ -3,6 +3,7 @@
 #include <memory>
 #include <random>
 #include <thread>
+#include <tuple>
 
 #include "backend/backend.h"
 #include "check.h"
@@ -292,6 +293,12 @@ void check_attention(const AttentionCase& t, int threads) {
     const auto at = expected.begin() + first * t.heads * t.dim;
     // float16 keys move scores by up to |q| |k| 2^-11 * 0.3, values by 2^-11.
     check_near(device.read(out), {at, at + rows * t.heads * t.dim}, t.f32 ? 1e-4 : 1e-2, "attention");
+    // another layer's heads over the same keys and values
+    AttentionOp& other = op.attention_op;
+    other.q = device.plane(t.heads * t.dim, part(q, t.heads)), other.out = device.plane(rows, t.heads * t.dim);
+    other.k.buffer = other.v.buffer = nullptr;
+    device.run(op, Rows(rows, int32_t(first), 1).batch());
+    check_near(device.read(other.out), {at, at + rows * t.heads * t.dim}, t.f32 ? 1e-4 : 1e-2, "attention over another layer's keys");
     first += rows;
   }
 }
@@ -313,6 +320,21 @@ TEST("attention: ropes and none, growing queries, sinks, groups, windows, soft c
   }
 }
 
+TEST("embedding: whole rows of a table, and some of its columns") {
+  const int64_t n_vocab = 9, width = 21, n = 5;
+  const Floats table = random_floats(n_vocab * width);
+  for (const auto& [column, count] : {std::pair<int64_t, int64_t>{0, 21}, {0, 7}, {7, 7}, {20, 1}}) {
+    Device device(2);
+    Op op{.kind = Op::embed};
+    op.embed_op = {device.dense(n_vocab, width, table), device.plane(n, count), 1.5f, column};
+    device.run(op, Rows(n).batch());
+    std::vector<double> expected;
+    for (int64_t r = 0; r < n; r++)
+      for (int64_t i = 0; i < count; i++) expected.push_back(1.5 * table[size_t(r * width + column + i)]);
+    check_near(device.read(op.embed_op.y), expected, 1e-6, "embedding");
+  }
+}
+
 TEST("experts: the chosen ones only, weighted, with a shared one") {
   const int64_t n_embd = 32, n_ff = 44, n_shared = 60, n_experts = 5;
   const Floats router = random_floats(n_experts * n_embd), shared_router = random_floats(n_embd);
@@ -328,38 +350,40 @@ TEST("experts: the chosen ones only, weighted, with a shared one") {
     for (size_t i = 0; i < hidden.size(); i++) hidden[i] = silu(hidden[i]) * second[i];
     return dense_product(down[e], hidden.data(), n_embd, width);
   };
-  for (int threads : {1, 3})
-    for (int64_t n : {1, 7}) {
-      Device device(threads);
-      const Floats x = random_floats(n * n_embd), y = random_floats(n * n_embd);
-      Op op{.kind = Op::moe};
-      MoeOp& moe = op.moe_op;
-      moe.in = {.x = device.plane(n_embd, x)}, moe.y = device.plane(n_embd, y);
-      moe.router = device.dense(n_experts, n_embd, router), moe.shared_router = device.dense(1, n_embd, shared_router);
-      for (size_t e = 0; e < size_t(n_experts); e++) {
-        moe.gate.push_back(device.dense(n_ff, n_embd, gate[e])), moe.up.push_back(device.dense(n_ff, n_embd, up[e]));
-        moe.down.push_back(device.dense(n_embd, n_ff, down[e]));
-      }
-      moe.shared_gate = device.dense(n_shared, n_embd, gate.back()), moe.shared_up = device.dense(n_shared, n_embd, up.back());
-      moe.shared_down = device.dense(n_embd, n_shared, down.back());
-      moe.top_k = 2, moe.normalize = true, moe.alpha = 0.5f;
-      device.run(op, Rows(n).batch());
-      std::vector<double> expected(y.begin(), y.end());
-      for (int64_t r = 0; r < n; r++) {
-        const std::vector<double> row(x.begin() + r * n_embd, x.begin() + (r + 1) * n_embd);
-        auto logits = dense_product(router, row.data(), n_experts, n_embd);
-        std::vector<size_t> order{0, 1, 2, 3, 4};
-        std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return logits[a] > logits[b]; });
-        const double total = std::exp(logits[order[0]]) + std::exp(logits[order[1]]);
-        const auto add = [&](size_t e, double weight, int64_t width) {
-          const auto out = expert(e, row.data(), width);
-          for (size_t i = 0; i < out.size(); i++) expected[size_t(r * n_embd) + i] += 0.5 * weight * out[i];
-        };
-        for (size_t j = 0; j < 2; j++) add(order[j], std::exp(logits[order[j]]) / total, n_ff);
-        add(size_t(n_experts), 1 / (1 + std::exp(-dense_product(shared_router, row.data(), 1, n_embd)[0])), n_shared);
-      }
-      check_near(device.read(moe.y), expected, kFloatPath, "mixture");
+  for (const auto& [threads, n, apart] : {std::tuple{1, 1, false}, {1, 7, true}, {3, 1, true}, {3, 7, false}, {3, 7, true}}) {
+    Device device(threads);
+    const Floats x = random_floats(n * n_embd), y = random_floats(n * n_embd), ones(size_t(n_embd), 1.f);
+    Op op{.kind = Op::moe};
+    MoeOp& moe = op.moe_op;
+    moe.in = {.x = device.plane(n_embd, x)}, moe.y = device.plane(n_embd, y);
+    if (apart) moe.add = false, moe.router_in = {.kind = LinearInput::rms_norm, .x = moe.in.x, .eps = 1e-5f};
+    moe.router = device.dense(n_experts, n_embd, router), moe.shared_router = device.dense(1, n_embd, shared_router);
+    for (size_t e = 0; e < size_t(n_experts); e++) {
+      moe.gate.push_back(device.dense(n_ff, n_embd, gate[e])), moe.up.push_back(device.dense(n_ff, n_embd, up[e]));
+      moe.down.push_back(device.dense(n_embd, n_ff, down[e]));
     }
+    moe.shared_gate = device.dense(n_shared, n_embd, gate.back()), moe.shared_up = device.dense(n_shared, n_embd, up.back());
+    moe.shared_down = device.dense(n_embd, n_shared, down.back());
+    moe.top_k = 2, moe.normalize = true, moe.alpha = 0.5f;
+    device.run(op, Rows(n).batch());
+    std::vector<double> expected(y.begin(), y.end());
+    if (apart) std::fill(expected.begin(), expected.end(), 0);
+    for (int64_t r = 0; r < n; r++) {
+      const std::vector<double> row(x.begin() + r * n_embd, x.begin() + (r + 1) * n_embd);
+      const auto seen = apart ? rms_norm({row.begin(), row.end()}, ones, 1e-5f) : row;
+      auto logits = dense_product(router, seen.data(), n_experts, n_embd);
+      std::vector<size_t> order{0, 1, 2, 3, 4};
+      std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return logits[a] > logits[b]; });
+      const double total = std::exp(logits[order[0]]) + std::exp(logits[order[1]]);
+      const auto add = [&](size_t e, double weight, int64_t width) {
+        const auto out = expert(e, row.data(), width);
+        for (size_t i = 0; i < out.size(); i++) expected[size_t(r * n_embd) + i] += 0.5 * weight * out[i];
+      };
+      for (size_t j = 0; j < 2; j++) add(order[j], std::exp(logits[order[j]]) / total, n_ff);
+      add(size_t(n_experts), 1 / (1 + std::exp(-dense_product(shared_router, row.data(), 1, n_embd)[0])), n_shared);
+    }
+    check_near(device.read(moe.y), expected, kFloatPath, "mixture");
+  }
 }
 
 TEST("experts with biases and clamped gates") {

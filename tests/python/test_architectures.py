@@ -61,6 +61,7 @@ class Case:
     model_type: str
     config: dict[str, Any] = field(default_factory=dict)
     keys: dict[str, Any] = field(default_factory=dict)
+    apart: bool = False  # goes through every test, though it is not the first of its architecture
 
     @property
     def gguf(self) -> str:
@@ -81,6 +82,12 @@ _DELTA_KEYS = _HEAD | {
 }  # fmt: skip
 _DELTA_MOE = MOE | {"shared_expert_intermediate_size": 40, "norm_topk_prob": True, "num_hidden_layers": 4}
 _DELTA_MOE_KEYS = _MOE_KEYS | {"expert_shared_feed_forward_length": 40}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+_GEMMA4 = {"head_dim": 16, "global_head_dim": 24, "sliding_window": 8, "vocab_size_per_layer_input": BASE["vocab_size"]}
+_GEMMA4_KEYS = {
+    "attention.key_length": 24, "attention.value_length": 24, "attention.key_length_swa": 16, "attention.value_length_swa": 16,
+    "rope.dimension_count": 24, "rope.dimension_count_swa": 16, "attention.sliding_window": 8, "rope.freq_base_swa": 10000.0,
+}  # fmt: skip
 CASES = [
     Case("llama-gqa", "llama"),
     Case("llama-odd", "llama", {"hidden_size": 54, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 70}),
@@ -451,8 +458,55 @@ CASES += [
     Case("qwen3_5_moe", "qwen3_5_moe_text", _DELTA | _DELTA_MOE, _DELTA_KEYS | _DELTA_MOE_KEYS),
     Case("qwen3_next", "qwen3_next", _DELTA | _DELTA_MOE, _DELTA_KEYS | _DELTA_MOE_KEYS),
 ]
+CASES += [
+    Case(
+        "gemma4-e",  # per-layer embeddings; four of seven layers see the keys of layers 1 and 2
+        "gemma4_text",
+        _GEMMA4
+        | {"num_hidden_layers": 7, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 4, "use_double_wide_mlp": True}
+        | {"layer_types": [_SLIDING, _SLIDING, _FULL, _SLIDING, _SLIDING, _FULL, _FULL]},
+        _GEMMA4_KEYS
+        | {"embedding_length_per_layer_input": 8, "attention.shared_kv_layers": 4, "feed_forward_length": [80] * 3 + [160] * 4}
+        | {"attention.sliding_window_pattern": [True, True, False, True, True, False, False]},
+        apart=True,
+    ),
+    Case(
+        "gemma4-e-odd",  # the full donor is not the last of those with keys; the last full layer alone shares
+        "gemma4_text",
+        _GEMMA4
+        | {"hidden_size": 54, "num_attention_heads": 6, "num_key_value_heads": 3, "num_global_key_value_heads": 2, "attention_k_eq_v": True}
+        | {"num_hidden_layers": 4, "hidden_size_per_layer_input": 10, "num_kv_shared_layers": 2}
+        | {"layer_types": [_FULL, _SLIDING, _SLIDING, _FULL]},
+        _GEMMA4_KEYS
+        | {"embedding_length_per_layer_input": 10, "attention.shared_kv_layers": 2, "attention.head_count_kv": [2, 3, 3, 2]}
+        | {"attention.sliding_window_pattern": [False, True, True, False]},
+    ),
+    Case(
+        "gemma4-moe",
+        "gemma4_text",
+        _GEMMA4
+        | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32, "hidden_size_per_layer_input": 0}
+        | {"num_hidden_layers": 3, "attention_k_eq_v": True, "layer_types": [_SLIDING, _SLIDING, _FULL]},
+        _GEMMA4_KEYS | _MOE_KEYS | {"attention.sliding_window_pattern": [True, True, False]},
+        apart=True,
+    ),
+    Case(
+        "gemma4-moe-e-wide",  # all at once, with heads of 256 and 512
+        "gemma4_text",
+        _GEMMA4
+        | {"enable_moe_block": True, "num_experts": 3, "top_k_experts": 1, "moe_intermediate_size": 20, "hidden_size_per_layer_input": 6}
+        | {"head_dim": 256, "global_head_dim": 512, "num_attention_heads": 2, "num_key_value_heads": 1, "num_kv_shared_layers": 1}
+        | {"num_hidden_layers": 3, "layer_types": [_SLIDING, _FULL, _FULL]},
+        _GEMMA4_KEYS
+        | {"attention.key_length": 512, "attention.value_length": 512, "rope.dimension_count": 512, "attention.key_length_swa": 256}
+        | {"attention.value_length_swa": 256, "rope.dimension_count_swa": 256, "attention.shared_kv_layers": 1}
+        | {"expert_count": 3, "expert_used_count": 1, "expert_feed_forward_length": 20, "embedding_length_per_layer_input": 6}
+        | {"attention.sliding_window_pattern": [True, False, False]},
+    ),
+]
 ALL = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-ONE_EACH = pytest.mark.parametrize("case", list({case.model_type: case for case in reversed(CASES)}.values()), ids=lambda case: case.name)
+CHOSEN = list({case.name if case.apart else case.model_type: case for case in reversed(CASES)}.values())
+ONE_EACH = pytest.mark.parametrize("case", CHOSEN, ids=lambda case: case.name)
 
 
 @dataclass

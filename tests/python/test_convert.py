@@ -18,6 +18,7 @@ from turboquant_native._core import GgufFile
 from turboquant_native.commands import convert as convert_hf_to_tq
 from turboquant_native.common.errors import ConvertError
 from turboquant_native.convert import conversion
+from turboquant_native.convert.architectures import ARCHITECTURES, TEXT_MODELS, by_model_type
 from turboquant_native.convert.conversion import Options, make_plan, write_model
 from turboquant_native.convert.sources import open_source
 
@@ -290,7 +291,10 @@ def test_unsupported_architecture_names_the_closest(model: Path, tmp_path: Path,
 
 def test_list_supported(capsys: pytest.CaptureFixture[str]) -> None:
     assert convert("--list-supported") == 0
-    assert {"llama", "gemma3_text", "qwen3_moe", "phi3"} <= set(capsys.readouterr().out.split())
+    listed = capsys.readouterr().out.split()
+    assert listed == sorted({*ARCHITECTURES, *TEXT_MODELS}) and {"llama", "gemma4", "qwen3_5", "mistral3"} <= set(listed)
+    for name in listed:
+        by_model_type(name)
 
 
 def test_all_tensor_problems_at_once(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -443,9 +447,9 @@ _SCALED_WINDOWS = {"full_attention": {"rope_type": "default"}, "sliding_attentio
             "rope scaling 'proportional' is not supported (supported: linear, llama3, longrope, ",
         ),
         ({"model_type": "qwen3_moe", "mlp_only_layers": [1]}, "layers without experts"),
-        ({"model_type": "gemma4_text", "head_dim": 12}, "hidden_size_per_layer_input is 256: only gemma 4's dense models"),
-        ({**_GEMMA4, "enable_moe_block": True}, "enable_moe_block is True: only gemma 4's dense models"),
-        ({**_GEMMA4, "num_kv_shared_layers": 1}, "num_kv_shared_layers is 1: only gemma 4's dense models"),
+        ({**_GEMMA4, "enable_moe_block": True}, "num_experts is None, expected 1 or more where enable_moe_block is true"),
+        ({**_GEMMA4, "num_kv_shared_layers": 1}, "num_kv_shared_layers is 1: the 1 layers before have no keys for each of layer_types"),
+        ({**_GEMMA4, "num_kv_shared_layers": 2}, "num_kv_shared_layers is 2: the 0 layers before have no keys for each of layer_types"),
         (
             {**_GEMMA4, "layer_types": ["full_attention"] * 2, "per_layer_config": {"0": {"head_dim": 16}}},
             "per_layer_config: heads of the sizes [12, 16], expected one size for each of layer_types",

@@ -8,12 +8,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from test_architectures import CASES, Case, References
+from test_architectures import CHOSEN, Case, References
 from turboquant_native import _core
 from turboquant_native.commands.convert import main
 from turboquant_native.evaluate.evaluation import divergence, normalize
-
-ONE_EACH = list({case.model_type: case for case in reversed(CASES)}.values())
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +19,7 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> References:
     return References(tmp_path_factory)
 
 
-@pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.model_type)
+@pytest.mark.parametrize("case", CHOSEN, ids=lambda case: case.name)
 def test_calibrated(case: Case, references: References, tiny_llama_dir: Path, tmp_path: Path) -> None:
     reference, out = references.of(case), tmp_path / "out.gguf"
     folder = tmp_path / "folder"

@@ -214,6 +214,32 @@ def test_steps_by_two_tokens_probabilities(whole: bool, folders: Any) -> None:
             llm.score_steps("a", ["b"], convention={"separator": "\n", "tokens": ["The quick", "!"]})
 
 
+def test_steps_as_turns(folders: Any, tmp_path: Path) -> None:
+    """Each step a user's turn, each answered by the right token; the score is read where that answer begins, as transformers writes it."""
+    folder, score = folders["two tokens"]
+    given = {"separator": " ", "prompt": "turns", "tokens": ["!", "?"]}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    expected, messages = [], []
+    for step in ["How many? " + STEPS[0], *STEPS[1:]]:
+        messages += [{"role": "user", "content": step}, {"role": "assistant", "content": "!"}]
+        ids = tokenizer.apply_chat_template(messages, return_dict=False)
+        assert tokenizer.convert_ids_to_tokens(ids[-3:-1]) == ["!", "<|im_end|>"]
+        pair = tokenizer.convert_tokens_to_ids(["!", "?"])
+        expected.append(softmax(reference(score, ids)[-4][pair])[0])
+    with opened(folder, "--outtype", "f32", "--steps", json.dumps(given)) as llm:
+        assert np.abs(np.array(llm.score_steps("How many?", STEPS)) - expected).max() <= TOLERANCE
+        assert llm.score_steps("How many? ", [" " + step + "\n" for step in STEPS]) == llm.score_steps("How many?", STEPS)
+        assert llm.score_steps("How many?", []) == []
+        # what looks like markup in a step is text, and so are our own marks
+        for text in ("<|im_end|>", "\ue0001\ue001"):
+            assert len(llm.score_steps(text, [text, "b"])) == 2
+        best = llm.best_of_n("The", 2, prm=llm, problem="How many?", max_tokens=4, seed=1)
+        assert len(best["candidates"]) == 2
+        llm.session.chat_format = "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"
+        with pytest.raises(ValueError, match="does not write each turn of a conversation once"):
+            llm.score_steps("a", ["b"])
+
+
 def test_a_step_cannot_write_separators(folders: Any) -> None:
     """A control token's name in a step is text."""
     folder, _ = folders["prm"]
@@ -243,7 +269,12 @@ def test_the_convention_is_stored_and_checked(folders: Any, tmp_path: Path, caps
     [
         ({"separator": ""}, "separator is '', expected a text behind each step"),
         ({"separator": 3}, "separator is '3', expected a text of up to"),
-        ({"separator": "x", "prompt": "none"}, "prompt is 'none', expected 'chat', or a text with one {prompt}"),
+        ({"separator": "x", "prompt": "none"}, "prompt is 'none', expected 'chat', 'turns', or a text with one {prompt}"),
+        ({"separator": " ", "prompt": "turns"}, "tokens is .* expected two texts, where steps are turns"),
+        (
+            {"separator": " ", "prompt": "turns", "tokens": ["+", "-"], "whole": True},
+            "whole is 'True', expected false where steps are turns",
+        ),
         ({"separator": "x", "tokens": ["+"]}, "tokens is .* expected two different texts"),
         ({"separator": "x", "tokens": ["+", "+"]}, "expected two different texts"),
         ({"separator": "x", "label": -2}, "label is '-2'"),

@@ -369,6 +369,44 @@ def test_answers_in_channels(chat_model, monkeypatch):
         assert message["reasoning_content"] == "no JSON" and json.loads(message["content"])["c"] in ("red", "blue")
 
 
+@pytest.mark.parametrize("thinks", [True, False])
+def test_demanded_calls_in_channels(chat_model, monkeypatch, thinks):
+    """By name and of several tools: free thinking, then the call's own header and arguments by the schema, whatever the model says."""
+    think = "<|channel|>analysis<|message|>no JSON<|end|>" if thinks else ""
+    paint = strict_paint()["tools"][0]
+    with (
+        Llama(str(chat_model), n_ctx=512, n_threads=1, chat_format=CHATML + "{# <|channel|> #}", verbose=False) as llm,
+        TestClient(create_app(llm, Settings()), raise_server_exceptions=False) as client,
+    ):
+
+        def answer(text, choice, path="/v1/chat/completions", **more):
+            with saying(monkeypatch, spoken(llm, think + text, end=False)):
+                return post(client, path, ask(max_tokens=300, tools=[*TOOLS, paint], tool_choice=choice, **more))
+
+        call = "<|start|>assistant" * thinks + "<|channel|>commentary to=functions."
+        for text, choice, name in (
+            (call[:-12], {"type": "function", "function": {"name": "paint"}}, "paint"),
+            (call + "paint <|constrain|>json<|message|>", "required", "paint"),
+            (call + 'weather <|constrain|>json<|message|>{"city": "Paris"}', "required", "weather"),
+        ):
+            one = answer(text, choice)["choices"][0]
+            [found] = one["message"]["tool_calls"]
+            assert (found["function"]["name"], one["finish_reason"]) == (name, "tool_calls") and not one["message"]["content"]
+            assert one["message"].get("reasoning_content") == ("no JSON" if thinks else None)
+            arguments = json.loads(found["function"]["arguments"])
+            assert arguments["c"] in ("red", "blue") if name == "paint" else isinstance(arguments, dict)
+        pieces = chunks(answer(call[:-12], {"type": "function", "function": {"name": "paint"}}, stream=True))
+        calls = [each for piece in pieces for each in piece["choices"][0]["delta"].get("tool_calls", ())]
+        assert calls[0]["function"]["name"] == "paint"
+        assert json.loads("".join(each["function"]["arguments"] for each in calls))["c"] in ("red", "blue")
+        odd = [{"type": "function", "function": {"name": "a b"}}]
+        with saying(monkeypatch, spoken(llm, "x")):
+            assert (
+                "'a b' cannot be demanded"
+                in post(client, "/v1/chat/completions", ask(tools=odd, tool_choice="required"), 400)["error"]["message"]
+            )
+
+
 def test_a_schema_is_kept(client):
     for body in (ask(response_format=STRICT), ask(json_schema=COLOURS), ask(grammar='root ::= "{\\"c\\": \\"red\\"}"')):
         content = post(client, "/v1/chat/completions", {**body, "max_tokens": 100})["choices"][0]["message"]["content"]

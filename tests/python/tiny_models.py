@@ -103,6 +103,9 @@ def _gguf_tensors(arch: str, config: dict[str, Any], tensors: dict[str, np.ndarr
         if arch == "gpt-oss" and ".experts." in name:
             out |= _gpt_oss_experts(name, w)
             continue
+        if arch == "gemma4" and (".experts." in name or ".router." in name):
+            out |= _gemma4_experts(name, w)
+            continue
         if ".experts." in name:
             layer, expert, part = name.split(".")[2], int(name.split(".")[5]), parts[name.split(".")[6]]
             stacks.setdefault(f"blk.{layer}.ffn_{part}_exps.weight", {})[expert] = w
@@ -119,6 +122,17 @@ def _gguf_tensors(arch: str, config: dict[str, Any], tensors: dict[str, np.ndarr
             w = w + 1
         out[target] = w[0] if kind == "ffn_gate_inp_shexp" else w
     return out | {name: np.stack([stack[e] for e in sorted(stack)]) for name, stack in stacks.items()}
+
+
+def _gemma4_experts(name: str, w: np.ndarray) -> dict[str, np.ndarray]:
+    layer, kind = name.split(".")[2], name.split(".", 3)[3]
+    names = {
+        "router.proj.weight": "ffn_gate_inp.weight",
+        "router.scale": "ffn_gate_inp.scale",
+        "router.per_expert_scale": "ffn_down_exps.scale",
+    }
+    names |= {"experts.gate_up_proj": "ffn_gate_up_exps.weight", "experts.down_proj": "ffn_down_exps.weight"}
+    return {f"blk.{layer}.{names[kind]}": w}
 
 
 def _gpt_oss_experts(name: str, w: np.ndarray) -> dict[str, np.ndarray]:

@@ -71,7 +71,7 @@ class AttentionStep final : public Step {
 
   // Each item is one head of q, or one head of k and v together.
   void store(const Worker& w) const {
-    const int64_t n_heads = op_.shape.n_heads, n_kv = op_.shape.n_kv_heads, dim = op_.shape.head_dim;
+    const int64_t n_heads = op_.shape.n_heads, n_kv = op_.k.buffer ? op_.shape.n_kv_heads : 0, dim = op_.shape.head_dim;
     const Range mine = w.share(w.rows() * (n_heads + n_kv));
     for (int64_t i = mine.first; i < mine.last; i++) {
       const int64_t r = i / (n_heads + n_kv), head = i % (n_heads + n_kv);

@@ -32,7 +32,7 @@ class MoeStep final : public Step {
     place(shared, limits.rows);
     const int64_t widest = std::max(n_ff_, n_embd());
     own.take<float>(widest);
-    own.take<float>(op_.router->n_out);  // route: logits, one row's form
+    own.take<float>(op_.router->n_out), own.take<float>(n_embd());  // route: logits, the router's input, one row's form
     take_form(own, 1, n_embd(), precision_);
     own.take<uint8_t>(std::max(multiply_scratch(k, n_embd(), limits.rows), multiply_scratch(k, n_ff_, limits.rows)));
     return {shared.used(), own.used()};
@@ -106,12 +106,13 @@ class MoeStep final : public Step {
     const Range mine = w.share(w.rows());
     Arena own(scratch);
     const int64_t n = op_.router->n_out;
-    float* logits = own.take<float>(n);
+    float *logits = own.take<float>(n), *seen = own.take<float>(n_embd());
     for (int64_t r = mine.first; r < mine.last; r++) {
       float* x = p.x + r * n_embd();
       const float* plain = plain_row(w, op_.in, r, x);
       if (plain != x) std::copy_n(plain, n_embd(), x);
-      route_row(w, cpu(op_.router), x, logits, work, scratch + own.used());
+      const float* routed = op_.router_in.x.buffer ? plain_row(w, op_.router_in, r, seen) : x;
+      route_row(w, cpu(op_.router), routed, logits, work, scratch + own.used());
       if (op_.router_bias) w.k.add_scaled(logits, data(op_.router_bias), 1, n);
       choose_experts(logits, n, op_.top_k, op_.normalize, p.experts + r * per_row(), p.weights + r * per_row());
       if (op_.shared_gate) share(w, p, r, work, scratch);
@@ -228,13 +229,15 @@ class MoeStep final : public Step {
 
   void add_up(const Worker& w, const Planes& p) const {
     const Range columns = w.share(n_embd());
-    for (int64_t r = 0; r < w.rows(); r++)
+    for (int64_t r = 0; r < w.rows(); r++) {
+      if (!op_.add) std::fill(row(op_.y, r) + columns.first, row(op_.y, r) + columns.last, 0.f);
       for (int64_t i = r * per_row(); i < (r + 1) * per_row(); i++) {
         float* out = p.out + p.place[i] * n_embd() + columns.first;
         if (const float* bias = bias_of(op_.down_bias, size_t(p.experts[i]), n_embd()))
           w.k.add_scaled(out, bias + columns.first, 1, columns.last - columns.first);
         w.k.add_scaled(row(op_.y, r) + columns.first, out, op_.alpha * p.weights[i], columns.last - columns.first);
       }
+    }
   }
 
   MoeOp op_;

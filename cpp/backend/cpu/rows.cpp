@@ -18,7 +18,7 @@ class EmbedStep final : public Step {
       if (m.host.packed)
         w.k.tqn_row(m.host.tqn, m.plan.get(), w.batch.tokens[r], y);
       else
-        w.k.dense_row(m.host.dense, w.batch.tokens[r], y);
+        w.k.dense_row(part_of_row(m.host.dense, w.batch.tokens[r]), 0, y);
       if (op_.scale != 1) {
         for (int64_t i = 0; i < op_.y.width; i++) y[i] *= op_.scale;
       }
@@ -26,6 +26,12 @@ class EmbedStep final : public Step {
   }
 
  private:
+  // A matrix of one row: the columns of row `token` that y takes.
+  kernels::DenseMatrix part_of_row(const kernels::DenseMatrix& m, int64_t token) const {
+    const int64_t size = m.type == kernels::DType::f32 ? 4 : 2;
+    return {m.type, 1, op_.y.width, static_cast<const uint8_t*>(m.data) + (token * m.n_in + op_.column) * size};
+  }
+
   EmbedOp op_;
 };
 

@@ -8,6 +8,7 @@ from ..engine.grammar import LlamaGrammar
 from ..engine.sampling import StoppingCriteriaList
 from .answer import AnswerReader, reader_for, shown_tokens
 from .call_grammar import WithinArguments, WithinCalls
+from .channel_call import CallInChannel
 from .chat_answer import ChatAnswer
 from .chat_prompt import Message, prompt_of
 from .completion import Completion, CompletionRequest
@@ -17,7 +18,7 @@ from .tool_calls import family_of
 from .tool_calls.watching import EndsWhen, TextOfTokens
 from .tool_choice import demanded, grammar_of_calls
 
-Grammar = TypeVar("Grammar", LlamaGrammar, WithinCalls, WithinArguments)
+Grammar = TypeVar("Grammar", LlamaGrammar, WithinCalls, WithinArguments, CallInChannel)
 CallGrammar = WithinCalls | WithinArguments
 
 
@@ -95,23 +96,29 @@ class ChatCompletion:
         functions = demanded(tools, tool_choice)
         prompt = prompt_of(session, messages, tools, chat_template_kwargs)
         shown = shown_tokens(session.vocabulary, prompt.template, bool(tools))
-        grammar: LlamaGrammar | CallGrammar | None = request.grammar or grammar_for(response_format)
-        if functions:
+        grammar: LlamaGrammar | CallGrammar | CallInChannel | None = request.grammar or grammar_for(response_format)
+        channels = family_of(prompt.template).channels if functions else None
+        if channels is not None:
+            grammar = strictly(CallInChannel(functions, channels), any(function.get("strict") for function in functions))
+        elif functions:
             grammar = strictly(grammar_of_calls(functions), any(function.get("strict") for function in functions))
         elif grammar is None:
             grammar = grammar_of_strict_tools(tools, prompt.template, shown)
-        forced = str(functions[0]["name"]) if len(functions) == 1 else None
+        bare = bool(functions) and channels is None  # a demanded call without the family's markup
+        forced = str(functions[0]["name"]) if bare and len(functions) == 1 else None
         one_call = parallel_tool_calls is False and bool(tools)
 
         def reader() -> AnswerReader:
-            return reader_for(prompt.template, prompt.text, tools, forced, bare=len(functions) > 1, one_call=one_call)
+            return reader_for(prompt.template, prompt.text, tools, forced, bare=bare and len(functions) > 1, one_call=one_call)
 
         self._reader = reader()
         self._with_logprobs = request.logprobs is not None
         if one_call and not functions:  # a demanded call is one already
             ends = _ends_at_second_call(reader(), TextOfTokens(session.vocabulary, shown), len(prompt.tokens))
             request = replace(request, stopping_criteria=StoppingCriteriaList([*(request.stopping_criteria or ()), ends]))
-        bound = after_thinking(grammar, prompt.template, prompt.text, demanded=bool(functions))
+        bound: Any = grammar
+        if not isinstance(grammar, CallInChannel):
+            bound = after_thinking(grammar, prompt.template, prompt.text, demanded=bool(functions))
         self.completion = Completion(session, replace(request, prompt=prompt.tokens, grammar=bound, shown_tokens=shown))
 
     def answer(self) -> ChatAnswer:

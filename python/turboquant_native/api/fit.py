@@ -15,6 +15,7 @@ from typing import Any
 
 from .._core import FormatError, GgufFile, cached_bytes
 from ..common.memory import available_memory
+from ..convert.architectures import PER_LAYER_TABLE
 from ..convert.inspection import EMBEDDINGS, FileSummary, describe
 from . import machine
 
@@ -24,6 +25,7 @@ _FLOAT = 4
 _STEP = 256  # positions: contexts are offered in multiples of it
 _UNASKED = 0.9  # of the free memory, for a context that nobody asked for
 _NUMBERS = ("f16", "f32")  # caches without codes
+_OF_LAYERS = ("attention.head_count_kv", ".feed_forward_length")  # a number, or one for each layer: the largest counts
 _RUNS = ("F32", "F16", "BF16")
 
 
@@ -85,6 +87,7 @@ class ModelFile:
         file = GgufFile(path)
         self.path, self._summary = str(path), describe(file)
         self.metadata = {key: value for key, value in file.metadata.items() if isinstance(value, (str, int, float))}  # no vocabularies
+        self.metadata |= {key: max(file.metadata[key]) for key in file.metadata if key.endswith(_OF_LAYERS) and key not in self.metadata}
         _check_types(self._summary)
         self.shape = _shape(self.metadata, self._summary, file.attention_layers())
 
@@ -97,10 +100,10 @@ class ModelFile:
     def token_bytes(self) -> int:
         """What one token must read: of an embedding beside an output matrix only a row, of experts only those that are used."""
         names = {tensor.name for tensor in self._summary.tensors}
-        skipped = EMBEDDINGS[0] if EMBEDDINGS[1] in names else None
+        skipped = (PER_LAYER_TABLE, EMBEDDINGS[0] if EMBEDDINGS[1] in names else None)
         used, experts = (self._integer(key, 0) for key in ("expert_used_count", "expert_count"))
         share = used / experts if experts else 1.0
-        sizes = ((share if "_exps." in t.name else 1.0) * t.bytes for t in self._summary.tensors if t.name != skipped)
+        sizes = ((share if "_exps." in t.name else 1.0) * t.bytes for t in self._summary.tensors if t.name not in skipped)
         return int(sum(sizes))
 
     def fit(

@@ -9,7 +9,17 @@ import numpy as np
 
 from ..engine import prefixes
 from ..engine.head import ACTIVATIONS, Head, Scores, sigmoid, softmax
-from ..engine.steps import Solution, StepConvention, one_token, solution_of, step_scores, stored_convention
+from ..engine.steps import (
+    TURNS,
+    Solution,
+    StepConvention,
+    messages_of_turns,
+    one_token,
+    solution_of,
+    solution_of_turns,
+    step_scores,
+    stored_convention,
+)
 from ..engine.tokens import Tokens, check_tokens
 from ..engine.work import Evaluation, Rows
 from .chat_prompt import prompt_of
@@ -183,7 +193,11 @@ def score_solutions(
 def _solution(session: Session, convention: StepConvention, problem: str, steps: Sequence[str]) -> Solution:
     if isinstance(steps, str) or not all(isinstance(step, str) for step in steps):
         raise TypeError(f"steps must be a list of texts, got {steps!r}")
-    found = solution_of(session.vocabulary, convention, _opening(session, convention, problem), steps)
+    if convention.prompt == TURNS:
+        text = prompt_of(session, messages_of_turns(convention, len(steps)), add_generation_prompt=False).text if steps else ""
+        found = solution_of_turns(session.vocabulary, convention, text, problem, steps)
+    else:
+        found = solution_of(session.vocabulary, convention, _opening(session, convention, problem), steps)
     if len(found.tokens) > session.n_ctx():
         raise ValueError(f"the problem and its steps have {len(found.tokens)} tokens; the context holds {session.n_ctx()} (n_ctx)")
     return found

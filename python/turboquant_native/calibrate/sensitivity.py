@@ -72,7 +72,7 @@ class SensitivityMeter:
         self._source, self._tokens, self._probes, self._seed, self._adjacent = source, tokens, probes, seed, adjacent
         self._runner = _core.LayerRunner(model, tokens.shape[1])
         self._probe = _core.LayerRunner(model, probes.shape[1])
-        self._n_layers = int(model.config["n_layers"])
+        self._n_layers, self._n_embd = int(model.config["n_layers"]), int(model.config["n_embd"])
         self._factor: tuple[Floats, int, Floats] | None = None  # Hessian, seed, its factor
 
     def measure(self, names: list[str], checkpoint: Path, progress: Callable[[int], None] = lambda layers: None) -> Sensitivity:
@@ -145,7 +145,10 @@ class SensitivityMeter:
             hidden, hessians = self._hessians(layer, hidden)
             noisy = {name: self._noisy_at(name, sites, hessians, NOISE_BITS) for name in mine}
             after = self._probe.layer(layer, probe)
-            shares |= {name: _relative_change(after, self._changed(layer, {name: w}, probe)) for name, w in noisy.items()}
+            stream = slice(0, self._n_embd)
+            shares |= {
+                name: _relative_change(after[..., stream], self._changed(layer, {name: w}, probe)[..., stream]) for name, w in noisy.items()
+            }
             changed, probe = self._changed(layer, noisy, changed), after
         if shares:
             cost, total = self._divergence(reference, changed, group.stop), sum(shares.values()) or 1.0

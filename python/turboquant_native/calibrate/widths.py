@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..common.errors import ConvertError
+from ..convert.architectures import PER_LAYER_TABLE
 from ..convert.conversion import Options, TensorPlan, make_plan
 from ..convert.sources import Source
 from .allocation import Choice, allocate
@@ -91,8 +92,9 @@ class WidthChooser:
         if not self.chooses:
             return
         smallest, _ = self.reach()
-        if self._request.bpw is not None and self._request.bpw * self._source.parameters < 8 * smallest:
-            needed = 8 * smallest / self._source.parameters
+        counted, aside = self._counted()
+        if self._request.bpw is not None and self._request.bpw * counted < 8 * (smallest - aside):
+            needed = 8 * (smallest - aside) / counted
             raise ConvertError(f"--bpw {self._request.bpw}: this model takes {needed:.2f} bits per weight at its smallest widths")
         if self._request.size is not None and self._request.size < smallest:
             raise ConvertError(f"--size {self._request.size} bytes: this model's tensors take {smallest} at their smallest widths")
@@ -177,9 +179,16 @@ class WidthChooser:
     def _budget(self, plan: Sequence[TensorPlan], header: int) -> int:
         """Bytes for all tensors."""
         if self._request.bpw is not None:
-            return int(self._request.bpw * self._source.parameters / 8)
+            counted, aside = self._counted()
+            return int(self._request.bpw * counted / 8) + aside
         assert self._request.size is not None
         return self._request.size - header - sum(_PLANE_OVERHEAD * (_PLANES if tensor.spec else 1) for tensor in plan)
+
+    def _counted(self) -> tuple[int, int]:
+        """Weights that a number of bits a weight is asked for, and bytes of those that it is not: of per-layer embeddings, which stay in 16
+        bit, a token reads a row."""
+        table = [tensor for tensor in self._asked() if tensor.name == PER_LAYER_TABLE]
+        return self._source.parameters - sum(tensor.weights for tensor in table), sum(tensor.bytes for tensor in table)
 
     # --- the simple rule
 

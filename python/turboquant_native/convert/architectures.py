@@ -23,6 +23,9 @@ EXPERTS = ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 SHARED_EXPERT = ("ffn_gate_inp_shexp", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
 PRE_NORMS = ("attn_norm", "ffn_norm")
 POST_NORMS = ("post_attention_norm", "post_ffw_norm")
+EXPERTS_BESIDE = (*EXPERTS, "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2")  # of a mixture beside a dense part
+PER_LAYER = ("per_layer_model_proj", "inp_gate", "proj", "post_norm")
+PER_LAYER_TABLE = "per_layer_token_embd.weight"
 HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
 GATED_ATTENTION = (*ATTENTION, "attn_gate", *HEAD_NORMS)
 DELTA_NET = ("attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta", "ssm_conv1d", "ssm_norm", "ssm_out")
@@ -50,7 +53,9 @@ class Architecture:
         delta_net: some layers are gated delta nets, the others have a gate on their output.
         tiled_value_heads: llama.cpp has the value heads of such layers in an order of its own.
         renamed: llama.cpp's names of tensors whose place is another one here.
-        by_window: layers with a window have heads of a size of their own, and the layers different numbers of key heads.
+        parts: hyperparameter -> what every layer holds too where it is not 0.
+        by_window: layers with a window have heads of a size of their own, and the layers different numbers of key heads and
+            widths of the feed-forward.
         optional: tensors of a layer that a file may do without.
         activations: names that the feed-forward activation may have in a config.
     """
@@ -67,6 +72,7 @@ class Architecture:
     wide_head_norms: bool = False
     plain_windows: bool = False
     expert_biases: bool = False
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     by_window: bool = False
     optional: tuple[str, ...] = ()
     delta_net: bool = False
@@ -76,7 +82,15 @@ class Architecture:
 
     @property
     def is_moe(self) -> bool:
+        """Whether every model of it has experts."""
         return "ffn_gate_inp" in self.tensors
+
+    def has_experts(self, hp: Hyperparameters) -> bool:
+        return self.is_moe or ("expert_count" in self.parts and bool(hp.get("expert_count")))
+
+    def layer_tensors(self, hp: Hyperparameters) -> tuple[str, ...]:
+        """What every layer of a model holds besides attention's matrices."""
+        return self.tensors + tuple(name for key, names in self.parts.items() if hp.get(key) for name in names)
 
     def final_name(self, name: str) -> str:
         """The name of a tensor in our files, from llama.cpp's."""
@@ -211,10 +225,7 @@ def _experts_gguf(normalize: bool) -> Callable[[Hyperparameters], Hyperparameter
 
 
 def _gemma4(config: Config) -> Hyperparameters:
-    """The dense models: full layers have larger heads, and may take their keys' product for their values too."""
-    for name in ("hidden_size_per_layer_input", "num_kv_shared_layers", "enable_moe_block"):
-        if config.get(name):
-            raise ConvertError(f"{name} is {config[name]}: only gemma 4's dense models, without it, are supported")
+    """Full layers have larger heads, and may take their keys' product for their values too."""
     n_layers = config["num_hidden_layers"]
     types = list(config.get("layer_types") or ["sliding_attention" if (layer + 1) % 6 else "full_attention" for layer in range(n_layers)])
     types[-1:] = ["full_attention"]  # as transformers has it
@@ -234,8 +245,38 @@ def _gemma4(config: Config) -> Hyperparameters:
         | {"attention.scale": 1.0, "final_logit_softcapping": config.get("final_logit_softcapping") or 0.0}
         | {"attention.key_length": full, "attention.value_length": full, "rope.dimension_count": full}
         | (windowed if "sliding_attention" in types else {})
-        | {"attention.head_count_kv": numbers if len(set(numbers)) > 1 else numbers[0]}
+        | {"attention.head_count_kv": _one_or_all(numbers)}
+        | {"embedding_length_per_layer_input": config.get("hidden_size_per_layer_input") or 0}
+        | _shared_keys(config, types)
+        | (_experts_beside(config) if config.get("enable_moe_block") else {})
     )
+
+
+def _one_or_all(numbers: list[int]) -> int | list[int]:
+    """One number where all layers have the same."""
+    return numbers if len(set(numbers)) > 1 else numbers[0]
+
+
+def _shared_keys(config: Config, types: list[str]) -> Hyperparameters:
+    """The last layers see the keys of an earlier one of their type; their feed-forward may be twice as wide."""
+    shared, n_ff = config.get("num_kv_shared_layers") or 0, config["intermediate_size"]
+    own = types[: max(len(types) - shared, 0)]
+    if not set(types) <= set(own):
+        raise ConvertError(f"num_kv_shared_layers is {shared}: the {len(own)} layers before have no keys for each of layer_types")
+    wide = 2 if config.get("use_double_wide_mlp") else 1
+    return {"attention.shared_kv_layers": shared, "feed_forward_length": _one_or_all([n_ff] * len(own) + [wide * n_ff] * shared)}
+
+
+def _experts_beside(config: Config) -> Hyperparameters:
+    for name in ("num_experts", "top_k_experts", "moe_intermediate_size"):
+        if not config.get(name):
+            raise ConvertError(f"{name} is {config.get(name)}, expected 1 or more where enable_moe_block is true")
+    return {
+        "expert_count": config.get("num_experts"),
+        "expert_used_count": config.get("top_k_experts"),
+        "expert_feed_forward_length": config.get("moe_intermediate_size"),
+        "expert_weights_norm": True,
+    }
 
 
 def _own_heads(config: Config, layer: int, own: dict[str, int]) -> tuple[int, int]:
@@ -250,7 +291,12 @@ def _gemma4_gguf(values: Hyperparameters) -> Hyperparameters:
     windowed = values.get("attention.sliding_window")
     size = values.get("attention.key_length_swa", values["attention.key_length"])
     own = {"attention.key_length_swa": size, "attention.value_length_swa": size, "rope.dimension_count_swa": size}
-    return {"attention.scale": 1.0} | (own | {"rope.freq_base_swa": 10000.0, "attention.sliding_window_pattern": 6} if windowed else {})
+    experts = {"expert_weights_norm": True} if values.get("expert_count") else {}
+    return (
+        {"attention.scale": 1.0}
+        | experts
+        | (own | {"rope.freq_base_swa": 10000.0, "attention.sliding_window_pattern": 6} if windowed else {})
+    )
 
 
 def _delta_net(config: Config) -> Hyperparameters:
@@ -411,6 +457,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "rope_parameters": _GEMMA4_ROPE,
             },
             plain_windows=True,
+            parts={"expert_count": EXPERTS_BESIDE, "embedding_length_per_layer_input": PER_LAYER},
             by_window=True,
             optional=("attn_v", "layer_output_scale"),
             activations=_GELU,
@@ -519,7 +566,7 @@ TEXT_MODELS = {
 
 def supported() -> list[str]:
     """Names that a config's model_type may have."""
-    return sorted(ARCHITECTURES)
+    return sorted({*ARCHITECTURES, *TEXT_MODELS})
 
 
 def _unsupported(kind: str, name: str, known: list[str]) -> ConvertError:
@@ -539,7 +586,7 @@ def by_model_type(model_type: str) -> Architecture:
 def by_gguf_name(name: str, has_experts: bool) -> Architecture:
     """The entry of a GGUF general.architecture; experts tell mixtral from llama."""
     for entry in ARCHITECTURES.values():
-        if entry.gguf == name and entry.is_moe == has_experts:
+        if entry.gguf == name and (entry.is_moe == has_experts or "expert_count" in entry.parts):
             return entry
     raise _unsupported("GGUF architecture", name, sorted({entry.gguf for entry in ARCHITECTURES.values()}))
 

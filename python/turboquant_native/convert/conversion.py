@@ -18,7 +18,7 @@ from ..common.errors import ConvertError, listing
 from ..common.memory import MemoryWatch
 from ..common.progress import Journey, Progress, duration
 from ..engine.head import TENSORS as HEAD_TENSORS
-from .architectures import Shape
+from .architectures import PER_LAYER_TABLE, Shape
 from .container import ContainerWriter, refusal_to_replace
 from .quantize import MAX_INPUTS, MatrixSpec, QuantizedMatrix, quantize_matrix, rotation_seed
 from .sources import Source
@@ -26,6 +26,7 @@ from .sources import Source
 TYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _FP16_MAX = 65504.0
 _EMBED_BITS = 8  # where nobody measured what fewer cost
+_KEPT = (PER_LAYER_TABLE, ".per_layer_model_proj.weight", ".inp_gate.weight", ".proj.weight")  # in 16 bit unless options name them
 # Rounds one matrix: (name, w, spec, progress) -> the result. Calibration passes its own.
 Rounder = Callable[[str, NDArray[np.float32], MatrixSpec, Callable[[int], None]], QuantizedMatrix]
 
@@ -91,7 +92,7 @@ class TensorPlan:
 
     @property
     def is_embedding(self) -> bool:
-        return self.name in ("token_embd.weight", "output.weight")
+        return self.name in ("token_embd.weight", "output.weight", PER_LAYER_TABLE)
 
 
 def make_plan(source: Source, options: Options) -> list[TensorPlan]:
@@ -110,7 +111,7 @@ def _search(pattern: str, name: str) -> bool:
 
 
 def _bits_of(name: str, options: Options, tied: bool) -> int:
-    bits, embed_bits = options.bits, options.embed_bits or _EMBED_BITS
+    bits, embed_bits = max(options.bits, 16) if name.endswith(_KEPT) else options.bits, options.embed_bits or _EMBED_BITS
     if name == "output.weight" or (name == "token_embd.weight" and tied):
         bits = options.output_bits or embed_bits
     elif name == "token_embd.weight":
@@ -130,6 +131,8 @@ def _plan_tensor(name: str, shape: Shape, options: Options, tied: bool) -> Tenso
     if options.outtype is not None:
         return TensorPlan(name, shape, options.outtype)
     bits = _bits_of(name, options, tied)
+    if name == PER_LAYER_TABLE and bits < 16:
+        return TensorPlan(name, shape, "f16", note="each layer reads its own columns")
     if bits >= 16:
         return TensorPlan(name, shape, f"f{bits}")
     if shape[1] % _core.TILE_COLS or shape[1] > MAX_INPUTS:
@@ -178,7 +181,7 @@ class Summary:
 
     def _embeddings(self) -> str:
         """What embedding and output take; in small models with many tokens that is most of the file."""
-        words = {"token_embd.weight": "embedding", "output.weight": "output"}
+        words = {"token_embd.weight": "embedding", "output.weight": "output", PER_LAYER_TABLE: "per-layer embeddings"}
         types = " and ".join(f"{words[name]} {label}" for name, label in self.embedding_types.items())
         return f"{types}: {self.embedding_bytes / 1e6:.1f} MB, {self.embedding_bytes / max(self.file_bytes, 1):.0%} of the file"
 
@@ -193,7 +196,7 @@ def notes_of(source: Source, plan: Sequence[TensorPlan]) -> list[str]:
     for tensor in plan:
         if tensor.note:
             notes.setdefault(f"{tensor.note}, kept as {tensor.label}", []).append(tensor.name)
-    found = [f"{note}: {listing(names, 4)}" for note, names in notes.items()]
+    found = [f"{note}: {listing(names, 4)}" for note, names in notes.items()] + source.notes
     if (kind := source.quantized_as) is not None:
         found.append(
             f"the source is already quantized ({kind}): what that lost stays lost, and comes on top of this file's own loss, which is "

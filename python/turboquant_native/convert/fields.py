@@ -72,9 +72,13 @@ def _accept_pattern(value: Any) -> int | list[bool]:
     return int(integer(0, _MAX_LAYERS).accept(value))
 
 
-def _accept_heads(value: Any) -> int | list[int]:
-    heads = integer(1, _MAX_DIM)
-    return [heads.accept(one) for one in value] if isinstance(value, list) else int(heads.accept(value))
+def _one_or_each(low: int) -> Rule:
+    number = integer(low, _MAX_DIM)
+
+    def accept(value: Any) -> int | list[int]:
+        return [number.accept(one) for one in value] if isinstance(value, list) else int(number.accept(value))
+
+    return Rule(f"a whole number from {low} to {_MAX_DIM}, or one for each layer", accept)
 
 
 def _accept_attention(value: Any) -> Any:
@@ -121,10 +125,12 @@ GGUF_FIELDS: dict[str, Rule] = {
     "context_length": integer(1, _MAX_CONTEXT),
     "embedding_length": integer(1, _MAX_DIM),
     "block_count": integer(1, _MAX_LAYERS),
-    "feed_forward_length": integer(0, _MAX_DIM),
+    "feed_forward_length": _one_or_each(0),
+    "embedding_length_per_layer_input": integer(0, _MAX_DIM),
+    "attention.shared_kv_layers": integer(0, _MAX_LAYERS),
     "vocab_size": integer(1, 2**31 - 1),
     "attention.head_count": integer(1, _MAX_DIM),
-    "attention.head_count_kv": Rule(f"a whole number from 1 to {_MAX_DIM}, or one for each layer", _accept_heads),
+    "attention.head_count_kv": _one_or_each(1),
     "attention.key_length": integer(2, _MAX_DIM),
     "attention.value_length": integer(2, _MAX_DIM),
     "attention.key_length_swa": integer(2, _MAX_DIM),
@@ -184,7 +190,7 @@ CONFIG_FIELDS: dict[str, Rule] = {
     "original_max_position_embeddings": integer(2, _MAX_CONTEXT).or_null(),
     "hidden_size": GGUF_FIELDS["embedding_length"],
     "num_hidden_layers": GGUF_FIELDS["block_count"],
-    "intermediate_size": GGUF_FIELDS["feed_forward_length"],
+    "intermediate_size": integer(0, _MAX_DIM),
     "vocab_size": GGUF_FIELDS["vocab_size"],
     "num_attention_heads": GGUF_FIELDS["attention.head_count"],
     "num_key_value_heads": integer(1, _MAX_DIM).or_null(),
@@ -195,6 +201,8 @@ CONFIG_FIELDS: dict[str, Rule] = {
     "hidden_size_per_layer_input": integer(0, _MAX_DIM).or_null(),
     "num_kv_shared_layers": integer(0, _MAX_LAYERS).or_null(),
     "enable_moe_block": FLAG.or_null(),
+    "use_double_wide_mlp": FLAG.or_null(),
+    "top_k_experts": integer(0, _MAX_EXPERTS).or_null(),
     "head_dim": GGUF_FIELDS["attention.key_length"].or_null(),
     "rms_norm_eps": GGUF_FIELDS["attention.layer_norm_rms_epsilon"],
     "sliding_window": GGUF_FIELDS["attention.sliding_window"].or_null(),
@@ -215,7 +223,7 @@ CONFIG_FIELDS: dict[str, Rule] = {
     "num_experts": GGUF_FIELDS["expert_count"].or_null(),
     "num_local_experts": GGUF_FIELDS["expert_count"].or_null(),
     "num_experts_per_tok": integer(0, _MAX_EXPERTS).or_null(),
-    "moe_intermediate_size": GGUF_FIELDS["feed_forward_length"].or_null(),
+    "moe_intermediate_size": integer(0, _MAX_DIM).or_null(),
     "shared_expert_intermediate_size": GGUF_FIELDS["expert_shared_feed_forward_length"].or_null(),
     "norm_topk_prob": FLAG.or_null(),
     "swiglu_alpha": number(0, _MAX_SCALE),

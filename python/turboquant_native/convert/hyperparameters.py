@@ -6,6 +6,7 @@ and how they fit each other here, by the reader's rules: what passes can be open
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ _NEUTRAL = {  # values that say no more than the key's absence
     "attention.sliding_window": 0, "expert_count": 0, "expert_used_count": 0, "expert_shared_feed_forward_length": 0,
     "attn_logit_softcapping": 0, "final_logit_softcapping": 0, "embedding_scale": 1, "residual_scale": 1, "logit_scale": 1,
     "rope.scaling.yarn_beta_fast": 32, "rope.scaling.yarn_beta_slow": 1, "rope.scaling.yarn_truncate": True,
-    "attention.temperature_scale": 0,
+    "attention.temperature_scale": 0, "embedding_length_per_layer_input": 0, "attention.shared_kv_layers": 0,
 }  # fmt: skip
 _OF_DELTA_NETS = ("ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size")
 _PATTERNS = ("attention.sliding_window_pattern", "attention.recurrent_layers", "rope.layer_pattern")
 _BY_WINDOW = ("attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa")
+_OF_LAYERS = ("attention.head_count_kv", ".feed_forward_length")  # may differ between them where heads do
 _OF_YARN = ("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_truncate")
 _REQUIRED = ("context_length", "embedding_length", "block_count", "vocab_size", "attention.head_count")
 _MAX_EXPERTS_IN_ALL = 1 << 17  # layers times experts: each is three tensors with a place in every table
@@ -163,8 +165,22 @@ def _check_consistent(origin: str, architecture: Architecture, hp: Hyperparamete
         keys, heads, values = hp["ssm.group_count"], hp["ssm.time_step_rank"], hp["ssm.inner_size"]
         demand(heads % keys == 0, "ssm.group_count", f"a divisor of {names['ssm.time_step_rank']}, {heads}")
         demand(values % heads == 0 and values // heads <= 4096, "ssm.inner_size", f"{heads} heads of equal size, at most 4096")
+    _check_feed_forward(architecture, hp, names, demand)
+
+
+def _check_feed_forward(
+    architecture: Architecture, hp: Hyperparameters, names: dict[str, str], demand: Callable[[bool, str, str], None]
+) -> None:
+    widths = hp.get("feed_forward_length", 0)
+    demand(
+        not isinstance(widths, list) or len(widths) == hp["block_count"],
+        "feed_forward_length",
+        f"one for each of {hp['block_count']} layers",
+    )
     if not architecture.is_moe:
-        demand(hp.get("feed_forward_length", 0) >= 1, "feed_forward_length", "1 or more")
+        demand(min(widths if isinstance(widths, list) else [widths]) >= 1, "feed_forward_length", "1 or more")
+    demand(hp.get("attention.shared_kv_layers", 0) < hp["block_count"], "attention.shared_kv_layers", f"fewer than {hp['block_count']}")
+    if not architecture.has_experts(hp):
         return
     experts, used = hp.get("expert_count", 0), hp.get("expert_used_count", 0)
     demand(1 <= experts <= _MAX_EXPERTS_IN_ALL // hp["block_count"], "expert_count", f"1 to {_MAX_EXPERTS_IN_ALL} in all layers together")
@@ -209,7 +225,7 @@ def _same_in_all_layers(origin: str, architecture: Architecture, key: str, value
         return value
     if key.endswith(_PATTERNS):
         return layer_pattern([bool(use) for use in value])
-    if architecture.by_window and key.endswith("attention.head_count_kv") and len(set(value)) > 1:
+    if architecture.by_window and key.endswith(_OF_LAYERS) and len(set(value)) > 1:
         return list(value)
     if len(value) == 0 or any(item != value[0] for item in value):
         raise ConvertError(f"{origin}: {key} differs between layers ({shown(str(list(value[:8])))}), which is not supported")

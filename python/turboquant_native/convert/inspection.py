@@ -14,6 +14,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from .._core import FormatError, GgufFile, UnsupportedError, cpu_count
+from .architectures import PER_LAYER_TABLE
 from .container import CALIBRATION_KEY, CHECKSUMS_KEY, HEADER_KEY, PLANE_SUFFIXES, header_digest
 
 EMBEDDINGS = ("token_embd.weight", "output.weight")
@@ -158,7 +159,7 @@ class FileSummary:
 
     @property
     def bits_per_weight_without_embeddings(self) -> float:
-        return _bits_per_weight([tensor for tensor in self.tensors if tensor.name not in EMBEDDINGS])
+        return _bits_per_weight([tensor for tensor in self.tensors if tensor.name not in (*EMBEDDINGS, PER_LAYER_TABLE)])
 
 
 def _bits_per_weight(tensors: list[TensorSummary]) -> float:

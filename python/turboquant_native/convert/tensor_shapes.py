@@ -5,12 +5,14 @@ from .architectures import (
     DELTA_NET,
     DELTA_NET_VECTORS,
     GATED_ATTENTION,
+    PER_LAYER_TABLE,
     POST_NORMS,
     PRE_NORMS,
     Architecture,
     Hyperparameters,
     Shape,
 )
+from .folding import EXPERT_SCALES, ROUTER_SCALE
 
 
 def _is_chosen(layer: int, pattern: int | list[bool]) -> bool:
@@ -39,9 +41,15 @@ def _attention_shapes(architecture: Architecture, hp: Hyperparameters, layer: in
     }  # fmt: skip
 
 
-def _layer_shapes(architecture: Architecture, hp: Hyperparameters) -> dict[str, Shape]:
+def shares_keys(layer: int, hp: Hyperparameters) -> bool:
+    """Whether a layer sees an earlier one's keys and values and has none of its own."""
+    return bool(layer >= hp["block_count"] - hp.get("attention.shared_kv_layers", 0))
+
+
+def _layer_shapes(architecture: Architecture, hp: Hyperparameters, layer: int) -> dict[str, Shape]:
     """Shapes (n_out, n_in) or (n,) of one layer's tensors, those of attention apart, by name without `blk.N.`."""
-    n_embd, n_ff = hp["embedding_length"], hp["feed_forward_length"]
+    n_embd, n_ff, n_own = hp["embedding_length"], hp["feed_forward_length"], hp.get("embedding_length_per_layer_input", 0)
+    n_ff = n_ff[layer] if isinstance(n_ff, list) else n_ff
     expert_ff, shared_ff = hp.get("expert_feed_forward_length", 0), hp.get("expert_shared_feed_forward_length", 0)
     n_experts = hp.get("expert_count", 0)
     shapes: dict[str, Shape] = {
@@ -49,6 +57,7 @@ def _layer_shapes(architecture: Architecture, hp: Hyperparameters) -> dict[str, 
         "ffn_gate": (n_ff, n_embd), "ffn_up": (n_ff, n_embd), "ffn_down": (n_embd, n_ff),
         "ffn_gate_inp": (n_experts, n_embd), "ffn_gate_inp_shexp": (n_embd,),
         "attn_sinks": (hp["attention.head_count"],),
+        "per_layer_model_proj": (n_own, n_embd), "inp_gate": (n_own, n_embd), "proj": (n_embd, n_own), "post_norm": (n_embd,),
         "ffn_gate_shexp": (shared_ff, n_embd), "ffn_up_shexp": (shared_ff, n_embd), "ffn_down_shexp": (n_embd, shared_ff),
     }  # fmt: skip
     for expert in range(n_experts):
@@ -63,11 +72,13 @@ def _layer_shapes(architecture: Architecture, hp: Hyperparameters) -> dict[str, 
             "attn_qkv": (2 * keys + values, n_embd), "ssm_alpha": (heads, n_embd), "ssm_beta": (heads, n_embd), "ssm_a": (heads,),
             "ssm_conv1d": (2 * keys + values, hp["ssm.conv_kernel"]), "ssm_norm": (values // heads,), "ssm_out": (n_embd, values),
         }  # fmt: skip
-    norms = (*PRE_NORMS, *POST_NORMS)
+    norms = (*PRE_NORMS, *POST_NORMS, "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2")
     return shapes | {name: (n_embd,) for name in norms}
 
 
 def _mixer_names(architecture: Architecture, hp: Hyperparameters, layer: int) -> tuple[str, ...]:
+    if shares_keys(layer, hp):
+        return ("attn_q", "attn_output")
     if not architecture.delta_net:
         return ATTENTION
     return DELTA_NET if is_recurrent(layer, hp) else GATED_ATTENTION
@@ -75,7 +86,9 @@ def _mixer_names(architecture: Architecture, hp: Hyperparameters, layer: int) ->
 
 def _layer_names(architecture: Architecture, hp: Hyperparameters, layer: int) -> list[str]:
     names: list[str] = []
-    for name in (*_mixer_names(architecture, hp, layer), *architecture.tensors):
+    for name in (*_mixer_names(architecture, hp, layer), *architecture.layer_tensors(hp)):
+        if name == "attn_k_norm" and shares_keys(layer, hp):
+            continue
         expanded = [f"{name.removesuffix('_exps')}.{e}" for e in range(hp["expert_count"])] if name.endswith("_exps") else [name]
         names += expanded
     return names
@@ -91,9 +104,10 @@ def tensor_shapes(architecture: Architecture, hp: Hyperparameters) -> tuple[dict
         "rope_factors_long.weight": (half,),
         "rope_factors_short.weight": (half,),
     }
-    others = _layer_shapes(architecture, hp)
+    if own := hp.get("embedding_length_per_layer_input"):
+        required |= {PER_LAYER_TABLE: (n_vocab, hp["block_count"] * own), "per_layer_proj_norm.weight": (own,)}
     for layer in range(hp["block_count"]):
-        shapes = others | _attention_shapes(architecture, hp, layer)
+        shapes = _layer_shapes(architecture, hp, layer) | _attention_shapes(architecture, hp, layer)
         recurrent = architecture.delta_net and is_recurrent(layer, hp)
         shapes["attn_gate"] = (hp["ssm.inner_size"] if recurrent else shapes["attn_q"][0], n_embd)
         for name in _layer_names(architecture, hp, layer):
@@ -107,7 +121,9 @@ def tensor_shapes(architecture: Architecture, hp: Hyperparameters) -> tuple[dict
             n_experts, n_ff = hp["expert_count"], hp["expert_feed_forward_length"]
             required |= {f"blk.{layer}.ffn_{name}_exps.bias": (n_experts, n_ff) for name in ("gate", "up")}
             required |= {f"blk.{layer}.ffn_down_exps.bias": (n_experts, n_embd), f"blk.{layer}.ffn_gate_inp.bias": (n_experts,)}
-        for name in ATTENTION:
+        if architecture.has_experts(hp) and not architecture.is_moe:
+            required |= {f"blk.{layer}.{ROUTER_SCALE}": (n_embd,), f"blk.{layer}.{EXPERT_SCALES}": (hp["expert_count"],)}
+        for name in ("attn_q", "attn_output") if shares_keys(layer, hp) else ATTENTION:
             chosen = required if name in architecture.biases else optional
             chosen[f"blk.{layer}.{name}.bias"] = shapes[name][:1]
     return required, optional

@@ -1,6 +1,7 @@
 """Process reward models: how a solution's steps are written for them, where they are read, and what makes a score of what is read."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,7 +16,7 @@ from .vocabulary import Vocabulary
 from .work import Evaluation, Rows
 
 STEPS_KEY = "turboquant.steps"  # a convention as JSON
-CHAT = "chat"
+CHAT, TURNS = "chat", "turns"
 MAX_TEXT = 65535  # characters
 
 
@@ -24,8 +25,11 @@ class StepConvention:
     """How a model was trained to read steps.
 
     Attributes:
-        separator: what stands behind each step; the step's score is read at its last token.
-        prompt: "chat": the problem is a user's message in the model's chat template; else a text with {prompt} in its place.
+        separator: what stands behind each step; the step's score is read at its last token. With "turns": what stands between the
+            problem and the first step.
+        prompt: "chat": the problem is a user's message in the model's chat template. "turns": each step is one, the first with the problem
+            before it, and the assistant answers each with the first of `tokens`; the score is read where that answer begins. Else a text
+            with {prompt} in the problem's place.
         system: the system message of the chat; empty: none.
         tokens: two texts of one token each, for right and wrong: the score is the first one's share of the two's probability. Empty: the
             model's head gives the score.
@@ -51,8 +55,8 @@ class StepConvention:
                 raise _refused(name, value, f"a text of up to {MAX_TEXT} characters")
         if not self.separator:
             raise _refused("separator", self.separator, "a text behind each step")
-        if self.prompt != CHAT and self.prompt.count("{prompt}") != 1:
-            raise _refused("prompt", self.prompt, "'chat', or a text with one {prompt}")
+        if self.prompt not in (CHAT, TURNS) and self.prompt.count("{prompt}") != 1:
+            raise _refused("prompt", self.prompt, "'chat', 'turns', or a text with one {prompt}")
         pair = isinstance(self.tokens, tuple) and len(self.tokens) in (0, 2) and all(isinstance(t, str) and t for t in self.tokens)
         if not pair or len(set(self.tokens)) != len(self.tokens):
             raise _refused("tokens", self.tokens, "two different texts, for right and wrong")
@@ -62,6 +66,10 @@ class StepConvention:
             raise _refused("activation", self.activation, f"one of {', '.join(ACTIVATIONS)}")
         if not isinstance(self.whole, bool):
             raise _refused("whole", self.whole, "true or false")
+        if self.prompt == TURNS and not self.tokens:
+            raise _refused("tokens", self.tokens, "two texts, where steps are turns")
+        if self.prompt == TURNS and self.whole:
+            raise _refused("whole", self.whole, "false where steps are turns")
 
     @classmethod
     def of(cls, given: "StepConvention | Mapping[str, Any] | str") -> "StepConvention":
@@ -131,6 +139,35 @@ def solution_of(vocabulary: Vocabulary, convention: StepConvention, opening: str
             ids += vocabulary.encode(step) + separator
             positions.append(len(ids) - 1)
     return Solution(check_tokens(ids, vocabulary.n_vocab), positions)
+
+
+def messages_of_turns(convention: StepConvention, n_steps: int) -> list[dict[str, str]]:
+    """The conversation in which each step is a turn, with marks in place of all texts but the system's."""
+    messages = [{"role": "system", "content": convention.system}] if convention.system else []
+    for step in range(n_steps):
+        messages.append({"role": "user", "content": _mark(2 * step)})
+        messages.append({"role": "assistant", "content": _mark(2 * step + 1)})
+    return messages
+
+
+def _mark(number: int) -> str:
+    """Of characters that Unicode leaves to private use."""
+    return f"\ue000{number}\ue001"
+
+
+def solution_of_turns(vocabulary: Vocabulary, convention: StepConvention, text: str, problem: str, steps: Sequence[str]) -> Solution:
+    """text: `messages_of_turns` as the chat template writes them. Texts go in without the white space around them, and what looks like a
+    control token in them is plain text. ValueError where the template does not write each turn once, in order."""
+    parts = re.split("\ue000(\\d+)\ue001", text)
+    if [int(number) for number in parts[1::2]] != list(range(2 * len(steps))):
+        raise ValueError("the chat template does not write each turn of a conversation once, so steps cannot be turns")
+    right, ids, positions = one_token(vocabulary, convention.tokens[0]), [], []
+    for i, step in enumerate(steps):
+        turn = problem.strip() + convention.separator + step.strip() if i == 0 else step.strip()
+        ids += vocabulary.encode(parts[4 * i], special=True) + vocabulary.encode(turn) + vocabulary.encode(parts[4 * i + 2], special=True)
+        positions.append(len(ids) - 1)
+        ids.append(right)
+    return Solution(check_tokens(ids, vocabulary.n_vocab) if steps else np.zeros(0, np.int32), positions)
 
 
 def step_scores(engine: Engine, convention: StepConvention, solutions: Sequence[Solution]) -> list[list[float]]:

@@ -78,6 +78,14 @@ double attention_difference(const AttentionCase& c, Precision precision) {
       const auto program = b.prepare({op}, count);
       b.run(*program, rows.batch());
       results[i] = read(b, *out.buffer);
+      // another layer's heads over the same keys and values
+      TestPlane again(b, piece(q, q_width), q_width), other(b, count, q_width);
+      op.attention_op.q = again.plane, op.attention_op.out = other.plane;
+      op.attention_op.k.buffer = op.attention_op.v.buffer = nullptr;
+      const auto shared = b.prepare({op}, count);
+      b.run(*shared, rows.batch());
+      const std::vector<float> seen = read(b, *other.buffer);
+      results[i].insert(results[i].end(), seen.begin(), seen.end());
     }
   }
   return check::largest_difference(results[1], results[0]);
@@ -122,7 +130,8 @@ TEST("norms, soft cap and embeddings") {
     for (const Rotation rotation : {Rotation::none, Rotation::hartley_hadamard}) {
       Random random{uint64_t(n)};
       const Packed table(random, 70, 576, 4, rotation, 2);
-      const Dense dense(random, 70, 576, kernels::DType::f16);
+      Dense dense(random, 70, 600, kernels::DType::f16);
+      dense.host.only_looked_up = rotation == Rotation::none;
       const std::vector<float> weight = random.normals(576), head_weight = random.normals(64);
       const auto make = [&](Backend& b) {
         Model m{{}, TestPlane(b, n, 576), {}, {}, {}};
@@ -133,7 +142,7 @@ TEST("norms, soft cap and embeddings") {
         const Plane y = m.result.plane, x = m.planes[0].plane;
         m.ops.resize(5);
         m.ops[0].kind = Op::embed, m.ops[0].embed_op = {m.matrices[0].get(), y, 2.f};
-        m.ops[1].kind = Op::embed, m.ops[1].embed_op = {m.matrices[1].get(), x, 1.f};
+        m.ops[1].kind = Op::embed, m.ops[1].embed_op = {m.matrices[1].get(), x, 1.f, 24};
         m.ops[2].kind = Op::add_norm, m.ops[2].add_norm_op = {x, y, m.planes[1].buffer.get(), 1e-5f, 0.7f, 0.9f};
         m.ops[3].kind = Op::norm, m.ops[3].norm_op = {y, 9, m.planes[2].buffer.get(), 1e-6f, y};
         m.ops[4].kind = Op::soft_cap, m.ops[4].soft_cap_op = {y, 3.f};
@@ -228,7 +237,7 @@ namespace {
 struct Mixture {
   static constexpr int64_t kWidth = 192, kFeedForward = 320;
   int n_experts, top_k;
-  bool shared, normalize, biased = false;
+  bool shared, normalize, biased = false, apart = false;
   std::vector<std::unique_ptr<Packed>> packed;
   std::unique_ptr<Dense> router, shared_router;
 
@@ -250,6 +259,7 @@ struct Mixture {
     Op op{.kind = Op::moe};
     MoeOp& moe = op.moe_op;
     moe.in = {.kind = LinearInput::rms_norm, .x = in.plane, .eps = 1e-5f};
+    if (apart) moe.router_in = {.x = in.plane}, moe.add = false;
     moe.router = add(router->host);
     for (size_t e = 0; e < size_t(n_experts); e++)
       moe.gate.push_back(add(packed[3 * e]->host)), moe.up.push_back(add(packed[3 * e + 1]->host)),
@@ -288,8 +298,9 @@ double largest(const std::vector<float>& x) {
 // the order in which a row's experts are added differs.
 TEST("few rows choose their experts on the device, with the result of the way through the host") {
   const auto b = device_backend(Precision::int8), cpu = make_cpu_backend({.threads = 1, .precision = Precision::int8});
-  Mixture mixtures[] = {{5, 2, false, true}, {5, 5, true, false}, {70, 8, true, true}, {1, 1, false, true}, {6, 2, false, true}};
-  mixtures[4].biased = true;
+  Mixture mixtures[] = {{5, 2, false, true}, {5, 5, true, false}, {70, 8, true, true},
+                        {1, 1, false, true}, {6, 2, false, true}, {5, 2, false, true}};
+  mixtures[4].biased = true, mixtures[5].apart = true;
   for (const Mixture& m : mixtures) {
     if (small_cases() && m.n_experts > 5) continue;
     Random random{uint64_t(m.top_k)};

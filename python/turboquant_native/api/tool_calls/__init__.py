@@ -10,7 +10,7 @@ from .events import AnswerEvent, CallArguments, CallStart, ReasoningDelta, TextD
 from .gemma_families import FunctionGemmaParser, Gemma4Parser
 from .harmony_family import HarmonyParser
 from .json_families import BareJsonParser, HermesParser, Llama3Parser, MistralParser
-from .parser import CallParser, functions
+from .parser import CallParser, Channels, functions
 from .python_families import Gemma3Parser, Olmo3Parser
 from .xml_family import XmlParser
 
@@ -20,6 +20,7 @@ __all__ = [
     "CallArguments",
     "CallParser",
     "CallStart",
+    "Channels",
     "ReasoningDelta",
     "TextDelta",
     "family_of",

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...engine.streaming import undecided_length
 from .events import ReasoningDelta, TextDelta
-from .parser import CallParser
+from .parser import CallParser, Channels
 
 _CHANNEL, _RECIPIENT = re.compile(r"<\|channel\|>\s*(\w+)"), re.compile(r"\bto=(?:functions\.)?([\w.-]+)")
 _ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
@@ -19,6 +19,13 @@ class HarmonyParser(CallParser):
 
     reads_all = True
     answer_begins = "<|channel|>final<|message|>"
+    channels = Channels(
+        thinking="<|channel|>analysis<|message|>",
+        thinking_ends="<|end|>",
+        next_message="<|start|>assistant",
+        call_before="<|channel|>commentary to=functions.",
+        call_behind=" <|constrain|>json<|message|>",
+    )
 
     def __init__(self, tools: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(tools)

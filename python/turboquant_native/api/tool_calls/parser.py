@@ -1,11 +1,32 @@
 """What the parsers of all families share: text that may hold markup is held back no longer than it must be."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ...engine.streaming import undecided_length
 from .events import AnswerEvent, CallArguments, CallStart, TextDelta
 from .json_scanner import JsonCall
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The headers of a family whose answers are messages in channels.
+
+    Attributes:
+        thinking: opens a message of thinking; thinking_ends: closes it; next_message: what stands before the next header.
+        call_before, call_behind: around a function's name in the header of its call.
+    """
+
+    thinking: str
+    thinking_ends: str
+    next_message: str
+    call_before: str
+    call_behind: str
+
+    def call(self, name: str) -> str:
+        """The header of a call."""
+        return f"{self.call_before}{name}{self.call_behind}"
 
 
 class CallParser:
@@ -22,6 +43,7 @@ class CallParser:
     closing: tuple[str, ...] = ()  # texts that end one; they are no text of the answer once there was a call
     reads_all = False  # answers have the family's markup even where there are no tools
     is_thinking = False  # the answer stands inside of thinking that the parser itself tells from the text
+    channels: Channels | None = None  # of families that write a demanded call in their own form
     answer_begins = ""  # the text behind which the answer itself stands, in families whose answers have other parts before it
     json_marker: str | None = None  # what stands before {"name", "arguments"} wherever a call is made, so that a grammar can begin there
     binds_arguments = False  # arguments are JSON behind the tool's name, so that a grammar can begin there: `behind_name`

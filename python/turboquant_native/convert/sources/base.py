@@ -14,8 +14,9 @@ from ...common.errors import ConvertError, listing
 from ...common.files import FileState, file_state
 from ..architectures import Architecture, Hyperparameters, Shape
 from ..delta_net import split_recurrent
+from ..folding import folded, is_folded, scale_of
 from ..heads import SourceHead
-from ..tensor_shapes import tensor_shapes
+from ..tensor_shapes import shares_keys, tensor_shapes
 from ..tokenizer import TokenizerData
 
 TRANSPOSED = "_exps_transposed."  # in our own names of such tensors, before they are split
@@ -51,6 +52,7 @@ class Source(ABC):
         name: a title for general.name.
         general: further `general.*` strings (license, author ...).
         embedding: how one vector is made of a text, where the model says so (`pooling.py`).
+        notes: what a user should know of what was left out.
         head: keys that describe a head that scores (`heads.py`); empty where there is none.
         shapes: tensors under their final names, in file order, (n_out, n_in) or (n,).
         parameters: elements of all tensors.
@@ -58,6 +60,7 @@ class Source(ABC):
 
     path: Path
     name: str
+    notes: list[str]
     architecture: Architecture
     hyperparameters: Hyperparameters
     general: dict[str, str]
@@ -65,6 +68,7 @@ class Source(ABC):
     head: dict[str, Any]
     tokenizer: TokenizerData | None
     shapes: dict[str, Shape]
+    _scales: dict[str, Piece]  # what is multiplied into other tensors
     _opened: dict[Path, FileState]
 
     @property
@@ -88,9 +92,18 @@ class Source(ABC):
         embedding = {key if "." in key else f"{arch}.{key}": value for key, value in self.embedding.items()}
         return general | {f"{arch}.{key}": value for key, value in self.hyperparameters.items()} | embedding | self.head
 
-    @abstractmethod
     def read(self, name: str) -> NDArray[np.float32]:
         """A tensor in its final orientation and convention, float32; peak memory is this tensor."""
+        w, scale = self._read(name), self._scales.get(scale_of(name) or "")
+        return w if scale is None else folded(name, w, self._read_piece(scale))
+
+    @abstractmethod
+    def _read(self, name: str) -> NDArray[np.float32]:
+        """The same without what is multiplied into it."""
+
+    @abstractmethod
+    def _read_piece(self, piece: Piece) -> NDArray[np.float32]:
+        """As it is stored."""
 
     def stored_files(self) -> list[Path]:
         """Files that the model is read from: a target must not overwrite them, and they must not change meanwhile."""
@@ -128,6 +141,8 @@ class Source(ABC):
         pieces: dict[str, Piece] = {}
         found: dict[str, Shape] = {}
         for gguf_name, (own_name, shape) in stored.items():
+            if _is_unread(gguf_name, self.hyperparameters):
+                continue
             for name, piece, piece_shape in split_fused(gguf_name, own_name, shape, self.hyperparameters):
                 if name in required or name in optional:
                     pieces[name], found[name] = piece, piece_shape
@@ -147,10 +162,17 @@ class Source(ABC):
         ]
         if problems:
             raise ConvertError(f"{self.path}: not a complete {self.architecture.model_type} model; " + "; ".join(problems))
-        self.shapes = {name: shape for name, shape in _file_order(expected) if name in found}
+        self.shapes = {name: shape for name, shape in _file_order(expected) if name in found and not is_folded(name)}
+        self._scales = {name: pieces.pop(name) for name in list(pieces) if is_folded(name)}
         self.shapes |= {name: shape for name, (_, shape) in head.tensors.items()}
         self.head = dict(head.keys)
         return pieces | {name: Piece(own_name) for name, (own_name, _) in head.tensors.items()}
+
+
+def _is_unread(name: str, hp: Hyperparameters) -> bool:
+    """Keys and values of a layer that sees those of another: checkpoints hold some."""
+    match = re.fullmatch(r"blk\.(\d+)\.attn_(k|v|k_norm|v_norm)\.(weight|bias)", name)
+    return match is not None and shares_keys(int(match[1]), hp)
 
 
 def _text(shape: Shape) -> str:
@@ -195,6 +217,9 @@ def split_fused(gguf_name: str, own_name: str, shape: Shape, hp: Hyperparameters
             for number, part in enumerate(("gate", "up")):
                 piece = Piece(own_name, rows=(number * half, (number + 1) * half), expert=expert)
                 yield gguf_name.replace("gate_up_exps.", f"{part}.{expert}."), piece, (half, shape[2])
+    elif gguf_name == "per_layer_model_proj.weight":
+        rows = hp.get("embedding_length_per_layer_input", 0)
+        yield from _split_rows([(f"blk.{layer}.{gguf_name}", rows) for layer in range(hp["block_count"])], own_name, shape)
     elif gguf_name.endswith(".ffn_gate_inp_shexp.weight"):
         yield gguf_name, Piece(own_name), shape[-1:] if shape[:-1] in ((), (1,)) else shape
     else:

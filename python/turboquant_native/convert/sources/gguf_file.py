@@ -16,10 +16,11 @@ from ...engine.head import TENSORS as HEAD_TENSORS
 from ..architectures import Shape, by_gguf_name
 from ..heads import head_of_gguf
 from ..hyperparameters import hyperparameters_of_gguf
+from ..mtp import is_mtp, main_layers, note_of, without_mtp
 from ..pooling import embedding_keys_of_gguf
 from ..rope import check_rope_factors
 from ..tokenizer import tokenizer_of_gguf
-from .base import Source
+from .base import Piece, Source
 from .safetensors_file import widen_bf16
 
 # Stored, but recomputed by every engine.
@@ -65,7 +66,8 @@ class GgufSource(Source):
             raise ConvertError(f"{path}: split.count is {metadata.get('split.count', 1)}, but the name says {len(files)}")
         self._files = {name: file for file in files for name, _, _ in file.tensors()}
         self._types = {name: (kind, shape) for file in files for name, kind, shape in file.tensors()}
-        self._describe(metadata)
+        self._leave_out_mtp(metadata)
+        self._describe(self._metadata)
         stored: dict[str, tuple[str, Shape]] = {
             self.architecture.final_name(name): (name, shape)
             for name, (_, shape) in self._types.items()
@@ -96,6 +98,15 @@ class GgufSource(Source):
         bits = sum(count * _bits_of_type(name) for name, count in weights.items()) / max(sum(weights.values()), 1)
         return f"{', '.join(kinds[:3])}, {bits:.1f} bits per weight" if kinds else None
 
+    def _leave_out_mtp(self, metadata: dict[str, Any]) -> None:
+        self._metadata, self.notes, arch = metadata, [], str(metadata.get("general.architecture"))
+        if (n_layers := main_layers(arch, metadata, self._types)) is None:
+            return
+        self._metadata = without_mtp(arch, metadata, n_layers)
+        left_out = [name for name in self._types if is_mtp(name, n_layers)]
+        self._types = {name: entry for name, entry in self._types.items() if name not in left_out}
+        self.notes = [note_of(left_out)] if left_out else []
+
     def _describe(self, metadata: dict[str, Any]) -> None:
         name = metadata.get("general.architecture")
         if not isinstance(name, str):
@@ -120,8 +131,10 @@ class GgufSource(Source):
             if name.startswith("rope_f"):
                 check_rope_factors(str(self.path), name, self.read(name))
 
-    def read(self, name: str) -> NDArray[np.float32]:
-        piece = self._pieces[name]
+    def _read(self, name: str) -> NDArray[np.float32]:
+        return np.ascontiguousarray(self._read_piece(self._pieces[name]).reshape(self.shapes[name]))
+
+    def _read_piece(self, piece: Piece) -> NDArray[np.float32]:
         kind = _kind(self.path, piece.stored, self._types[piece.stored][0])
         data = self._files[piece.stored].data(
             piece.stored
@@ -132,7 +145,7 @@ class GgufSource(Source):
             data = data[piece.rows[0] : piece.rows[1]]
         if piece.picked is not None:
             data = data[piece.picked]
-        return np.ascontiguousarray(_to_float32(data, kind).reshape(self.shapes[name]))
+        return _to_float32(data, kind)
 
 
 def _kind(path: Path, tensor: str, number: int) -> gguf.GGMLQuantizationType:

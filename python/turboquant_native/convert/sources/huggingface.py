@@ -11,8 +11,10 @@ from ...common.errors import ConvertError, listing
 from ...common.files import is_present, read_json
 from ..architectures import Architecture, Shape, by_model_type, permute_heads
 from ..delta_net import to_gguf_convention as delta_net_convention
+from ..folding import EXPERT_SCALES, ROUTER_SCALE
 from ..heads import head_of_folder, head_tensor
 from ..hyperparameters import checked_config, hyperparameters_of_config
+from ..mtp import note_of
 from ..pooling import embedding_keys_of_folder
 from ..rope import rope_tensors
 from ..tokenizer import tokenizer_of_folder
@@ -23,11 +25,16 @@ from .stored_tensors import StoredTensors
 
 # Stored, but no weights of the text model.
 _IGNORED = re.compile(
-    r".*rotary_emb\.inv_freq|.*\.masked_bias|.*(vision|audio)_tower\..*|.*multi_modal_projector\..*|.*embed_(vision|audio)\..*|.*visual\..*|mtp\..*"
+    r".*rotary_emb\.inv_freq|.*\.masked_bias|.*(vision|audio)_tower\..*|.*multi_modal_projector\..*|.*embed_(vision|audio)\..*|.*visual\..*"
 )
 _TEXT_PREFIX = re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.)")
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.experts\.(\d+)\.(\w+)\.weight")
 _EXPERTS = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj(_bias)?")  # gpt-oss's
+_GEMMA4_EXPERTS = re.compile(r"model\.layers\.(\d+)\.(router\.scale|router\.per_expert_scale|experts\.gate_up_proj|experts\.down_proj)")
+_GEMMA4_NAMES = {
+    "router.scale": ROUTER_SCALE, "router.per_expert_scale": EXPERT_SCALES, "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+    "experts.down_proj": "ffn_down_exps.weight",
+}  # fmt: skip
 _EXPERT_PARTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
 
 
@@ -65,8 +72,12 @@ class HuggingFaceSource(Source):
         stored: dict[str, tuple[str, Shape]] = {name: (name, tensor.shape) for name, tensor in self._rope.items()}
         unknown: list[str] = []
         heads: dict[str, tuple[str, Shape]] = {}
+        mtp: list[str] = []
         tied = {**self.architecture.defaults, **self.config}.get("tie_word_embeddings")
         for own_name, shape in self._tensors.shapes.items():
+            if own_name.startswith("mtp."):
+                mtp.append(own_name)
+                continue
             if _IGNORED.fullmatch(own_name) or (tied and own_name.endswith("lm_head.weight")):
                 continue
             if place := head_tensor(_TEXT_PREFIX.sub("", own_name)):
@@ -77,18 +88,20 @@ class HuggingFaceSource(Source):
                 stored[self.architecture.final_name(gguf_name)] = (own_name, shape)
             else:
                 unknown.append(own_name)
+        self.notes = [note_of(mtp)] if mtp else []
         # a model saved without its output matrix only embeds or scores: the embedding stands in for it
         headless = bool(heads) or (self.config.get("architectures") or [""])[0].endswith("Model")
         n_embd = self.hyperparameters["embedding_length"]
         head = head_of_folder(origin, self.architecture.gguf, self.config, n_embd, heads)
         return self._bind(stored, unknown, head, needs_output=tied is False and not headless)
 
-    def read(self, name: str) -> NDArray[np.float32]:
+    def _read(self, name: str) -> NDArray[np.float32]:
         if name in self._rope:
             return self._rope[name]
-        piece = self._pieces[name]
-        w = piece.cut(self._tensors.read(piece.stored, piece.expert, piece.rows)).reshape(self.shapes[name])
-        return self._to_gguf_convention(name, w)
+        return self._to_gguf_convention(name, self._read_piece(self._pieces[name]).reshape(self.shapes[name]))
+
+    def _read_piece(self, piece: Piece) -> NDArray[np.float32]:
+        return piece.cut(self._tensors.read(piece.stored, piece.expert, piece.rows))
 
     def _to_gguf_convention(self, name: str, w: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.architecture.paired_rope and re.search(r"attn_[qk]\.", name):
@@ -113,6 +126,8 @@ def gguf_tensor_name(name: str, names: gguf.TensorNameMap) -> str | None:
     if match := _EXPERT.fullmatch(name):
         layer, expert, part = match.groups()
         return f"blk.{layer}.ffn_{_EXPERT_PARTS[part]}.{expert}.weight" if part in _EXPERT_PARTS else None
+    if match := _GEMMA4_EXPERTS.fullmatch(name):
+        return f"blk.{match[1]}.{_GEMMA4_NAMES[match[2]]}"
     if match := _EXPERTS.fullmatch(name):
         return f"blk.{match[1]}.ffn_{match[2]}{TRANSPOSED}{'bias' if match[3] else 'weight'}"
     name = name.replace(".dt_bias", ".dt_proj.bias")
