@@ -19,17 +19,27 @@ N = 40
 DEVICES = ["cpu", *(["cuda"] if _core.backends()["cuda"].startswith("available") else [])]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_model(folder: Path, **config: object) -> Path:
+    """A tiny random Qwen 3.5."""
     torch.manual_seed(1)
-    config = transformers.AutoConfig.for_model(
+    whole = transformers.AutoConfig.for_model(
         "qwen3_5_text", vocab_size=320, hidden_size=48, intermediate_size=80, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, max_position_embeddings=128, linear_num_key_heads=2, linear_key_head_dim=12,
-        linear_num_value_heads=4, linear_value_head_dim=20,
+        linear_num_value_heads=4, linear_value_head_dim=20, **config,
     )  # fmt: skip
-    path = tmp_path_factory.mktemp("recurrent")
-    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(path)
-    return path
+    transformers.AutoModelForCausalLM.from_config(whole, dtype=torch.float32).save_pretrained(folder)
+    return folder
+
+
+def convert(folder: Path, out: Path) -> str:
+    source = open_source(str(folder), needs_tokenizer=False)
+    write_model(source, make_plan(source, Options(bits=4)), out)
+    return str(out)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("recurrent"))
 
 
 @pytest.fixture(scope="module", params=[(device, precision) for device in DEVICES for precision in ("f32", "int8")], ids="-".join)
@@ -40,9 +50,7 @@ def setting(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def model(setting: tuple[str, str], folder: Path, tmp_path_factory: pytest.TempPathFactory) -> _core.Model:
-    source, out = open_source(str(folder), needs_tokenizer=False), tmp_path_factory.mktemp("model") / "out.gguf"
-    write_model(source, make_plan(source, Options(bits=4)), out)
-    return _core.Model(str(out), device=setting[0], threads=2, precision=setting[1])
+    return _core.Model(convert(folder, tmp_path_factory.mktemp("model") / "out.gguf"), device=setting[0], threads=2, precision=setting[1])
 
 
 @pytest.fixture
@@ -58,7 +66,7 @@ def tokens() -> np.ndarray:
 
 
 def test_cuts_of_a_prompt_do_not_show(model: _core.Model, tokens: np.ndarray, tolerance: float) -> None:
-    """The recurrence is the same to the bit; matrices and attention round sums by the number of rows in the float path."""
+    """The recurrence is the same to the bit; attention, and matrices in the float path, round sums by the number of rows."""
     results = []
     for cuts in ([N], [1] * N, [3, 20, 1, 16]):
         ctx, at = _core.Context(model, n_ctx=64), 0
@@ -71,28 +79,40 @@ def test_cuts_of_a_prompt_do_not_show(model: _core.Model, tokens: np.ndarray, to
         np.testing.assert_allclose(logits, results[0], atol=tolerance, rtol=0)
 
 
-def test_slots_in_one_pass_equal_single_runs(model: _core.Model, tokens: np.ndarray, setting: tuple[str, str], tolerance: float) -> None:
-    """Prompts that begin, prompts that go on and single tokens of several slots together; a slot that begins again beside others. On the
-    CPU with int8 activations to the bit."""
+# Rows of slots that stand in one pass: prompts that begin, prompts that go on and single tokens; a slot that begins again beside others.
+PASSES: list[dict[int, range]] = [
+    {0: range(20)},
+    {2: range(7), 1: range(1)},
+    {0: range(20, 21), 1: range(1, 14), 2: range(7, 12)},
+    {3: range(30), 2: range(12, 13), 0: range(21, 22), 1: range(14, 15)},
+    {0: range(9), 1: range(15, 16), 2: range(13, 20), 3: range(30, 31)},
+    {slot: range(first, first + 1) for slot, first in ((0, 9), (1, 16), (2, 20), (3, 31))},
+]
+
+
+def difference_of_slots(model: _core.Model, tokens: np.ndarray) -> float:
+    """The largest difference of logits of PASSES from those of each slot's text alone; infinite where one is not finite."""
     texts = [np.roll(tokens, 7 * slot) for slot in range(4)]
     alone = [_core.Context(model, n_ctx=64).eval(text, 0, logits="all") for text in texts]
-    ctx = _core.Context(model, n_ctx=64, n_slots=4)
-    passes: list[dict[int, range]] = [
-        {0: range(20)},
-        {2: range(7), 1: range(1)},
-        {0: range(20, 21), 1: range(1, 14), 2: range(7, 12)},
-        {3: range(30), 2: range(12, 13), 0: range(21, 22), 1: range(14, 15)},
-        {0: range(9), 1: range(15, 16), 2: range(13, 20), 3: range(30, 31)},
-        {slot: range(first, first + 1) for slot, first in ((0, 9), (1, 16), (2, 20), (3, 31))},
-    ]
-    for rows in passes:
+    ctx, worst = _core.Context(model, n_ctx=64, n_slots=4), 0.0
+    for rows in PASSES:
         slots = np.array([slot for slot, span in rows.items() for _ in span], np.int32)
         positions = np.array([position for span in rows.values() for position in span], np.int32)
         given = np.array([texts[slot][position] for slot, position in zip(slots, positions, strict=True)], np.int32)
         logits = ctx.forward(given, positions, slots, np.arange(len(slots), dtype=np.int32))
         expected = np.stack([alone[slot][position] for slot, position in zip(slots, positions, strict=True)])
-        assert np.isfinite(logits).all()
-        np.testing.assert_allclose(logits, expected, atol=0 if setting == ("cpu", "int8") else tolerance, rtol=0)
+        worst = max(worst, float(np.abs(logits - expected).max())) if np.isfinite(logits).all() else np.inf
+    return worst
+
+
+def test_slots_in_one_pass_equal_single_runs(model: _core.Model, tokens: np.ndarray, tolerance: float) -> None:
+    assert difference_of_slots(model, tokens) <= tolerance
+
+
+def test_recurrent_layers_alone_are_equal_to_the_bit(tokens: np.ndarray, tmp_path: Path) -> None:
+    """Without attention, whose sums over few rows have another order, and with int8 activations nothing shows how rows were put together."""
+    model = _core.Model(convert(save_model(tmp_path, layer_types=["linear_attention"] * 4), tmp_path / "out.gguf"), threads=2)
+    assert difference_of_slots(model, tokens) == 0
 
 
 def test_a_slot_starts_anew_returns_and_moves(model: _core.Model, tokens: np.ndarray) -> None:
