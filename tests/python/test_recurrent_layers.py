@@ -110,7 +110,7 @@ def test_slots_in_one_pass_equal_single_runs(model: _core.Model, tokens: np.ndar
 
 
 def test_recurrent_layers_alone_are_equal_to_the_bit(tokens: np.ndarray, tmp_path: Path) -> None:
-    """Without attention, whose sums over few rows have another order, and with int8 activations nothing shows how rows were put together."""
+    """Without attention, which sums few rows in another order, and with int8 activations nothing shows how rows were put together."""
     model = _core.Model(convert(save_model(tmp_path, layer_types=["linear_attention"] * 4), tmp_path / "out.gguf"), threads=2)
     assert difference_of_slots(model, tokens) == 0
 
