@@ -88,12 +88,14 @@ class Run:
         context.close()
         return seconds / n
 
-    def profile(self) -> str:
-        """Where the time of decoding goes, where the backend tells."""
-        context = _core.Context(self.model, n_ctx=self._args.generate)
+    def profile(self, prompt: bool) -> str:
+        """Where the time of a prompt or of decoding goes, where the backend tells."""
+        n, step = (self._args.prompt, self._args.prompt) if prompt else (self._args.generate, 1)
+        context = _core.Context(self.model, n_ctx=n, n_batch=n)
+        context.eval_best(self._tokens[:step], 0)
         context.profile(True)
-        for position in range(self._args.generate):
-            context.eval_best(self._tokens[position : position + 1], position)
+        for position in range(0, n, step):
+            context.eval_best(self._tokens[position : position + step], position)
         found = context.profile(False)
         context.close()
         total = sum(found.values()) or 1.0
@@ -112,8 +114,9 @@ def rows(name: str, shape: Shape, path: Path, args: argparse.Namespace, bandwidt
         cells = (label, args.bits, first, f"{count / seconds:.1f}", f"{1e3 * seconds:.3f}", f"{moved / 1e6:.1f}")
         lines.append("| " + " | ".join(map(str, (*cells, f"{moved / seconds / 1e9:.1f}", f"{share:.0f}"))) + " |")
         print(lines[-1], flush=True)
-    if profile := run.profile():
-        print(f"{name}: {profile}", flush=True)
+    for what in ("prompt", "decoding"):
+        if profile := run.profile(what == "prompt"):
+            print(f"{name}, {what}: {profile}", flush=True)
     run.model.close()
     path.unlink()
     return lines

@@ -170,12 +170,12 @@ __global__ void __launch_bounds__(kRecurThreads) recur_kernel(const __grid_const
   const int column = b.first_column + own, first_row = v.order[b.run.first_row];
   // The state's last change was in an earlier pass, the batch's numbers came before its first kernel: neither waits for the convolution.
   const bool begins = v.batch.positions[first_row] == 0;
-  float* matrix = v.state + v.batch.slots[first_row] * s.state_floats() + s.matrices_at() + int64_t(b.head) * s.key_dim * s.value_dim;
+  const int block_first = column / DeltaNetShape::kBlockColumns * DeltaNetShape::kBlockColumns, stride = s.block_columns(block_first);
+  float* block = v.state + v.batch.slots[first_row] * s.state_floats() + s.block_at(b.head, block_first) + column - block_first;
   const auto row_of = [lane](int j) { return (j / 4 * kColumnLanes + lane) * 4 + j % 4; };
   float state[R];
 #pragma unroll
-  for (int j = 0; j < R; j++)
-    state[j] = begins || column >= s.value_dim || row_of(j) >= s.key_dim ? 0.f : matrix[int64_t(row_of(j)) * s.value_dim + column];
+  for (int j = 0; j < R; j++) state[j] = begins || column >= s.value_dim || row_of(j) >= s.key_dim ? 0.f : block[row_of(j) * stride];
   for (int i = threadIdx.x; i < 2 * Staged::floats(staged.keys, columns); i += blockDim.x) shared[i] = 0;  // beyond keys and columns
   __syncthreads();
   await_inputs();
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kRecurThreads) recur_kernel(const __grid_const
   }
 #pragma unroll
   for (int j = 0; j < R; j++)
-    if (column < s.value_dim && row_of(j) < s.key_dim) matrix[int64_t(row_of(j)) * s.value_dim + column] = state[j];
+    if (column < s.value_dim && row_of(j) < s.key_dim) block[row_of(j) * stride] = state[j];
 }
 
 template <int R>

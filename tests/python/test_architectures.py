@@ -560,8 +560,8 @@ def test_8_bits_are_close(case: Case, references: Any, tmp_path: Path) -> None:
 
 
 def test_8_bits_layer_by_layer(references: Any, tmp_path: Path) -> None:
-    """Four layers of random mixtures and delta nets together lose more than 0.01 (docs/models.md says why). Each layer for itself, given what
-    the exact layers before it gave, adds what it should but for a few hundredths, save for rows that go to another expert."""
+    """Four layers of random mixtures and delta nets together lose more than 0.01 (docs/models.md says why). Each layer for itself, given
+    what the exact layers before it gave, adds what it should but for a few hundredths, save for rows that go to another expert."""
     reference = references.of(next(case for case in CASES if case.name == "qwen3_5_moe"))
     files = [convert(reference.folder, tmp_path / "f32.gguf", outtype="f32"), convert(reference.folder, tmp_path / "8.gguf", bits=8)]
     runners = [_core.LayerRunner(_core.Model(str(path), threads=1, precision="f32"), N_TOKENS) for path in files]
