@@ -81,16 +81,18 @@ __global__ void __launch_bounds__(kConvWarps * 32) convolve_kernel(const __grid_
   if (head == heads) open_gates(v, v.order[blockIdx.x], lane);
 }
 
-// Shared memory of a block: kTokens rows, twice, of which one is filled while the other is read.
+// Shared memory of a block: kTokens rows, twice, of which one is filled while the other is read; then their results.
 struct Staged {
   int keys, columns;  // floats of a key (padded), columns of the block
   float* memory;
-  __device__ static int floats(int keys, int columns) { return kTokens * (2 * keys + columns + 2); }
+  static constexpr int floats(int keys, int columns) { return kTokens * (2 * keys + columns + 2); }
+  static constexpr int all_floats(int keys, int columns) { return 2 * floats(keys, columns) + kTokens * columns; }
   __device__ float* buffer(int which) const { return memory + which * floats(keys, columns); }
   __device__ float* q(int which, int t) const { return buffer(which) + t * keys; }
   __device__ float* k(int which, int t) const { return q(which, kTokens + t); }
   __device__ float* v(int which, int t) const { return buffer(which) + 2 * kTokens * keys + t * columns; }
   __device__ float* gates(int which, int t) const { return v(which, kTokens) + 2 * t; }  // decay, beta
+  __device__ float* out(int t) const { return buffer(2) + t * columns; }
 };
 
 struct Block {
@@ -102,12 +104,18 @@ __device__ inline void copy_async(float* to, const float* from, int n, int lane)
   for (int i = lane; i < n; i += 32) __pipeline_memcpy_async(to + i, from + i, sizeof(float));
 }
 
+// The row of each of kTokens places from `first` on, one a lane, so that they are waited for once.
+__device__ inline int rows_from(const DeltaNetView& v, const Block& b, int first) {
+  const int t = threadIdx.x % 32;
+  return t < kTokens && first + t < b.run.count ? v.order[b.run.first_row + first + t] : 0;
+}
+
 // Fetches rows [first, first + kTokens) of the block's sequence, as far as it has them; a warp a row.
 __device__ inline void fetch(const DeltaNetView& v, const Block& b, const Staged& staged, int which, int first) {
   const DeltaNetShape& s = v.shape;
-  const int lane = threadIdx.x % 32, columns = min(staged.columns, s.value_dim - b.first_column);
+  const int lane = threadIdx.x % 32, columns = min(staged.columns, s.value_dim - b.first_column), rows = rows_from(v, b, first);
   for (int t = threadIdx.x / 32; t < kTokens && first + t < b.run.count; t += blockDim.x / 32) {
-    const int64_t row = v.order[b.run.first_row + first + t];
+    const int64_t row = __shfl_sync(~0u, rows, t);
     const float* x = v.convolved + row * s.conv_width();
     copy_async(staged.q(which, t), x + b.key_head * s.key_dim, s.key_dim, lane);
     copy_async(staged.k(which, t), x + s.key_width() + b.key_head * s.key_dim, s.key_dim, lane);
@@ -116,10 +124,23 @@ __device__ inline void fetch(const DeltaNetView& v, const Block& b, const Staged
   }
 }
 
-__device__ inline float column_sum(float x) {
+// Writes the results of rows [first, first + kTokens).
+__device__ inline void write_results(const DeltaNetView& v, const Block& b, const Staged& staged, int first) {
+  const int lane = threadIdx.x % 32, columns = min(staged.columns, v.shape.value_dim - b.first_column), rows = rows_from(v, b, first);
+  for (int t = threadIdx.x / 32; t < kTokens && first + t < b.run.count; t += blockDim.x / 32) {
+    const int64_t row = __shfl_sync(~0u, rows, t);
+    float* to = v.out + row * v.shape.value_width() + b.head * v.shape.value_dim + b.first_column;
+    for (int i = lane; i < columns; i += 32) to[i] = staged.out(t)[i];
+  }
+}
+
+// Both sums over the lanes of a column.
+__device__ inline void column_sums(float& x, float& y) {
 #pragma unroll
-  for (int d = 1; d < kColumnLanes; d *= 2) x += __shfl_xor_sync(~0u, x, d);
-  return x;
+  for (int d = 1; d < kColumnLanes; d *= 2) {
+    const float other_x = __shfl_xor_sync(~0u, x, d), other_y = __shfl_xor_sync(~0u, y, d);
+    x += other_x, y += other_y;
+  }
 }
 
 // The inputs of the sequence's last positions, for the next pass; the blocks of a sequence share the channels.
@@ -133,30 +154,45 @@ __device__ inline void keep_inputs(const DeltaNetView& v, const Block& b) {
   }
 }
 
-// One row. R: elements of a column in a lane, of which four lie together: element e of four j is (8 j + lane) 4 + e.
+// A lane's elements of a padded key or query, of which four lie together: element e of four j is (8 j + lane) 4 + e.
 template <int R>
-__device__ inline float step(float (&state)[R], const float* q, const float* k, float value, float decay, float beta, int lane) {
-  const auto four = [lane](const float* x, int j) { return *reinterpret_cast<const float4*>(x + (j / 4 * kColumnLanes + lane) * 4); };
+__device__ inline void load_elements(const float* from, int lane, float (&x)[R]) {
+#pragma unroll
+  for (int j = 0; j < R; j += 4) {
+    const float4 four = *reinterpret_cast<const float4*>(from + (j / 4 * kColumnLanes + lane) * 4);
+    x[j] = four.x, x[j + 1] = four.y, x[j + 2] = four.z, x[j + 3] = four.w;
+  }
+}
+
+template <int R>
+__device__ inline float dot(const float (&x)[R], const float (&y)[R]) {
   float sums[4] = {};
 #pragma unroll
-  for (int j = 0; j < R; j += 4) {
-    const float4 x = four(k, j);
-    sums[0] = fmaf(state[j], x.x, sums[0]), sums[1] = fmaf(state[j + 1], x.y, sums[1]);
-    sums[2] = fmaf(state[j + 2], x.z, sums[2]), sums[3] = fmaf(state[j + 3], x.w, sums[3]);
-  }
-  const float known = column_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  const float delta = beta * (value - decay * known);
+  for (int j = 0; j < R; j++) sums[j % 4] = fmaf(x[j], y[j], sums[j % 4]);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// The staged rows, n of them, one after the other. A row's result is summed over the lanes together with what the next row's key finds:
+// nothing waits for it.
+template <int R>
+__device__ inline void recur_rows(const Staged& staged, int which, int n, int own, int lane, float (&state)[R]) {
+  float k[R], q[R], result = 0;
+  load_elements(staged.k(which, 0), lane, k);
+  for (int t = 0; t < n; t++) {
+    load_elements(staged.q(which, t), lane, q);
+    const float decay = staged.gates(which, t)[0], beta = staged.gates(which, t)[1], value = staged.v(which, t)[own];
+    float known = dot(state, k);
+    column_sums(known, result);
+    if (t > 0 && lane == 0) staged.out(t - 1)[own] = result;
+    const float delta = beta * (value - decay * known);
 #pragma unroll
-  for (int i = 0; i < 4; i++) sums[i] = 0;
-#pragma unroll
-  for (int j = 0; j < R; j += 4) {
-    const float4 x = four(k, j), y = four(q, j);
-    state[j] = fmaf(x.x, delta, decay * state[j]), state[j + 1] = fmaf(x.y, delta, decay * state[j + 1]);
-    state[j + 2] = fmaf(x.z, delta, decay * state[j + 2]), state[j + 3] = fmaf(x.w, delta, decay * state[j + 3]);
-    sums[0] = fmaf(state[j], y.x, sums[0]), sums[1] = fmaf(state[j + 1], y.y, sums[1]);
-    sums[2] = fmaf(state[j + 2], y.z, sums[2]), sums[3] = fmaf(state[j + 3], y.w, sums[3]);
+    for (int j = 0; j < R; j++) state[j] = fmaf(k[j], delta, decay * state[j]);
+    load_elements(staged.k(which, min(t + 1, kTokens - 1)), lane, k);
+    result = dot(state, q);
   }
-  return column_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  float nothing = 0;
+  column_sums(nothing, result);
+  if (lane == 0) staged.out(n - 1)[own] = result;
 }
 
 template <int R>
@@ -188,13 +224,9 @@ __global__ void __launch_bounds__(kRecurThreads) recur_kernel(const __grid_const
     __pipeline_commit();
     __pipeline_wait_prior(1);
     __syncthreads();
-    for (int t = 0; t < kTokens && first + t < b.run.count; t++) {
-      const float* gates = staged.gates(which, t);
-      const float y = step(state, staged.q(which, t), staged.k(which, t), staged.v(which, t)[own], gates[0], gates[1], lane);
-      if (lane == 0 && column < s.value_dim)
-        v.out[v.order[b.run.first_row + first + t] * s.value_width() + b.head * s.value_dim + column] = y;
-    }
+    recur_rows(staged, which, min(kTokens, b.run.count - first), own, lane, state);
     __syncthreads();
+    write_results(v, b, staged, first);
   }
 #pragma unroll
   for (int j = 0; j < R; j++)
@@ -208,7 +240,7 @@ void recur(const DeltaNetView& v, int n_sequences, cudaStream_t stream) {
   constexpr int kWide = kRecurThreads / kColumnLanes;
   const int wide_blocks = s.n_value_heads * n_sequences * ((s.value_dim + kWide - 1) / kWide);
   const int columns = wide_blocks >= device_limits().processors ? kWide : kWide / 2;
-  const int64_t bytes = 2 * int64_t(kTokens) * (2 * kColumnLanes * R + columns + 2) * int64_t(sizeof(float));
+  const int64_t bytes = Staged::all_floats(kColumnLanes * R, columns) * int64_t(sizeof(float));
   allow_shared(recur_kernel<R>, bytes);
   launch_dependent("delta_net", recur_kernel<R>,
                    dim3(unsigned(s.n_value_heads), unsigned((s.value_dim + columns - 1) / columns), unsigned(n_sequences)),

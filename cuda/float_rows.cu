@@ -27,6 +27,15 @@ __device__ inline float4 four(const __nv_bfloat16* p) {
                      __uint_as_float(v.y & 0xFFFF0000u));
 }
 
+// All loads before the first sum: they wait together.
+__device__ inline void add_products(const float4& a, const float* x, int stride, int tokens, float (&sums)[kTokens]) {
+  float4 b[kTokens];
+#pragma unroll
+  for (int t = 0; t < kTokens; t++) b[t] = t < tokens ? four(x + t * stride) : make_float4(0, 0, 0, 0);
+#pragma unroll
+  for (int t = 0; t < kTokens; t++) sums[t] += a.x * b[t].x + a.y * b[t].y + a.z * b[t].z + a.w * b[t].w;
+}
+
 struct RowScales {
   const uint16_t* row = nullptr;
   float all = 1;
@@ -43,13 +52,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   const int tokens = min(kTokens, in.rows - first);
   float sums[kTokens] = {};
   for (int i = 4 * lane; i < in.n_in; i += 4 * 32) {
-    const float4 a = four(w + i);
-#pragma unroll
-    for (int t = 0; t < kTokens; t++) {
-      if (t >= tokens) break;
-      const float4 b = four(x + int64_t(first + t) * in.n_in + i);
-      sums[t] += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
-    }
+    add_products(four(w + i), x + int64_t(first) * in.n_in + i, in.n_in, tokens, sums);
   }
   const float scale = scales.row ? scales.all * half_value(scales.row[row]) : 1.f;
 #pragma unroll
@@ -73,13 +76,7 @@ __global__ void __launch_bounds__(kWarps * 32) narrow_kernel(const char* weights
   float sums[kTokens] = {};
 #pragma unroll 4
   for (int i = 4 * threadIdx.x; i < in.n_in; i += 4 * kWarps * 32) {
-    const float4 a = four(w + i);
-#pragma unroll
-    for (int t = 0; t < kTokens; t++) {
-      if (t >= tokens) break;
-      const float4 b = four(x + int64_t(first + t) * in.n_in + i);
-      sums[t] += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
-    }
+    add_products(four(w + i), x + int64_t(first) * in.n_in + i, in.n_in, tokens, sums);
   }
 #pragma unroll
   for (int t = 0; t < kTokens; t++) {
