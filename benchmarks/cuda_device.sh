@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 BUILD=${BUILD:-build/cuda-device}
 ARCH=${ARCH:-90a}
 PARTS=${PARTS:-tests sanitize kernels shapes split}
-TESTS="test_cuda_linear test_cuda_ops test_cuda_cache test_cuda_encode"
+TESTS="test_cuda_linear test_cuda_ops test_cuda_delta test_cuda_cache test_cuda_encode"
 
 wanted() {
   case " $PARTS " in *" $1 "*) return 0 ;; *) return 1 ;; esac

@@ -27,6 +27,15 @@ __device__ inline float4 four(const __nv_bfloat16* p) {
                      __uint_as_float(v.y & 0xFFFF0000u));
 }
 
+// All loads before the first sum: they wait together.
+__device__ inline void add_products(const float4& a, const float* x, int stride, int tokens, float (&sums)[kTokens]) {
+  float4 b[kTokens];
+#pragma unroll
+  for (int t = 0; t < kTokens; t++) b[t] = t < tokens ? four(x + t * stride) : make_float4(0, 0, 0, 0);
+#pragma unroll
+  for (int t = 0; t < kTokens; t++) sums[t] += a.x * b[t].x + a.y * b[t].y + a.z * b[t].z + a.w * b[t].w;
+}
+
 struct RowScales {
   const uint16_t* row = nullptr;
   float all = 1;
@@ -43,13 +52,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   const int tokens = min(kTokens, in.rows - first);
   float sums[kTokens] = {};
   for (int i = 4 * lane; i < in.n_in; i += 4 * 32) {
-    const float4 a = four(w + i);
-#pragma unroll
-    for (int t = 0; t < kTokens; t++) {
-      if (t >= tokens) break;
-      const float4 b = four(x + int64_t(first + t) * in.n_in + i);
-      sums[t] += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
-    }
+    add_products(four(w + i), x + int64_t(first) * in.n_in + i, in.n_in, tokens, sums);
   }
   const float scale = scales.row ? scales.all * half_value(scales.row[row]) : 1.f;
 #pragma unroll
@@ -62,10 +65,39 @@ __global__ void __launch_bounds__(kWarps * 32)
   }
 }
 
+// The same for a matrix of few rows over few tokens, a block a row: a warp alone would wait for its loads one after the other.
+template <class T>
+__global__ void __launch_bounds__(kWarps * 32) narrow_kernel(const char* weights, int64_t stride, const float* x,
+                                                             const __grid_constant__ InputView in, const __grid_constant__ OutputView out) {
+  __shared__ float parts[kWarps][kTokens];
+  const int row = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = blockIdx.y * kTokens;
+  const T* w = reinterpret_cast<const T*>(weights + row * stride);
+  const int tokens = min(kTokens, in.rows - first);
+  float sums[kTokens] = {};
+#pragma unroll 4
+  for (int i = 4 * threadIdx.x; i < in.n_in; i += 4 * kWarps * 32) {
+    add_products(four(w + i), x + int64_t(first) * in.n_in + i, in.n_in, tokens, sums);
+  }
+#pragma unroll
+  for (int t = 0; t < kTokens; t++) {
+    const float part = warp_sum(sums[t]);
+    if (lane == 0) parts[warp][t] = part;
+  }
+  __syncthreads();
+  if (int(threadIdx.x) >= tokens) return;
+  float total = 0;
+  for (int i = 0; i < kWarps; i++) total += parts[i][threadIdx.x];
+  write_output(out, first + threadIdx.x, row, total);
+}
+
 template <class T>
 void launch(const void* weights, int64_t stride, int n_out, const float* x, const InputView& in, const RowScales& scales,
             const OutputView& out, cudaStream_t stream) {
   const dim3 grid((n_out + kWarps - 1) / kWarps, (in.rows + kTokens - 1) / kTokens);
+  if (!scales.row && int(grid.x * grid.y) < device_limits().processors / 2) {
+    narrow_kernel<T><<<dim3(n_out, grid.y), kWarps * 32, 0, stream>>>(static_cast<const char*>(weights), stride, x, in, out);
+    return check_launch("float_rows");
+  }
   float_kernel<T><<<grid, kWarps * 32, 0, stream>>>(static_cast<const char*>(weights), stride, n_out, x, in, scales, out);
   check_launch("float_rows");
 }

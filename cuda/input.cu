@@ -18,6 +18,7 @@ struct InputLaunch {
 
 __device__ inline float gated(GatedActivation activation, float x, float up) {
   if (activation == GatedActivation::silu) return x / (1 + expf(-x)) * up;
+  if (activation == GatedActivation::sigmoid) return up / (1 + expf(-x));
   if (activation == GatedActivation::clamped_swiglu) {
     x = fminf(x, 7.f), up = fminf(fmaxf(up, -7.f), 7.f);
     return x / (1 + expf(-1.702f * x)) * (up + 1);

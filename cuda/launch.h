@@ -178,6 +178,18 @@ inline int row_blocks(const kernels::AttentionShape& shape) {  // of one row and
 void attend_rows(const AttentionView& a, int splits, cudaStream_t stream);
 void attend_runs(const AttentionView& a, const QueryRun* runs, int n_runs, cudaStream_t stream);
 
+// A gated delta net over the rows of each sequence (DeltaNetOp).
+struct DeltaNetView {
+  DeltaNetShape shape;
+  BatchView batch;
+  const int32_t* order = nullptr;       // the batch's rows by slot, each slot's in the order of their positions
+  const QueryRun* sequences = nullptr;  // places in the order, one sequence a slot; count 0: none
+  const float *qkv = nullptr, *conv = nullptr, *rate = nullptr, *dt_bias = nullptr;
+  float *alpha = nullptr, *beta = nullptr, *state = nullptr, *convolved = nullptr, *out = nullptr;
+};
+inline constexpr int kMaxStateKeys = 512;  // elements of a key or value head of a delta net
+void delta_net(const DeltaNetView& view, int n_sequences, cudaStream_t stream);
+
 // Rotates q, k and v in place, writes the codes of k and v into the caches and those of q beside them.
 void store_codes(const CodedView& c, cudaStream_t stream);
 // Rows [first_row, first_row + rows) by integer dot products; blocks: of each key/value head of each row.

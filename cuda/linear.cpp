@@ -1,6 +1,7 @@
 #include "linear.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "gemm_hopper.h"
 
@@ -79,7 +80,9 @@ InputView LinearRunner::dense_input(const SourceView& source, int rows, const st
   const bool as_it_lies = source.kind == LinearInput::plain && !source.rows;
   InputView filled = in;
   if (as_it_lies) in.plain = source.x, filled.plain = nullptr;
-  if (filled.plain || filled.half) prepare_input(source, {}, filled, half, w_.vectors.as<float>(), stream_);
+  const bool beside_packed = !filled.half && targets[0].matrix->packed;  // then packed_input() writes the plain form as well
+  if (beside_packed) unwritten_ = filled.plain;
+  if (!beside_packed && (filled.plain || filled.half)) prepare_input(source, {}, filled, half, w_.vectors.as<float>(), stream_);
   return in;
 }
 
@@ -91,14 +94,15 @@ InputView LinearRunner::packed_input(const SourceView& source, int rows, const C
   else
     in.quantized = w_.quantized.as<int8_t>(), in.scale = w_.scale.as<float>(), in.tiled = rows > kGemvRows && has_hopper_gemm();
   InputView filled = in;
-  filled.plain = nullptr;
+  filled.plain = std::exchange(unwritten_, nullptr);
   prepare_input(source, rotation_of(m), filled, Element::f16, w_.vectors.as<float>(), stream_);
   return in;
 }
 
 void LinearRunner::run(const SourceView& source, int rows, const std::vector<Target>& targets) {
-  const InputView shared = dense_input(source, rows, targets);
   std::vector<Target> left = targets;
+  std::stable_partition(left.begin(), left.end(), [](const Target& t) { return t.matrix->packed; });
+  const InputView shared = dense_input(source, rows, left);
   while (!left.empty()) {
     const auto split =
         std::stable_partition(left.begin(), left.end(), [&](const Target& t) { return same_form(*t.matrix, *left[0].matrix); });

@@ -58,6 +58,7 @@ class LinearRunner {
   Workspace& w_;
   Precision precision_;
   cudaStream_t stream_;
+  const float* unwritten_ = nullptr;  // the plain form, where packed_input() is to write it
 };
 
 }  // namespace tq::cuda

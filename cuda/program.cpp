@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "device.h"
 #include "format/cache.h"
@@ -32,6 +33,20 @@ std::vector<QueryRun> find_runs(const Batch& b) {
   return runs;
 }
 
+// The batch's rows by slot, and each slot's place among them: what recurrent layers go through.
+void find_sequences(const Batch& b, std::vector<int32_t>& order, std::vector<QueryRun>& sequences) {
+  order.resize(b.slots.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t x, int32_t y) { return b.slots[size_t(x)] < b.slots[size_t(y)]; });
+  sequences.clear();
+  for (size_t i = 0; i < order.size(); i++) {
+    if (i > 0 && b.slots[size_t(order[i])] == b.slots[size_t(order[i - 1])])
+      sequences.back().count++;
+    else
+      sequences.push_back({int32_t(i), 1});
+  }
+}
+
 // Rows that decode over codes at once: their spans' states take some memory.
 int64_t coded_rows(const AttentionOp& op) {
   constexpr int64_t kMost = int64_t(64) << 20;
@@ -45,6 +60,12 @@ DenseView columns_of(DenseView m, int64_t first, int64_t count) {
 }
 
 int top_rows(const TopOp& op) { return int(op.x.buffer->bytes / (op.x.width * int64_t(sizeof(float)))); }
+
+void check_delta_net(const DeltaNetShape& s) {
+  if (const int most = std::max(s.key_dim, s.value_dim); most > kMaxStateKeys)
+    throw Error(Cause::unsupported, "device cuda: a recurrent layer's heads of " + std::to_string(most) + " elements, at most " +
+                                        std::to_string(kMaxStateKeys));
+}
 
 bool same_table(const RopeTable& a, const RopeTable& b) {
   return a.inv_freq == b.inv_freq && a.dims == b.dims && a.magnitude == b.magnitude;
@@ -78,11 +99,8 @@ CudaProgram::~CudaProgram() {
 void CudaProgram::reserve() {
   int64_t angle_floats = 0;
   for (const Op& op : ops_) {
-    if (op.kind == Op::delta_net) throw Error(Cause::unsupported, "device cuda: recurrent layers (gated delta net) run on the CPU only");
+    if (op.kind == Op::delta_net) check_delta_net(op.delta_net_op.shape);
     if (op.kind == Op::linear) {
-      const LinearInput& in = op.linear_op.in;
-      if (in.kind == LinearInput::gated && in.activation == GatedActivation::sigmoid)
-        throw Error(Cause::unsupported, "device cuda: attention with an output gate runs on the CPU only");
       std::vector<const CudaMatrix*> matrices;
       for (const LinearOutput& out : op.linear_op.out) matrices.push_back(&cuda(out.matrix));
       linear_.reserve(matrices, max_rows_);
@@ -103,7 +121,7 @@ void CudaProgram::reserve() {
     angle_floats += max_rows_ * (a.rope.dims / 2);
   }
   workspace_.cos.reserve(angle_floats * 4), workspace_.sin.reserve(angle_floats * 4);
-  const int64_t ints = max_rows_ * 6;
+  const int64_t ints = max_rows_ * kPieces;
   inputs_ = DeviceMemory(ints * 4);
   check(cudaMallocHost(reinterpret_cast<void**>(&staged_), size_t(ints) * 4), "pinned memory");
 }
@@ -123,7 +141,12 @@ void CudaProgram::stage(const Batch& b) {
   runs_ = find_runs(b);
   int32_t* to = staged_;
   for (const auto& values : {b.tokens, b.positions, b.slots, b.output_rows}) std::copy(values.begin(), values.end(), to), to += max_rows_;
-  std::copy_n(reinterpret_cast<const int32_t*>(runs_.data()), runs_.size() * 2, to);
+  std::copy_n(reinterpret_cast<const int32_t*>(runs_.data()), runs_.size() * 2, staged_ + kRuns * max_rows_);
+  find_sequences(b, order_, sequences_);
+  std::copy(order_.begin(), order_.end(), staged_ + kOrder * max_rows_);
+  int32_t* sequences =
+      std::copy_n(reinterpret_cast<const int32_t*>(sequences_.data()), sequences_.size() * 2, staged_ + kSequences * max_rows_);
+  std::fill(sequences, staged_ + kSequences * max_rows_ + 2 * rows, 0);  // a graph launches as many as there may be
   const int32_t* from = inputs_.as<int32_t>();
   batch_ = {rows, int(b.output_rows.size()), from, from + max_rows_, from + 2 * max_rows_, from + 3 * max_rows_};
 }
@@ -211,8 +234,8 @@ void CudaProgram::launch(const Op& op) {
       if (!op.moe_op.add)
         check(cudaMemsetAsync(at(op.moe_op.y), 0, size_t(batch_.rows * op.moe_op.y.width) * sizeof(float), stream_), "experts");
       return moe_.run(op.moe_op, view(op.moe_op.in), view(op.moe_op.router_in), batch_.rows);
-    case Op::delta_net:  // refused above
-      return;
+    case Op::delta_net:
+      return launch_delta_net(op.delta_net_op);
   }
 }
 
@@ -232,6 +255,14 @@ void CudaProgram::launch_linear(const LinearOp& op) {
   std::vector<Target> targets;
   for (const LinearOutput& out : op.out) targets.push_back({&cuda(out.matrix), view(out)});
   linear_.run(source, rows, targets);
+}
+
+void CudaProgram::launch_delta_net(const DeltaNetOp& op) {
+  DeltaNetView v;
+  v.shape = op.shape, v.batch = batch_, v.order = inputs_.as<int32_t>() + kOrder * max_rows_, v.sequences = device_sequences();
+  v.qkv = at(op.qkv), v.conv = data(op.conv), v.rate = data(op.rate), v.dt_bias = data(op.dt_bias);
+  v.alpha = at(op.alpha), v.beta = at(op.beta), v.state = data(op.state), v.convolved = at(op.convolved), v.out = at(op.out);
+  delta_net(v, batch_.rows <= kGraphRows ? batch_.rows : int(sequences_.size()), stream_);
 }
 
 void CudaProgram::launch_attention(const AttentionOp& op) {

@@ -28,8 +28,10 @@ class CudaProgram final : public Program {
   void launch_linear(const LinearOp& op);
   void launch_attention(const AttentionOp& op);
   void launch_coded(const AttentionView& a, const AttentionOp& op);
+  void launch_delta_net(const DeltaNetOp& op);
   bool by_runs() const;
-  const QueryRun* device_runs() const { return reinterpret_cast<const QueryRun*>(inputs_.as<int32_t>() + 4 * max_rows_); }
+  const QueryRun* device_runs() const { return reinterpret_cast<const QueryRun*>(inputs_.as<int32_t>() + kRuns * max_rows_); }
+  const QueryRun* device_sequences() const { return reinterpret_cast<const QueryRun*>(inputs_.as<int32_t>() + kSequences * max_rows_); }
   void fill_angles();
   void replay();
   void drop_graphs();
@@ -50,10 +52,13 @@ class CudaProgram final : public Program {
   std::vector<Angles> angles_;
   std::map<int64_t, std::shared_ptr<const Rotation>> rotations_;  // by head size
 
-  int32_t* staged_ = nullptr;  // pinned: tokens, positions, slots, output rows, runs
+  // What a pass needs of its batch, in pieces of max_rows_ numbers: tokens, positions, slots, output rows, and these.
+  static constexpr int kRuns = 4, kSequences = 6, kOrder = 8, kPieces = 9;
+  int32_t* staged_ = nullptr;  // pinned
   DeviceMemory inputs_;        // the same on the device
   BatchView batch_;
-  std::vector<QueryRun> runs_;
+  std::vector<QueryRun> runs_, sequences_;
+  std::vector<int32_t> order_;
   int64_t generation_ = 0;
   std::map<std::pair<int, int>, cudaGraphExec_t> graphs_;  // by rows and output rows
 };

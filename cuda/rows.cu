@@ -59,6 +59,17 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const float* x, const fl
   for (int i = threadIdx.x; i < n; i += blockDim.x) y[i] = x[i] * (weight ? factor * weight[i] : factor);
 }
 
+// The same for short rows, a warp each.
+__global__ void __launch_bounds__(kThreads) norm_heads_kernel(const float* x, const float* weight, float eps, int rows, int n, float* y) {
+  const int row = blockIdx.x * (kThreads / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (row >= rows) return;
+  x += int64_t(row) * n, y += int64_t(row) * n;
+  float squares = 0;
+  for (int i = lane; i < n; i += 32) squares += x[i] * x[i];
+  const float factor = rsqrtf(warp_sum(squares) / float(n) + eps);
+  for (int i = lane; i < n; i += 32) y[i] = x[i] * (weight ? factor * weight[i] : factor);
+}
+
 __global__ void __launch_bounds__(kThreads)
     add_norm_kernel(const float* x, const float* weight, float eps, float alpha, float scale, int n, float* y) {
   x += int64_t(blockIdx.x) * n, y += int64_t(blockIdx.x) * n;
@@ -108,7 +119,10 @@ void embed(const DenseView& m, const BatchView& batch, float scale, float* y, cu
 }
 
 void norm(const float* x, const float* weight, float eps, int rows, int width, float* y, cudaStream_t stream) {
-  norm_kernel<<<rows, kThreads, 0, stream>>>(x, weight, eps, width, y);
+  if (width <= kThreads)
+    norm_heads_kernel<<<unsigned((rows + kThreads / 32 - 1) / (kThreads / 32)), kThreads, 0, stream>>>(x, weight, eps, rows, width, y);
+  else
+    norm_kernel<<<rows, kThreads, 0, stream>>>(x, weight, eps, width, y);
   check_launch("norm");
 }
 

@@ -12,14 +12,22 @@ struct DeltaNetShape {
   int key_dim = 0, value_dim = 0;          // elements of a head
   int taps = 0;                            // of the convolution: a token and the taps - 1 before it
   bool tiled = false;                      // value head h reads key head h % n_key_heads; else those of a key head are neighbours
-  int64_t key_width() const { return int64_t(n_key_heads) * key_dim; }
-  int64_t value_width() const { return int64_t(n_value_heads) * value_dim; }
-  int64_t conv_width() const { return 2 * key_width() + value_width(); }
-  int key_head(int value_head) const { return tiled ? value_head % n_key_heads : value_head / (n_value_heads / n_key_heads); }
+  constexpr int64_t key_width() const { return int64_t(n_key_heads) * key_dim; }
+  constexpr int64_t value_width() const { return int64_t(n_value_heads) * value_dim; }
+  constexpr int64_t conv_width() const { return 2 * key_width() + value_width(); }
+  constexpr int key_head(int value_head) const { return tiled ? value_head % n_key_heads : value_head / (n_value_heads / n_key_heads); }
   // The state of a sequence, in floats: the inputs of the latest taps - 1 positions, position p in row p % (taps - 1), then a matrix
-  // (key_dim, value_dim) for each value head.
-  int64_t matrices_at() const { return (taps - 1) * conv_width(); }
-  int64_t state_floats() const { return matrices_at() + value_width() * key_dim; }
+  // (key_dim, value_dim) for each value head. A matrix lies in blocks of kBlockColumns columns, the last may have fewer, each (key_dim,
+  // its columns) without gaps: what one thread or thread block changes is one piece of memory.
+  constexpr int64_t matrices_at() const { return (taps - 1) * conv_width(); }
+  static constexpr int kBlockColumns = 32;
+  constexpr int64_t block_at(int64_t value_head, int64_t first_column) const {
+    return matrices_at() + (value_head * value_dim + first_column) * key_dim;
+  }
+  constexpr int block_columns(int64_t first_column) const {
+    return value_dim - first_column < kBlockColumns ? int(value_dim - first_column) : kBlockColumns;
+  }
+  constexpr int64_t state_floats() const { return matrices_at() + value_width() * key_dim; }
 };
 
 inline constexpr int kMaxTaps = 16;

@@ -448,7 +448,7 @@ CASES += [
         _DELTA_KEYS
         | {"ssm.state_size": 32, "ssm.time_step_rank": 6, "ssm.inner_size": 288, "attention.recurrent_layers": [True, False, True]},
     ),
-    # the one compared at 8 bits: in four layers of random mixtures rounding the weights alone, on float activations, costs more than 0.01
+    # the one compared at 8 bits as a whole: see test_8_bits_layer_by_layer
     Case(
         "qwen3_5_moe-two",
         "qwen3_5_moe_text",
@@ -611,6 +611,22 @@ def test_8_bits_are_close(case: Case, references: Any, tmp_path: Path) -> None:
         logits = _core.Context(_core.Model(path, threads=1, precision=precision)).eval(reference.tokens, 0, logits="all")
         q = torch.log_softmax(torch.from_numpy(logits), -1)
         assert float((p.exp() * (p - q)).sum(-1).mean()) < 0.01
+
+
+def test_8_bits_layer_by_layer(references: Any, tmp_path: Path) -> None:
+    """Four layers of random mixtures and delta nets together lose more than 0.01 (docs/models.md says why). Each layer for itself, given
+    what the exact layers before it gave, adds what it should but for a few hundredths, save for rows that go to another expert."""
+    reference = references.of(next(case for case in CASES if case.name == "qwen3_5_moe"))
+    files = [convert(reference.folder, tmp_path / "f32.gguf", outtype="f32"), convert(reference.folder, tmp_path / "8.gguf", bits=8)]
+    runners = [_core.LayerRunner(_core.Model(str(path), threads=1, precision="f32"), N_TOKENS) for path in files]
+    hidden = runners[0].embed(reference.tokens[None])
+    for layer in range(4):
+        exact, rounded = (runner.enter(layer, hidden) for runner in runners)
+        for part in (exact, rounded):
+            part.run(lambda site, x: None)
+        off = np.linalg.norm(rounded.hidden - exact.hidden, axis=-1) / np.linalg.norm(exact.hidden - hidden, axis=-1)
+        assert np.median(off) < 0.02 and (off < 0.05).mean() >= 0.9
+        hidden = exact.hidden
 
 
 @ONE_EACH

@@ -12,7 +12,7 @@ import pytest
 
 from turboquant_native import Llama, _core
 from turboquant_native.commands.cli import main
-from turboquant_native.convert import synthetic
+from turboquant_native.convert import synthetic, synthetic_shapes
 
 PROMPT = "The quick brown fox"
 SAMPLING = ["-n", "12", "--temp", "0", "--ctx", "128"]
@@ -146,9 +146,29 @@ def test_synthetic_models_run(tmp_path, bits):
     model.close()
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        synthetic_shapes.RecurrentShape(4, 64, 96, 4, 2, 16, 128, rope_dims=8, n_key_heads=2, n_value_heads=4, state_dim=16),
+        synthetic_shapes.RecurrentShape(2, 64, 96, 4, 2, 16, 128, interval=0, tied=False, n_key_heads=1, n_value_heads=1, state_dim=40),
+        synthetic_shapes.GptOssShape(2, 64, 64, 4, 2, 16, 128, n_experts=4, n_used=2),
+    ],
+    ids=["delta nets and attention", "delta nets alone", "mixture"],
+)
+def test_synthetic_models_of_other_kinds_run(tmp_path, shape):
+    synthetic.write(tmp_path / "model.gguf", shape, 4, 4)
+    model = _core.Model(str(tmp_path / "model.gguf"))
+    context = _core.Context(model, n_ctx=32)
+    logits = context.eval(np.arange(20, dtype=np.int32), 0)
+    assert logits.shape == (128,) and np.isfinite(logits).all() and logits.std() > 0.01
+    context.close()
+    model.close()
+
+
 def test_synthetic_shapes_have_the_known_sizes():
     millions = {name: sum(n_out * n_in for _, n_out, n_in in shape.matrices()) / 1e6 for name, shape in synthetic.SHAPES.items()}
     published = {"smollm2-135m": 134.5, "qwen2.5-0.5b": 494, "llama-3.2-1b": 1236, "llama-3.2-3b": 3213, "llama-3.1-8b": 8030}
+    published |= {"qwen3.5-0.8b": 752, "qwen3.5-9b": 8950, "gpt-oss-20b": 20910}  # those of Qwen by transformers' model of the shape
     assert millions == pytest.approx(published, rel=1e-3)
 
 

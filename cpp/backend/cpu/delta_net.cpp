@@ -9,7 +9,7 @@ namespace tq::cpu {
 namespace {
 
 constexpr int64_t kChannels = 64;  // of the convolution, computed at once
-constexpr int64_t kColumns = 32;   // of a state
+constexpr int64_t kColumns = DeltaNetShape::kBlockColumns;
 
 class DeltaNetStep final : public Step {
  public:
@@ -79,22 +79,21 @@ class DeltaNetStep final : public Step {
   }
 
   void recur(const Worker& w, Range rows, int head, int64_t column) const {
-    const int64_t n = s_.value_dim, last = std::min(column + kColumns, n);
-    float* matrix = state(w, rows) + s_.matrices_at() + int64_t(head) * s_.key_dim * n;
-    if (w.batch.positions[size_t(rows.first)] == 0)
-      for (int64_t i = 0; i < s_.key_dim; i++) std::fill(matrix + i * n + column, matrix + i * n + last, 0.f);
+    const int64_t n = s_.value_dim, columns = s_.block_columns(column);
+    float* block = state(w, rows) + s_.block_at(head, column);
+    if (w.batch.positions[size_t(rows.first)] == 0) std::fill_n(block, columns * s_.key_dim, 0.f);
     const float* q = row(op_.convolved, rows.first) + int64_t(s_.key_head(head)) * s_.key_dim;
-    w.k.delta_rule(matrix, n, s_.key_dim, column, last,
+    w.k.delta_rule(block, columns, s_.key_dim, 0, columns,
                    {.n = rows.last - rows.first,
                     .qkv_stride = s_.conv_width(),
                     .gate_stride = s_.n_value_heads,
                     .out_stride = s_.value_width(),
                     .q = q,
                     .k = q + s_.key_width(),
-                    .v = row(op_.convolved, rows.first) + 2 * s_.key_width() + head * n,
+                    .v = row(op_.convolved, rows.first) + 2 * s_.key_width() + head * n + column,
                     .decay = row(op_.alpha, rows.first) + head,
                     .beta = row(op_.beta, rows.first) + head,
-                    .out = row(op_.out, rows.first) + head * n});
+                    .out = row(op_.out, rows.first) + head * n + column});
   }
 
   static constexpr float kZeros[kChannels] = {};

@@ -8,6 +8,9 @@ namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int64_t kDotCols = 2048;   // columns of a block
 inline constexpr int64_t kPackTokens = 24;  // from so many on, transposing the matrix pays
+// Matrices of so many rows would leave lanes of a panel empty. As dot products their results do not depend on the number of tokens: such
+// are the gates of delta nets and most routers.
+inline constexpr int64_t kFewRows = tqn::kTileRows;
 
 // y (T, R) += alpha * W x^T over n columns; w: R rows ldw apart.
 template <class Element, int R, int T>
@@ -103,7 +106,7 @@ inline void linear_dense(const DenseMatrix& w, int64_t first, int64_t last, cons
   with_element(w.type, [&](auto element) {
     using Element = decltype(element);
     const auto* data = static_cast<const typename Element::Type*>(w.data) + first * w.n_in;
-    const auto multiply = n_tokens < kPackTokens ? dense_dots<Element> : dense_panels<Element>;
+    const auto multiply = n_tokens < kPackTokens || w.n_out <= kFewRows ? dense_dots<Element> : dense_panels<Element>;
     multiply(data, last - first, w.n_in, x, n_tokens, alpha, y + first, ldy);
   });
 }
