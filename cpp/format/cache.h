@@ -12,6 +12,7 @@ namespace tqn::cache {
 inline constexpr int kTile = 64;                   // positions
 inline constexpr int kChannels = 16;               // a vector is padded with zeros to a multiple of these
 inline constexpr uint64_t kRotationSeed = 0x6b76;  // of the rotation of vectors of head_dim (kernels::RotationPlan)
+inline constexpr int kCodesVersion = 1;            // of the rotation and of all that follows: saved states name it
 inline constexpr int kMax = 127;                   // of an 8-bit code
 inline constexpr int kLevels = 16;
 inline constexpr int8_t kLevel[kLevels] = {-127, -96, -75, -58, -44, -31, -18, -6, 6, 18, 31, 44, 58, 75, 96, 127};  // of a 4-bit code

@@ -36,6 +36,7 @@ class Engine:
         lock_memory: keep the weights in memory.
         queue_limit: requests that may wait; None: any number.
         cache: type of cached keys and values, as `_core.Context` names it.
+        cache_budget: bytes that the caches of all sequences may take together, which their precision then follows; None: no limit.
 
     Raises FileNotFoundError, FormatError, UnsupportedError, ValueError, MemoryError.
     """
@@ -55,6 +56,7 @@ class Engine:
         lock_memory: bool = False,
         queue_limit: int | None = None,
         cache: str = "auto",
+        cache_budget: int | None = None,
     ) -> None:
         from .. import _core
 
@@ -72,7 +74,7 @@ class Engine:
             return context
 
         guess = self.core.parameters * _CPU_SECONDS if device.startswith("cpu") else 0.0
-        self.scheduler = Scheduler(open_context, n_slots, max_slots, queue_limit, Pace(n_batch, guess))
+        self.scheduler = Scheduler(open_context, n_slots, max_slots, queue_limit, Pace(n_batch, guess), cache_budget)
         self.metadata: dict[str, Any] = self.core.file.metadata
         self.vocabulary = Vocabulary(self.metadata, self.n_vocab)
 
