@@ -19,7 +19,7 @@ from turboquant_native import Llama
 from turboquant_native.engine.work import Evaluation
 from turboquant_native.evaluate.evaluation import divergence, normalize
 
-FEW, OPENING, TURN, ROWS, CTX = 3, 384, 96, 8, 1024
+FEW, OPENING, TURN, ROWS = 3, 384, 96, 8
 
 
 def requests(conversations: int, turns: int) -> list[tuple[str, int, int]]:
@@ -56,16 +56,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     budget = int(args.megabytes * 1e6)
-    options: dict[str, Any] = {"n_ctx": CTX, "n_threads": args.threads, "verbose": False}
+    length = OPENING + TURN * (args.turns + 4)
+    options: dict[str, Any] = {"n_ctx": length, "n_threads": args.threads, "verbose": False}
 
     order = requests(args.conversations, args.turns)
     with Llama(args.model, **options) as llm:
         text = np.array(llm.tokenize(args.text.read_bytes()), np.intc)
-        length = OPENING + TURN * (args.turns + 4)
         if len(text) < args.conversations * length:
             parser.error(f"{args.text} has {len(text)} tokens, {args.conversations * length} are needed")
         prompt = {(c, t): text[c * length : c * length + OPENING + TURN * t] for _, c, t in order}
-        per_sequence = {cache: 0 for cache in ("f16", "k8v8")}
+        per_sequence = {}
         exact = {}
         for key, tokens in prompt.items():
             llm.engine.scheduler.forget()

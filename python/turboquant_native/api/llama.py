@@ -43,8 +43,8 @@ class Llama(TextMethods, TokenMethods, ScoreMethods):
             default: the one that the file names, else the mean.
         use_mlock: keep the weights in memory. use_mmap: accepted; files are always mapped.
         type_k, type_v: types of cached keys and values, as ggml's numbers or names: None or 1 float16; 8 ("q8_0") and 2 ("q4_0") codes of
-            8 or 4 bits, which take a half or a quarter of the memory (CPU; docs/running.md says what they cost). Types between are rounded
-            up.
+            8 or 4 bits, which take a half or a quarter of the memory (docs/running.md says what they cost). Types between are rounded up.
+            "auto": what was measured for models of this kind, else float16.
         cache_budget: bytes that the caches of all sequences may take together. Prefixes that no call uses are then kept in fewer bits, and
             forgotten last of all, where they would exceed it (docs/running.md); None: only the slots keep prefixes.
         flash_attn: accepted; attention never stores its score matrix.
