@@ -1,5 +1,6 @@
 """Precision that follows the load: states in fewer bits, a budget of bytes for slots and prefixes, drafts that get shorter."""
 
+import argparse
 from typing import Any
 
 import numpy as np
@@ -259,3 +260,29 @@ def test_saved_and_forgotten_sequences(tiny_tqn, per_prefix):
         assert llm.cache_stats()["bytes"] == 0 == llm.cache_stats()["slots"]["tokens"]
     with Llama(str(tiny_tqn), n_ctx=64, verbose=False) as llm:
         assert llm.cache_stats()["budget"] is None and llm.cache_stats()["kept"] == {}
+
+
+def test_server_shows_what_is_kept(tiny_tqn, per_prefix):
+    pytest.importorskip("fastapi")
+    from starlette.testclient import TestClient
+
+    from turboquant_native.server.app import create_app
+    from turboquant_native.server.command import add_arguments, settings_of
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    budget = 3 * per_prefix
+    settings = settings_of(parser.parse_args([str(tiny_tqn), "--cache-budget", f"{budget}B", "--ctx", "128", "--slots", "2"]))
+    with TestClient(create_app(settings)) as client:
+        for seed in range(6):
+            answer = client.post("/v1/completions", json={"prompt": tokens_of(seed, 90).tolist(), "max_tokens": 4, "temperature": 0})
+            assert answer.status_code == 200, answer.text
+        metrics = client.get("/metrics").text
+    assert f'tqn_cache_budget_bytes{{model="{tiny_tqn.stem}"}} {float(budget)}' in metrics
+    figures = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in metrics.splitlines() if line.startswith("tqn_")}
+    kept = [value for name, value in figures.items() if name.startswith("tqn_kept_prefixes{")]
+    assert len(kept) == len(LEVELS) and sum(kept) >= 2
+    assert 0 < figures[f'tqn_cache_bytes{{model="{tiny_tqn.stem}"}}'] <= budget
+    assert figures[f'tqn_requantized_prefixes_total{{model="{tiny_tqn.stem}"}}'] > 0
+    with pytest.raises(SystemExit):
+        parser.parse_args([str(tiny_tqn), "--cache-budget", "many"])

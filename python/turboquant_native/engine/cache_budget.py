@@ -151,22 +151,20 @@ class CacheBudget:
         self.kept.clear()
 
     def _shrink(self, found: Slot | Kept) -> None:
-        """One step down for an idle prefix."""
-        context, level = self._context(), _level(found) + 1
+        """One step down for an idle prefix; more than one where a few tokens, in whole tiles, take no less."""
         if isinstance(found, Slot):
             aside = self.set_aside(found)
             if aside is None:
                 return
             found = aside
-        smaller = b""
-        if level < len(self.levels):
-            smaller = context.convert(found.state, len(found.tokens), self.levels[level])
-        if 0 < len(smaller) < len(found.state):
-            found.state, found.level = smaller, level
-            self.changes.requantized += 1
-        else:  # at the last level; or so short that a tile of codes takes no less
-            self.kept.remove(found)
-            self.changes.evicted += 1
+        for level in range(found.level + 1, len(self.levels)):
+            smaller = self._context().convert(found.state, len(found.tokens), self.levels[level])
+            if len(smaller) < len(found.state):
+                found.state, found.level = smaller, level
+                self.changes.requantized += 1
+                return
+        self.kept.remove(found)
+        self.changes.evicted += 1
 
     def stats(self, slots: Sequence[Slot]) -> dict[str, Any]:
         """See `Llama.cache_stats`."""
