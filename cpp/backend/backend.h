@@ -229,6 +229,8 @@ class Backend {
   virtual void download(const Buffer& from, int64_t offset, void* to, int64_t bytes) = 0;
   // Copies within the device, between different buffers or parts that do not overlap; later calls see the result.
   virtual void copy(const Buffer& from, int64_t from_offset, Buffer& to, int64_t to_offset, int64_t bytes) = 0;
+  // Nobody will read these bytes of the buffer before they are written again: a backend may give their memory back to the system.
+  virtual void discard(Buffer& buffer, int64_t offset, int64_t bytes) { (void)buffer, (void)offset, (void)bytes; }
   // max_rows: the rows of the largest batch. All that the operations name must outlive the program. Planes keep what is in them between
   // runs, so that another program can go on from what one has left.
   virtual std::unique_ptr<Program> prepare(std::vector<Op> ops, int64_t max_rows) = 0;

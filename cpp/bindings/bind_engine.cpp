@@ -13,11 +13,12 @@
 
 namespace tq::bindings {
 
+constexpr std::pair<const char*, CacheType> kCacheTypes[] = {
+    {"auto", CacheType::automatic}, {"f16", CacheType::f16},   {"f32", CacheType::f32},  {"k8v8", CacheType::k8v8},
+    {"k8v4", CacheType::k8v4},      {"k4v8", CacheType::k4v8}, {"k4v4", CacheType::k4v4}};
+
 CacheType parse_cache(const std::string& name) {
-  constexpr std::pair<const char*, CacheType> types[] = {
-      {"auto", CacheType::automatic}, {"f16", CacheType::f16},   {"f32", CacheType::f32},  {"k8v8", CacheType::k8v8},
-      {"k8v4", CacheType::k8v4},      {"k4v8", CacheType::k4v8}, {"k4v4", CacheType::k4v4}};
-  for (const auto& [known, type] : types)
+  for (const auto& [known, type] : kCacheTypes)
     if (name == known) return type;
   throw Error(Cause::invalid_argument, "cache: \"" + name + "\" is not one of auto, f16, f32, k8v8, k8v4, k4v8, k4v4");
 }
@@ -218,6 +219,26 @@ void load(ContextHandle& handle, int64_t slot, const py::bytes& state) {
   handle.use([&](Context& context) { context.load(slot, {reinterpret_cast<const uint8_t*>(view.data()), view.size()}); });
 }
 
+py::bytes convert(ContextHandle& handle, const py::bytes& state, int64_t n, const std::string& cache) {
+  const std::string_view view = state;
+  const CacheType type = parse_cache(cache);
+  std::vector<uint8_t> converted;
+  handle.use([&](Context& context) { converted = context.convert({reinterpret_cast<const uint8_t*>(view.data()), view.size()}, n, type); });
+  return py::bytes(reinterpret_cast<const char*>(converted.data()), converted.size());
+}
+
+std::string cache_name(CacheType type) {
+  for (const auto& [name, known] : kCacheTypes)
+    if (known == type) return name;
+  throw Error(Cause::invalid_argument, "cache type " + std::to_string(int(type)));
+}
+
+int64_t state_bytes(ContextHandle& handle, int64_t n) {
+  int64_t bytes = 0;
+  handle.use([&](Context& context) { bytes = context.state_bytes(n); });
+  return bytes;
+}
+
 py::dict profile(ContextHandle& handle, bool on) {
   std::map<std::string, double> seconds;
   handle.use([&](Context& context) {
@@ -317,6 +338,12 @@ void bind_context(py::module_& m) {
       .def_readonly("n_batch", &ContextHandle::n_batch)
       .def_readonly("n_vocab", &ContextHandle::n_vocab)
       .def_readonly("n_embd", &ContextHandle::n_embd)
+      .def_property_readonly("cache",
+                             [](ContextHandle& h) {
+                               CacheType type{};
+                               h.use([&](Context& context) { type = context.cache(); });
+                               return cache_name(type);
+                             })
       .def_property_readonly("memory_bytes",
                              [](ContextHandle& h) {
                                int64_t bytes = 0;
@@ -340,6 +367,10 @@ void bind_context(py::module_& m) {
           py::arg("slot"), py::arg("snapshot"))
       .def("save", &save, py::arg("slot"), py::arg("n"))
       .def("load", &load, py::arg("slot"), py::arg("state"))
+      .def("convert", &convert, py::arg("state"), py::arg("n"), py::arg("cache"))
+      .def("state_bytes", &state_bytes, py::arg("n"))
+      .def(
+          "release", [](ContextHandle& h, int64_t slot) { h.use([&](Context& context) { context.release(slot); }); }, py::arg("slot"))
       .def(
           "copy_slot",
           [](ContextHandle& h, int64_t source, int64_t target, int64_t n) {

@@ -13,6 +13,7 @@
 namespace tqn::cache {
 
 inline constexpr uint64_t kRotationSeed = 0x6b76;  // of the rotation of vectors of head_dim (kernels::RotationPlan)
+inline constexpr int kCodesVersion = 1;            // of the rotation and of all of cache_layout.h: saved states name it
 
 }  // namespace tqn::cache
 

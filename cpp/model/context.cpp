@@ -3,6 +3,7 @@
 #include "common/error.h"
 #include "common/fork_mutex.h"
 #include "model/model.h"
+#include "model/saved_state.h"
 #include "model/stage.h"
 
 namespace tq {
@@ -151,6 +152,7 @@ static ContextOptions checked(const Model& model, ContextOptions o) {
   if (o.n_slots < 1 || o.n_slots > INT32_MAX) invalid("n_slots: " + std::to_string(o.n_slots));
   if (o.n_batch < 1) invalid("n_batch: " + std::to_string(o.n_batch) + ", expected 1 or more");
   o.n_batch = std::min(o.n_batch, o.n_ctx * o.n_slots);
+  if (o.cache == CacheType::automatic) o.cache = cache_elements(model, o.cache).k == CacheElement::f32 ? CacheType::f32 : CacheType::f16;
   double largest = 0;  // bytes of one layer
   for (const LayerConfig& layer : c.layers)
     largest = std::max(largest, double(o.n_slots) * max_state_bytes(state_shape(layer, {CacheElement::f32, CacheElement::f32}), o.n_ctx));
@@ -231,6 +233,24 @@ std::vector<uint8_t> Context::save(int64_t slot, int64_t n) const {
 void Context::load(int64_t slot, std::span<const uint8_t> state) {
   std::lock_guard lock(impl_->mutex);
   impl_->sequences.load(slot, state);
+}
+
+int64_t Context::state_bytes(int64_t n) const {
+  std::lock_guard lock(impl_->mutex);
+  return impl_->sequences.state_bytes(n);
+}
+
+std::vector<uint8_t> Context::convert(std::span<const uint8_t> state, int64_t n, CacheType cache) const {
+  const std::vector<StateShape> own = impl_->sequences.shapes();
+  std::vector<StateShape> to = own;
+  if (cache != CacheType::automatic)
+    for (size_t i = 0; i < to.size(); i++) to[i] = state_shape(model_->config().layers[i], elements_of(cache));
+  return convert_saved(read_saved(state, own), n, to);
+}
+
+void Context::release(int64_t slot) {
+  std::lock_guard lock(impl_->mutex);
+  impl_->sequences.release(slot);
 }
 
 int64_t Context::memory_bytes() const {

@@ -157,6 +157,7 @@ class Context {
   int64_t n_ctx() const { return options_.n_ctx; }
   int64_t n_slots() const { return options_.n_slots; }
   int64_t n_batch() const { return options_.n_batch; }
+  CacheType cache() const { return options_.cache; }  // never automatic
   const Model& model() const { return *model_; }
 
   // One pass over 1 to n_batch rows. logits: (batch.output_rows, n_vocab) float32. Throws invalid_argument, before anything is computed,
@@ -183,6 +184,11 @@ class Context {
   // The first n positions of a slot as bytes, for another context of the same model; load() throws bad_file when they do not fit this one.
   std::vector<uint8_t> save(int64_t slot, int64_t n) const;
   void load(int64_t slot, std::span<const uint8_t> state);
+  int64_t state_bytes(int64_t n) const;  // of a state of n positions
+  // A state of this context, or of one of the same model with another type of cache: its first n positions as a context with the type
+  // `cache` (automatic: this context's) would have saved them. Codes are made of the numbers, numbers of what the codes stand for.
+  std::vector<uint8_t> convert(std::span<const uint8_t> state, int64_t n, CacheType cache) const;
+  void release(int64_t slot);  // rewind to 0, and the memory goes back to the system where the device can do that
 
   int64_t memory_bytes() const;  // of states and planes
 

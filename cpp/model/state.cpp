@@ -2,17 +2,16 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <string>
 
 #include "common/error.h"
 #include "format/cache.h"
+#include "model/saved_state.h"
 
 namespace tq {
 namespace {
 
 [[noreturn]] void invalid(const std::string& what) { throw Error(Cause::invalid_argument, what); }
-[[noreturn]] void bad_state(const std::string& what) { throw Error(Cause::bad_file, "state: " + what); }
 
 StateShape shape_of(const AttentionConfig& a, CacheElements cache) {
   if (a.kv_layer >= 0) return SharedState{};
@@ -22,43 +21,8 @@ StateShape shape_of(const AttentionConfig& a, CacheElements cache) {
 
 StateShape shape_of(const DeltaNetConfig& d, CacheElements) { return RecurrentState{d.state_floats() * int64_t(sizeof(float))}; }
 
-// What save() writes: this, a ShapeRecord for each layer, and each layer's pieces.
-struct StateHeader {
-  char magic[7] = {'T', 'Q', 'S', 'T', 'A', 'T', 'E'};
-  char version = '2';
-  int64_t n_layers = 0, positions = 0;
-};
-
-struct ShapeRecord {
-  int64_t kind = 0, n_kv_heads = 0, k_type = 0, k_bytes = 0, v_type = 0, v_bytes = 0, recurrent_bytes = 0;
-  bool operator==(const ShapeRecord&) const = default;
-};
-
-ShapeRecord record_of(const StateShape& shape) {
-  ShapeRecord record{.kind = int64_t(shape.index())};
-  if (const auto* a = std::get_if<AttentionState>(&shape)) {
-    record.n_kv_heads = a->n_kv_heads;
-    record.k_type = int64_t(a->k.type), record.k_bytes = a->k.bytes;
-    record.v_type = int64_t(a->v.type), record.v_bytes = a->v.bytes;
-  } else if (const auto* r = std::get_if<RecurrentState>(&shape)) {
-    record.recurrent_bytes = r->bytes;
-  }
-  return record;
-}
-
 void copy_pieces(Backend& backend, const std::vector<Piece>& from, const std::vector<Piece>& to) {
   for (size_t i = 0; i < from.size(); i++) backend.copy(*from[i].buffer, from[i].offset, *to[i].buffer, to[i].offset, from[i].bytes);
-}
-
-// What the last tile of piece i, at `piece`, holds of positions from n on was there by chance.
-void clear_stale(const StateShape& shape, int64_t i, int64_t n, uint8_t* piece) {
-  const auto* a = std::get_if<AttentionState>(&shape);
-  if (!a || n % tqn::cache::kTile == 0) return;
-  const bool key = i < a->n_kv_heads;
-  const CachedRow& row = key ? a->k : a->v;
-  if (bits_of(row.type) == 0) return;
-  clear_cached(key ? CacheSide::key : CacheSide::value, bits_of(row.type), int(row.head_dim), int(n % tqn::cache::kTile),
-               piece + n / tqn::cache::kTile * row.bytes);
 }
 
 std::atomic<uint64_t> next_id{1};
@@ -69,7 +33,7 @@ int bits_of(CacheElement type) { return type == CacheElement::q8 ? 8 : type == C
 
 CachedRow cached_row(CacheElement type, int64_t head_dim) {
   if (const int bits = bits_of(type)) return {type, tqn::cache::tile_bytes(bits, head_dim), head_dim};
-  return {type, head_dim * int64_t(type == CacheElement::f32 ? sizeof(float) : sizeof(uint16_t))};
+  return {type, head_dim * int64_t(type == CacheElement::f32 ? sizeof(float) : sizeof(uint16_t)), head_dim};
 }
 
 int64_t CachedRow::bytes_of(int64_t positions) const { return (bits_of(type) ? tqn::cache::tiles(positions) : positions) * bytes; }
@@ -213,27 +177,28 @@ void Sequences::copy(int64_t from, int64_t to, int64_t n) {
   hold(to, n);
 }
 
-int64_t Sequences::saved_bytes(int64_t n) const {
-  int64_t bytes = int64_t(sizeof(StateHeader) + layers_.size() * sizeof(ShapeRecord));
-  for (const LayerState* layer : layers_)
-    for (const Piece& piece : layer->pieces(0, n)) bytes += piece.bytes;
-  return bytes;
+std::vector<StateShape> Sequences::shapes() const {
+  std::vector<StateShape> all;
+  for (const LayerState* layer : layers_) all.push_back(layer->shape());
+  return all;
+}
+
+int64_t Sequences::state_bytes(int64_t n) const {
+  if (n < 0 || n > capacity_) invalid(std::to_string(n) + " positions, n_ctx is " + std::to_string(capacity_));
+  return saved_bytes(shapes(), n);
 }
 
 std::vector<uint8_t> Sequences::save(int64_t slot, int64_t n) const {
   check_rewind(slot, n);
-  std::vector<uint8_t> state(size_t(saved_bytes(n)));
-  uint8_t* at = state.data();
-  const auto put = [&at](const auto& value) { std::memcpy(at, &value, sizeof value), at += sizeof value; };
-  StateHeader header;
-  header.n_layers = int64_t(layers_.size()), header.positions = n;
-  put(header);
-  for (const LayerState* layer : layers_) put(record_of(layer->shape()));
+  std::vector<uint8_t> state(size_t(state_bytes(n)));
+  uint8_t* at = write_saved_header(shapes(), n, state.data());
   for (const LayerState* layer : layers_) {
+    const auto* a = std::get_if<AttentionState>(&layer->shape());
     int64_t i = 0;
     for (const Piece& piece : layer->pieces(slot, n)) {
       layer->backend().download(*piece.buffer, piece.offset, at, piece.bytes);
-      clear_stale(layer->shape(), i++, n, at);
+      const bool key = a && i++ < a->n_kv_heads;
+      if (a) clear_stale(key ? CacheSide::key : CacheSide::value, key ? a->k : a->v, n, at);
       at += piece.bytes;
     }
   }
@@ -242,33 +207,24 @@ std::vector<uint8_t> Sequences::save(int64_t slot, int64_t n) const {
 
 void Sequences::load(int64_t slot, std::span<const uint8_t> state) {
   check_slot(slot);
-  const StateHeader expected;
-  StateHeader header;
-  if (state.size() < sizeof header) bad_state(std::to_string(state.size()) + " bytes are no state");
-  std::memcpy(&header, state.data(), sizeof header);
-  if (std::memcmp(header.magic, expected.magic, sizeof header.magic) != 0) bad_state("not a saved state");
-  if (header.version != expected.version)
-    bad_state(std::string("version ") + char(std::clamp(header.version, ' ', '~')) + ", this release reads version " + expected.version);
-  if (header.n_layers != int64_t(layers_.size()) || state.size() < sizeof header + layers_.size() * sizeof(ShapeRecord))
-    bad_state("it belongs to another model: it has " + std::to_string(header.n_layers) + " layers, this one " +
-              std::to_string(layers_.size()));
-  if (header.positions < 0 || header.positions > capacity_)
-    bad_state(std::to_string(header.positions) + " positions do not fit n_ctx " + std::to_string(capacity_));
-  const uint8_t* at = state.data() + sizeof header;
-  for (const LayerState* layer : layers_) {
-    ShapeRecord record, own = record_of(layer->shape());
-    std::memcpy(&record, at, sizeof record), at += sizeof record;
-    if (record.k_type != own.k_type || record.v_type != own.v_type) bad_state("its cache has another type");
-    if (record != own) bad_state("it belongs to another model: its layers remember something else");
-  }
-  if (int64_t(state.size()) != saved_bytes(header.positions))
-    bad_state(std::to_string(state.size()) + " bytes, expected " + std::to_string(saved_bytes(header.positions)));
-  if (header.positions == 0) return rewind(slot, 0);
+  const SavedState saved = read_saved(state, shapes());
+  check_same_types(saved, shapes());
+  if (saved.positions > capacity_)
+    throw Error(Cause::bad_file, "state: " + std::to_string(saved.positions) + " positions do not fit n_ctx " + std::to_string(capacity_));
+  if (saved.positions == 0) return rewind(slot, 0);
   forget(slot, 0);
+  const uint8_t* at = saved.pieces;
   for (const LayerState* layer : layers_)
-    for (const Piece& piece : layer->pieces(slot, header.positions))
+    for (const Piece& piece : layer->pieces(slot, saved.positions))
       layer->backend().upload(*piece.buffer, piece.offset, at, piece.bytes), at += piece.bytes;
-  hold(slot, header.positions);
+  hold(slot, saved.positions);
+}
+
+void Sequences::release(int64_t slot) {
+  rewind(slot, 0);
+  for (const LayerState* layer : layers_)
+    if (layer->keeps_positions())
+      for (const Piece& piece : layer->pieces(slot, capacity_)) layer->backend().discard(*piece.buffer, piece.offset, piece.bytes);
 }
 
 }  // namespace tq

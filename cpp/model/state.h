@@ -21,8 +21,8 @@ int bits_of(CacheElement type);  // of codes; 0: numbers
 // What one key/value head takes in a cache.
 struct CachedRow {
   CacheElement type = CacheElement::f16;
-  int64_t bytes = 0;     // of a position, of codes: of a tile of positions
-  int64_t head_dim = 0;  // of codes
+  int64_t bytes = 0;  // of a position, of codes: of a tile of positions
+  int64_t head_dim = 0;
   int64_t bytes_of(int64_t positions) const;
   bool operator==(const CachedRow&) const = default;
 };
@@ -104,8 +104,12 @@ class Sequences {
   std::shared_ptr<Snapshot> snapshot(int64_t slot);
   void restore(int64_t slot, const Snapshot& snapshot);  // invalid_argument for one that is not intact, or of another context
   void copy(int64_t from, int64_t to, int64_t n);        // slot `to` becomes the first n positions of slot `from`
+  // saved_state.h: bytes of the first n positions; bad_file, the slot unchanged, for what save() of such layers did not write.
   std::vector<uint8_t> save(int64_t slot, int64_t n) const;
-  void load(int64_t slot, std::span<const uint8_t> state);  // bad_file, the slot unchanged, for what save() of such layers did not write
+  void load(int64_t slot, std::span<const uint8_t> state);
+  int64_t state_bytes(int64_t n) const;  // of what save() gives
+  void release(int64_t slot);            // the slot forgets everything; where the backend can, its memory goes back to the system
+  std::vector<StateShape> shapes() const;
 
  private:
   struct Slot {
@@ -115,7 +119,6 @@ class Sequences {
   void check_slot(int64_t slot) const;
   void forget(int64_t slot, int64_t n);  // positions from n on, and the snapshots that need them
   void clear_recurrent(int64_t slot);
-  int64_t saved_bytes(int64_t n) const;
 
   std::vector<const LayerState*> layers_;
   std::vector<Slot> slots_;

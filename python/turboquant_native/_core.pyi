@@ -188,6 +188,9 @@ class Context:
     def n_embd(self) -> int: ...
     @property
     def memory_bytes(self) -> int: ...
+    @property
+    def cache(self) -> str:
+        """The type of cached keys and values; "auto" has become "f16" or "f32"."""
     def forward(
         self, tokens: NDArray[np.int32], positions: NDArray[np.int32], slots: NDArray[np.int32], output_rows: NDArray[np.int32]
     ) -> NDArray[np.float32]:
@@ -218,6 +221,13 @@ class Context:
         """The slot's first n positions, for a context of the same model, perhaps in another process."""
     def load(self, slot: int, state: bytes) -> None:
         """FormatError, with the slot unchanged, for bytes that `save` did not write for such a model and type of cache."""
+    def convert(self, state: bytes, n: int, cache: str) -> bytes:
+        """A saved state's first n positions as a context of the same model with that type of cache ("auto": this one's) would have saved
+        them; the state may be of any type. UnsupportedError where recurrent layers would have to know an earlier moment."""
+    def state_bytes(self, n: int) -> int:
+        """Bytes of a saved state of n positions."""
+    def release(self, slot: int) -> None:
+        """Rewinds a slot to 0 and gives its memory back to the system where the device can."""
     def copy_slot(self, source: int, target: int, n: int) -> None:
         """The target becomes the source's first n positions."""
     def profile(self, on: bool) -> dict[str, float]:

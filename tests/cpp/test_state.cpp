@@ -10,8 +10,8 @@ using namespace tq;
 
 namespace {
 
-constexpr int64_t kSlots = 3, kCapacity = 8, kHeads = 2, kRowBytes = 4, kRecurrentBytes = 16;
-const StateShape kAttention = AttentionState{kHeads, {CacheElement::f16, kRowBytes}, {CacheElement::f32, 2 * kRowBytes}};
+constexpr int64_t kSlots = 3, kCapacity = 8, kHeads = 2, kDim = 2, kRecurrentBytes = 16;
+const StateShape kAttention = AttentionState{kHeads, cached_row(CacheElement::f16, kDim), cached_row(CacheElement::f32, kDim)};
 const StateShape kRecurrent = RecurrentState{kRecurrentBytes};
 
 // Layers on two devices.
@@ -170,8 +170,8 @@ TEST("saved states go on in another context of the same layers, and in no other"
   Memory m(kPure);
   m.pass(0, 5, 10);
   const std::vector<uint8_t> state = m.sequences.save(0, 5);
-  const StateShape other_type = AttentionState{kHeads, {CacheElement::f32, kRowBytes}, {CacheElement::f32, 2 * kRowBytes}};
-  const StateShape other_rows = AttentionState{kHeads, {CacheElement::f16, kRowBytes}, {CacheElement::f32, 3 * kRowBytes}};
+  const StateShape other_type = AttentionState{kHeads, cached_row(CacheElement::f32, kDim), cached_row(CacheElement::f32, kDim)};
+  const StateShape other_rows = AttentionState{kHeads, cached_row(CacheElement::f16, kDim), cached_row(CacheElement::f32, kDim + 1)};
   const std::pair<std::vector<StateShape>, const char*> others[] = {{{kAttention}, "it has 2 layers, this one 1"},
                                                                     {{kAttention, other_type}, "its cache has another type"},
                                                                     {{kAttention, other_rows}, "remember something else"},

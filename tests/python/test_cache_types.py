@@ -9,7 +9,7 @@ import pytest
 from turboquant_native import Llama, LlamaRAMCache, _core
 from turboquant_native._core import FormatError
 from turboquant_native.commands import cli
-from turboquant_native.engine.cache_types import CHOICES, cache_type, types_of
+from turboquant_native.engine.cache_types import CHOICES, MEASURED, cache_type, measured_choice, types_of
 
 CODED = [choice for choice in CHOICES if choice != "f16"]
 
@@ -21,6 +21,18 @@ def test_names():
     for k, v in ((8, None), ("f16", "q4_0"), (99, 8), ("q2_k", "q2_k")):
         with pytest.raises(ValueError, match="type_k"):
             cache_type(k, v)
+
+
+def test_auto_is_what_was_measured(tiny_tqn, capsys):
+    assert cache_type("auto", None) == cache_type(*types_of("auto")) == MEASURED
+    assert measured_choice("llama", [64, 64]) == "k8v8" and measured_choice("llama", [64, 128]) == measured_choice("gemma2", [64]) == "f16"
+    with pytest.raises(ValueError, match="auto chooses both"):
+        cache_type("auto", 8)
+    with Llama(str(tiny_tqn), n_ctx=64, type_k="auto", verbose=False) as llm:  # heads of 16: not measured
+        assert llm.engine.context.cache == "f16"
+    assert cli.main(["run", str(tiny_tqn), "Hello", "-n", "2", "--raw", "--cache", "auto", "--ctx", "64"]) == 0
+    assert cli.main(["run", str(tiny_tqn), "--fit-only", "--cache", "auto"]) == 0
+    capsys.readouterr()
 
 
 def logits(model: Any, cache: str, tokens: np.ndarray, step: int) -> np.ndarray:
@@ -73,6 +85,54 @@ def test_saved_bytes_do_not_depend_on_what_was_there_before(core, cache):
         context.eval(tokens, 0, 0, "none")
     assert fresh.save(0, 70) == used.save(0, 70)
     assert fresh.save(0, 64) == used.save(0, 64) and fresh.save(0, 3) == used.save(0, 3)
+
+
+@pytest.fixture(scope="module")
+def integers(tiny_tqn):
+    """The model as users run it: int8 activations."""
+    return _core.Model(str(tiny_tqn), threads=2)
+
+
+def forward(context: Any, rows: list[tuple[int, int, int]]) -> np.ndarray:
+    """Logits of a pass of (token, position, slot)."""
+    columns = np.array(rows, np.int32).T
+    return context.forward(*(np.ascontiguousarray(column) for column in columns), np.arange(len(rows), dtype=np.int32))
+
+
+@pytest.mark.parametrize("cache", CODED)
+def test_results_have_the_same_bits_however_they_came_about(integers, cache):
+    """Chunks, batches with others, rollbacks, copies, saved states, threads: all logits of a text are equal to the bit."""
+    text = np.random.default_rng(3).integers(0, 200, 150).astype(np.int32)
+    other = np.random.default_rng(4).integers(0, 200, 150).astype(np.int32)
+
+    def opened(n_batch: int = 256, slots: int = 1) -> Any:
+        return _core.Context(integers, n_ctx=160, n_batch=n_batch, n_slots=slots, cache=cache)
+
+    expected = opened().eval(text, 0, logits="all")
+    assert np.isfinite(expected).all()
+    for n_batch in (1, 7, 64, 100):
+        assert np.array_equal(opened(n_batch).eval(text, 0, logits="all"), expected), n_batch
+    context = opened(256, 3)
+    found = [context.eval(text[:40], 0, 1, "all")]
+    context.eval(other[:90], 0, 0, "none")
+    for at in range(40, 60):  # token by token beside another sequence, of another length
+        found.append(forward(context, [(other[at + 50], at + 50, 0), (text[at], at, 1)])[1:])
+    found.append(forward(context, [(text[at], at, 1) for at in range(60, 75)] + [(other[110], 110, 0)])[:15])
+    context.eval(other[:30], 75, 1, "none")
+    context.rewind(1, 70)  # within a tile
+    found[-1] = found[-1][:10]
+    found.append(context.eval(text[70:100], 70, 1, "all"))
+    context.copy_slot(1, 2, 100)
+    found.append(context.eval(text[100:120], 100, 2, "all"))
+    loaded = opened(33)
+    loaded.eval(other, 0, 0, "none")
+    loaded.load(0, context.save(2, 120))
+    found.append(loaded.eval(text[120:], 120, 0, "all"))
+    assert np.array_equal(np.concatenate(found), expected)
+    one = opened()
+    one.set_threads(1, 1)
+    assert np.array_equal(one.eval(text, 0, logits="all"), expected)
+    one.set_threads(2, 2)
 
 
 def test_memory_is_what_the_layout_says(core):

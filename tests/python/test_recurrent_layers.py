@@ -215,3 +215,25 @@ def test_drafts_are_taken_back(folder: Path, tiny_llama_dir: Path, tmp_path: Pat
     assert drafting.engine.scheduler.snapshots.memory_bytes > plain.engine.scheduler.snapshots.memory_bytes
     plain.close()
     drafting.close()
+
+
+def test_a_budget_keeps_whole_states(model: _core.Model, tokens: np.ndarray) -> None:
+    """What was set aside goes on only where the whole of it is a request's beginning."""
+    open_context = lambda slots: _core.Context(model, n_ctx=64, n_slots=slots)  # noqa: E731
+    alone = open_context(1)
+    scheduler = Scheduler(open_context, cache_budget=3 * alone.state_bytes(64))
+
+    def cached(sequence: np.ndarray) -> int:
+        handle = scheduler.submit(Evaluation(sequence, 1))
+        handle.wait()
+        return handle.cached_tokens
+
+    try:
+        assert cached(tokens) == 0 and cached(tokens[::-1].copy()) == 0
+        assert cached(np.concatenate([tokens, tokens[:5]])) == N, "the whole of it came back"
+        assert cached(tokens[::-1].copy()[:30]) == 0, "not a part"
+        state = scheduler.run(lambda: scheduler.context.save(0, scheduler.slots[0].n_tokens))
+        with pytest.raises(_core.UnsupportedError, match="recurrent"):
+            alone.convert(state, 10, "k8v8")
+    finally:
+        scheduler.close()

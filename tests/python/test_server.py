@@ -158,6 +158,7 @@ def test_models_and_state(client):
     assert post(client, "/detokenize", {"tokens": tokens})["content"] == "The quick"
     metrics = client.get("/metrics").text
     assert 'tqn_generated_tokens_total{model="tiny"}' in metrics and 'tqn_slots{model="tiny"} 4.0' in metrics
+    assert "tqn_cache_budget_bytes" not in metrics
 
 
 def test_docs_need_no_other_server(client):

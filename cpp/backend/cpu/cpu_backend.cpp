@@ -1,4 +1,9 @@
 // The CPU backend: programs are lists of steps that a pool of threads runs in one parallel region.
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -73,6 +78,14 @@ class CpuBackend final : public Backend {
   void copy(const Buffer& from, int64_t from_offset, Buffer& to, int64_t to_offset, int64_t bytes) override {
     std::memcpy(data<uint8_t>(&to) + to_offset, data<uint8_t>(&from) + from_offset, size_t(bytes));
   }
+
+#ifdef __linux__
+  void discard(Buffer& buffer, int64_t offset, int64_t bytes) override {
+    const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE)), at = reinterpret_cast<uintptr_t>(data<uint8_t>(&buffer) + offset);
+    const uintptr_t first = (at + page - 1) / page * page, last = (at + uintptr_t(bytes)) / page * page;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);  // whole pages; a refusal costs only memory
+  }
+#endif
 
   std::unique_ptr<Program> prepare(std::vector<Op> ops, int64_t max_rows) override {
     auto program = std::make_unique<CpuProgram>();

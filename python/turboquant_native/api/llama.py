@@ -43,8 +43,10 @@ class Llama(TextMethods, TokenMethods, ScoreMethods):
             default: the one that the file names, else the mean.
         use_mlock: keep the weights in memory. use_mmap: accepted; files are always mapped.
         type_k, type_v: types of cached keys and values, as ggml's numbers or names: None or 1 float16; 8 ("q8_0") and 2 ("q4_0") codes of
-            8 or 4 bits, which take a half or a quarter of the memory (CPU; docs/running.md says what they cost). Types between are rounded
-            up.
+            8 or 4 bits, which take a half or a quarter of the memory (docs/running.md says what they cost). Types between are rounded up.
+            "auto": what was measured for models of this kind, else float16.
+        cache_budget: bytes that the caches of all sequences may take together. Prefixes that no call uses are then kept in fewer bits, and
+            forgotten last of all, where they would exceed it (docs/running.md); None: only the slots keep prefixes.
         flash_attn: accepted; attention never stores its score matrix.
         chat_format: a template instead of the file's default: chatml, llama-3, gemma, one of the file's by name, or jinja2 text.
         chat_handler: a function in place of `create_chat_completion`'s own formatting.
@@ -78,6 +80,7 @@ class Llama(TextMethods, TokenMethods, ScoreMethods):
         use_mlock: bool = False,
         type_k: int | str | None = None,
         type_v: int | str | None = None,
+        cache_budget: int | None = None,
         flash_attn: bool = False,
         chat_format: str | None = None,
         chat_handler: Callable[..., Any] | None = None,
@@ -110,6 +113,7 @@ class Llama(TextMethods, TokenMethods, ScoreMethods):
             precision=precision,
             lock_memory=use_mlock,
             cache=cache,
+            cache_budget=cache_budget,
         )
         self._session = Session(
             self.engine,
@@ -161,6 +165,16 @@ class Llama(TextMethods, TokenMethods, ScoreMethods):
     def session(self) -> Session:
         """What completions of this model share; for programs that run their own, such as the server."""
         return self._session
+
+    def cache_stats(self) -> dict[str, Any]:
+        """What is kept of evaluated tokens, in tokens and bytes.
+
+        Returns {"budget": bytes or None, "bytes": of slots and kept prefixes together, "slots": {"prefixes", "tokens", "bytes"},
+        "prompt_tokens", "cached_tokens": evaluated and found since the beginning}. With a budget also "kept": {type of cache: {"prefixes",
+        "tokens", "bytes"}} beside the slots, and since the beginning "requantized": steps to fewer bits, "evicted": prefixes that were
+        forgotten, "taken_up" and "taken_up_tokens": {type: of kept prefixes that went on}. RuntimeError once closed.
+        """
+        return self.engine.scheduler.cache_stats()
 
     # --- life ----------------------------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _core
 from ..calibrate.request import EFFORTS, HESSIANS
 from ..common.errors import ConvertError
+from ..common.sizes import size_argument
 from .tune import TUNING, add_tuning, settings_of, tuner_of
 
 if TYPE_CHECKING:
@@ -44,13 +44,6 @@ def _outliers(text: str) -> float | str:
         raise argparse.ArgumentTypeError(f"{text!r}: give a fraction, auto or none") from None
 
 
-def _size(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kMG])(i?)B?|B)", text.strip())
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number and its unit, for example 48MB, 1.5GiB or 48000000B")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** " kMG".index(found[2] or " "))
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options, for this script and for `tqn convert`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -70,7 +63,7 @@ def _add_sizes(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--bpw", type=float, metavar="BITS", help="bits per weight of the whole model, any number: every matrix gets the width that pays"
     )
-    group.add_argument("--size", type=_size, metavar="48MB", help="size of the file; give the unit (kB, MB, GB, MiB, GiB, B)")
+    group.add_argument("--size", type=size_argument, metavar="48MB", help="size of the file; give the unit (kB, MB, GB, MiB, GiB, B)")
     group.add_argument(
         "--bits",
         type=int,

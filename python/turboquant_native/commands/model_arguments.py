@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import ConvertError
-from ..engine.cache_types import CHOICES, types_of
+from ..engine.cache_types import OFFERED, measured_choice, types_of
 from .terminal.console import Console, size
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", action="store_true", help="run on a GPU (default: the CPU)")
     parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="activations of packed matrices (%(default)s)")
     parser.add_argument(
-        "--cache", choices=CHOICES, default="f16", help="keys and values of the context: k8v4 means 8 and 4 bits (%(default)s)"
+        "--cache", choices=OFFERED, default="f16", help="keys and values: k8v4 means 8 and 4 bits; auto: as measured (%(default)s)"
     )
     parser.add_argument("--chat-format", help="chatml, llama-3, gemma or a jinja2 template (default: the file's)")
     parser.add_argument("--fit-only", action="store_true", help="only say what the model would need and how fast it would be")
@@ -140,14 +140,17 @@ def print_fit(args: argparse.Namespace, as_json: bool) -> int:
 
     _check(args, Console())
     file = ModelFile(find_model(args.model))
-    fit = file.fit(args.ctx, threads=args.threads or 0, gpu=args.gpu, cache=_cache(args))
+    fit = file.fit(args.ctx, threads=args.threads or 0, gpu=args.gpu, cache=_cache(file, args))
     print(json.dumps(fit.to_dict()) if as_json else _fit_text(fit))
     return 0 if fit.fits else 1
 
 
-def _cache(args: argparse.Namespace) -> str:
+def _cache(file: ModelFile, args: argparse.Namespace) -> str:
     """The cache's type for the estimate: float32 activations have a float32 cache unless it is quantized."""
-    return "f32" if args.precision == "f32" and args.cache == "f16" else str(args.cache)
+    choice: str = args.cache
+    if choice == "auto":
+        choice = measured_choice(str(file.metadata.get("general.architecture")), (dim for _, dim, _ in file.shape.layers))
+    return "f32" if args.precision == "f32" and choice == "f16" else choice
 
 
 def _check(args: argparse.Namespace, console: Console) -> None:
@@ -163,7 +166,7 @@ def _check(args: argparse.Namespace, console: Console) -> None:
 
 def _context(file: ModelFile, args: argparse.Namespace, console: Console) -> int:
     """Positions of the context: those asked for, else the model's own as far as memory goes."""
-    fit = file.fit(args.ctx, probe=False, cache=_cache(args))
+    fit = file.fit(args.ctx, probe=False, cache=_cache(file, args))
     if args.ctx is not None and fit.n_ctx > fit.n_ctx_train:
         console.note(f"warning: --ctx {args.ctx} is beyond the {fit.n_ctx_train} tokens that the model was trained for")
     if not fit.fits and not args.gpu:

@@ -1,6 +1,15 @@
 """Types of cached keys and values: the names that users know, and the core's."""
 
+from collections.abc import Iterable
+
 CHOICES = ("f16", "k8v8", "k8v4", "k4v8", "k4v4")  # of command lines; k8v4: keys in 8 bits, values in 4
+
+OFFERED = ("auto", *CHOICES)  # where a model is run; auto: what was measured for models of its kind
+MEASURED = "measured"  # cache_type's name for auto, which measured_choice() makes one of CHOICES once the model is known
+
+# Architectures whose loss was measured on real models, with the sizes of their heads (docs/running.md has the table). The choice is the
+# smallest type whose mean KL divergence from float16 stayed below .004.
+_MEASURED: dict[tuple[str, int], str] = {("llama", 64): "k8v8", ("qwen2", 64): "k8v8"}
 
 # llama.cpp's numbers and names. Types that the core lacks get the next one with no fewer bits.
 _NUMBERS = {0: "f32", 1: "f16", 30: "f32", 8: "8", 6: "8", 7: "8", 2: "4", 3: "4", 20: "4"}
@@ -9,12 +18,16 @@ _NAMES = {"f32": "f32", "f16": "f16", "bf16": "f32", "q8_0": "8", "q5_0": "8", "
 
 def cache_type(type_k: int | str | None, type_v: int | str | None) -> str:
     """The core's name for the types of keys and values, as llama.cpp numbers or names them; None: float16, or float32 with float32
-    activations.
+    activations; "auto": MEASURED.
 
     Raises ValueError for types that are unknown or do not go together.
     """
     if type_k is None and type_v is None:
         return "auto"
+    if type_k == "auto":
+        if type_v not in (None, "auto"):
+            raise ValueError(f"type_k='auto' with type_v={type_v!r}: auto chooses both")
+        return MEASURED
     k, v = _known("type_k", type_k), _known("type_v", type_v)
     if k[0] == v[0] == "f":
         return max(k, v, key=lambda name: name == "f32")
@@ -25,9 +38,15 @@ def cache_type(type_k: int | str | None, type_v: int | str | None) -> str:
 
 def types_of(choice: str) -> tuple[str | None, str | None]:
     """(type_k, type_v) of one of CHOICES."""
-    if choice == "f16":
-        return None, None
+    if choice in ("f16", "auto"):
+        return (None, None) if choice == "f16" else ("auto", "auto")
     return f"q{choice[1]}_0", f"q{choice[3]}_0"
+
+
+def measured_choice(architecture: str, head_dims: Iterable[int]) -> str:
+    """The one of CHOICES that suits a model: f16 where models of its architecture and size of heads were not measured."""
+    found = {_MEASURED.get((architecture, dim), "f16") for dim in head_dims}
+    return found.pop() if len(found) == 1 else "f16"
 
 
 def _known(argument: str, value: int | str | None) -> str:

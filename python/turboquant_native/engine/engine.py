@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .cache_types import MEASURED, measured_choice
 from .generation import Generation, Limits
 from .head import read_head
 from .pace import Pace
@@ -35,7 +36,8 @@ class Engine:
         precision: "int8" activations for packed matrices, or "f32".
         lock_memory: keep the weights in memory.
         queue_limit: requests that may wait; None: any number.
-        cache: type of cached keys and values, as `_core.Context` names it.
+        cache: type of cached keys and values, as `_core.Context` names it, or `cache_types.MEASURED`.
+        cache_budget: bytes that the caches of all sequences may take together, which their precision then follows; None: no limit.
 
     Raises FileNotFoundError, FormatError, UnsupportedError, ValueError, MemoryError.
     """
@@ -55,6 +57,7 @@ class Engine:
         lock_memory: bool = False,
         queue_limit: int | None = None,
         cache: str = "auto",
+        cache_budget: int | None = None,
     ) -> None:
         from .. import _core
 
@@ -63,6 +66,10 @@ class Engine:
         if isinstance(model, str):
             model = _core.Model(os.fsencode(model), device=device, threads=threads, precision=precision, lock_memory=lock_memory)
         self.core = model
+        if cache == MEASURED:
+            layers = model.config["layers"]
+            choice = measured_choice(model.config["architecture"], (layer["head_dim"] for layer in layers if "head_dim" in layer))
+            cache = "auto" if choice == "f16" else choice
         self.head = read_head(model.file, int(model.config["n_embd"]))  # None: the model does not score
 
         def open_context(slots: int) -> _core.Context:
@@ -72,7 +79,7 @@ class Engine:
             return context
 
         guess = self.core.parameters * _CPU_SECONDS if device.startswith("cpu") else 0.0
-        self.scheduler = Scheduler(open_context, n_slots, max_slots, queue_limit, Pace(n_batch, guess))
+        self.scheduler = Scheduler(open_context, n_slots, max_slots, queue_limit, Pace(n_batch, guess), cache_budget)
         self.metadata: dict[str, Any] = self.core.file.metadata
         self.vocabulary = Vocabulary(self.metadata, self.n_vocab)
 

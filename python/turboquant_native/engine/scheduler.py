@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .._core import UnsupportedError
+from .cache_budget import CacheBudget, draft_depth
 from .handle import Handle
 from .pace import Pace
 from .slots import Slot, choose
@@ -71,6 +72,7 @@ class Scheduler:
             the place of the first, and the slots keep what they hold.
         queue_limit: requests that may wait for a slot; None: any number.
         pace: how many prompt tokens a pass may take.
+        cache_budget: bytes of all caches, which precision then follows (`CacheBudget`); None: the slots' contents are all that is kept.
 
     A pass carries one token of every sequence that generates, and of the prompts as many as keep it short, the earliest first. The thread
     that runs passes starts with the first request and ends when there has been nothing to do for a while.
@@ -83,6 +85,7 @@ class Scheduler:
         max_slots: int = 1,
         queue_limit: int | None = None,
         pace: Pace | None = None,
+        cache_budget: int | None = None,
     ) -> None:
         self._open_context, self.max_slots, self.queue_limit = open_context, max(n_slots, max_slots), queue_limit
         self.context = open_context(n_slots)
@@ -90,6 +93,8 @@ class Scheduler:
         self._pace = pace or Pace(self.context.n_batch)
         self.slots = [Slot(index, self.context.n_ctx) for index in range(n_slots)]
         self.counters = Counters()
+        self.latest_cache_stats: dict[str, Any] | None = None  # of the latest turn, where there is a budget
+        self.budget = None if cache_budget is None else CacheBudget(cache_budget, lambda: self.context)
         self._running: list[Handle] = []
         self._time = 0
         self._closed = False
@@ -146,9 +151,11 @@ class Scheduler:
         return self.run(lambda: self._grow(n_slots))
 
     def forget(self) -> None:
-        """Idle slots forget what they hold."""
+        """Idle slots forget what they hold, and prefixes that are kept beside them are dropped."""
 
         def rewind() -> None:
+            if self.budget is not None:
+                self.budget.forget()
             for slot in self.slots:
                 if not slot.busy:
                     slot.rewind(0)
@@ -166,11 +173,24 @@ class Scheduler:
             if found is None:
                 raise RuntimeError(f"all {len(self.slots)} slots are busy; none can take the state")
             slot = found[0]
+            if self.budget is not None:
+                self.budget.fit(self.slots, self.budget.bytes_of(len(tokens)), [slot])
+                self.budget.set_aside(slot)
             slot.rewind(0)
             self.context.load(slot.index, state)
             slot.assign(tokens)
 
         self.run(load)
+
+    def cache_stats(self) -> dict[str, Any]:
+        """See `Llama.cache_stats`."""
+        return self.run(self._cache_stats)
+
+    def _cache_stats(self) -> dict[str, Any]:
+        tokens = [slot.n_tokens for slot in self.slots if slot.n_tokens]
+        slots = {"prefixes": len(tokens), "tokens": sum(tokens), "bytes": sum(self.context.state_bytes(n) for n in tokens)}
+        found = {"budget": None, "bytes": slots["bytes"], "kept": {}} if self.budget is None else self.budget.stats(self.slots)
+        return {**found, "slots": slots, "prompt_tokens": self.counters.prompt_tokens, "cached_tokens": self.counters.cached_tokens}
 
     @property
     def queued(self) -> int:
@@ -206,6 +226,8 @@ class Scheduler:
         with self.in_pass:
             self._fail_all(RuntimeError("the model is closed"))
             self.snapshots.clear()
+            if self.budget is not None:
+                self.budget.forget()
             self.context.close()
 
     def _check_open(self) -> None:
@@ -261,6 +283,8 @@ class Scheduler:
         self._admit()
         self._pass([handle for handle in self._running if not handle.work.hidden], self._forward)
         self._pass([handle for handle in self._running if handle.work.hidden], self._embed)
+        if self.budget is not None:
+            self.latest_cache_stats = self._cache_stats()
 
     def _admit(self) -> None:
         """Gives slots to requests in the order of their arrival."""
@@ -270,12 +294,16 @@ class Scheduler:
                 self._leave(self._queue.popleft())
                 continue
             prefix = handle.work.tokens[: handle.work.first_row]
+            if self.budget is not None and not self.budget.affords(self._running, handle):
+                return
             found = self._choose(prefix)
             if found is None and handle.may_grow and self._grow(min(2 * len(self.slots), self.max_slots)) > len(self._running):
                 found = self._choose(prefix)
             if found is None:
                 return
             self._queue.popleft()
+            if self.budget is not None:
+                found = self.budget.make_room(handle, *found, self.slots, self.snapshots, self._time)
             self._join(handle, *found)
 
     def _choose(self, tokens: Tokens) -> tuple[Slot, Slot] | None:
@@ -395,6 +423,12 @@ class Scheduler:
         for handle in handles:
             self._align(handle)
         shares = self._shares(handles)
+        if self.budget is not None:
+            self.budget.before_pass(shares, self.slots)
+            depth = draft_depth(len(self._running))
+            for work in (handle.work for handle, _ in shares):
+                if isinstance(work, Completing):
+                    work.draft_depth = depth
         begun = time.perf_counter()
         try:
             self._prepare_for_drafts(shares)

@@ -82,6 +82,9 @@ class Completing:
             so that the text is that of plain generation.
         prompt_logprobs: with logprobs, report those of the prompt's own tokens first.
         keep_rows: keep the logits of all positions from this one on in `kept`; None: none.
+
+    Attributes:
+        draft_depth: how many tokens may be guessed at once; None: as many as the draft gives.
     """
 
     hidden = False
@@ -90,6 +93,7 @@ class Completing:
         self, generation: Generation, draft: DraftModel | None = None, prompt_logprobs: bool = False, keep_rows: int | None = None
     ) -> None:
         self.generation, self._draft = generation, draft
+        self.draft_depth: int | None = None
         self.kept: list[Logits] = []
         self.keeps_from = keep_rows
         n_prompt = generation.n_prompt
@@ -171,7 +175,8 @@ class Completing:
         if generation.finish_reason is not None or not generation.n_generated:
             return
         self.tokens = generation.history
-        if self._draft is not None:
-            guesses = np.asarray(self._draft(generation.history), dtype=np.intc)[: max(0, generation.room - 1)]
+        most = max(0, generation.room - 1) if self.draft_depth is None else max(0, min(self.draft_depth, generation.room - 1))
+        if self._draft is not None and most > 0:
+            guesses = np.asarray(self._draft(generation.history), dtype=np.intc)[:most]
             self.tokens = np.concatenate([generation.history, guesses])
         self.first_row = len(generation.history) - 1

@@ -6,7 +6,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from ..api.running import registered
-from ..engine.cache_types import CHOICES, types_of
+from ..common.sizes import size_argument
+from ..engine.cache_types import OFFERED, types_of
 from .settings import Settings
 
 
@@ -24,7 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--threads", type=int, help="default: this process's cores")
     engine.add_argument("--gpu", action="store_true", help="run on a GPU")
     engine.add_argument("--precision", choices=("int8", "f32"), default="int8", help="activations of packed matrices (%(default)s)")
-    engine.add_argument("--cache", choices=CHOICES, default="f16", help="keys and values: k8v4 means 8 and 4 bits (%(default)s)")
+    engine.add_argument(
+        "--cache", choices=OFFERED, default="f16", help="keys and values: k8v4 is 8 and 4 bits; auto: as measured (%(default)s)"
+    )
+    engine.add_argument(
+        "--cache-budget",
+        type=size_argument,
+        metavar="SIZE",
+        help="bytes of all caches, such as 4GB; idle prefixes lose bits before any is forgotten (default: slots keep prefixes, no more)",
+    )
     engine.add_argument("--chat-format", help="chatml, llama-3, gemma or a jinja2 template (default: the file's)")
     engine.add_argument("--max-loaded", type=int, default=1, help="models in memory at a time (%(default)s)")
     engine.add_argument("--idle", type=float, metavar="SECONDS", help="unload a model that nobody used for so long (default: never)")
@@ -65,6 +74,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         "precision": args.precision,
         "type_k": type_k,
         "type_v": type_v,
+        "cache_budget": args.cache_budget,
         "chat_format": args.chat_format,
     }
     return Settings(

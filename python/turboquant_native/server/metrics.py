@@ -37,6 +37,30 @@ class _Schedulers(Collector):
             for name, value in values.items():
                 gauges[name].add_metric([model], value)
         yield from gauges.values()
+        yield from _budgets({model: stats["cache"] for model, stats in self._stats().items() if stats["cache"] is not None})
+
+
+def _budgets(found: dict[str, dict[str, Any]]) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+    """Of models whose caches have a budget."""
+    if not found:
+        return
+    held = GaugeMetricFamily("tqn_cache_bytes", "Bytes of slots and kept prefixes", labels=["model"])
+    most = GaugeMetricFamily("tqn_cache_budget_bytes", "What these may be", labels=["model"])
+    prefixes = GaugeMetricFamily("tqn_kept_prefixes", "Prefixes kept beside the slots", labels=["model", "cache"])
+    tokens = GaugeMetricFamily("tqn_kept_tokens", "Their tokens", labels=["model", "cache"])
+    requantized = CounterMetricFamily("tqn_requantized_prefixes", "Steps of kept prefixes to fewer bits", labels=["model"])
+    evicted = CounterMetricFamily("tqn_evicted_prefixes", "Kept prefixes that were forgotten", labels=["model"])
+    taken_up = CounterMetricFamily("tqn_taken_up_tokens", "Tokens of kept prefixes that went on", labels=["model", "cache"])
+    for model, cache in found.items():
+        held.add_metric([model], cache["bytes"])
+        most.add_metric([model], cache["budget"])
+        requantized.add_metric([model], cache["requantized"])
+        evicted.add_metric([model], cache["evicted"])
+        for level, kept in cache["kept"].items():
+            prefixes.add_metric([model, level], kept["prefixes"])
+            tokens.add_metric([model, level], kept["tokens"])
+            taken_up.add_metric([model, level], cache["taken_up_tokens"].get(level, 0))
+    yield from (held, most, prefixes, tokens, requantized, evicted, taken_up)
 
 
 class Metrics:

@@ -31,14 +31,21 @@ class Service:
 
 
 def scheduler_stats(llama: Llama) -> dict[str, Any]:
-    """{"queued", "slots": [{"id", "n_ctx", "tokens", "snapshots", "is_processing"}], "snapshot_bytes", and the counters}."""
+    """{"queued", "slots": [{"id", "n_ctx", "tokens", "snapshots", "is_processing"}], "snapshot_bytes", "cache": see
+    `Llama.cache_stats`, None without a budget, and the counters}."""
     scheduler = llama.engine.scheduler
     snapshots, n_ctx = scheduler.snapshots, llama.n_ctx()
     slots = [
         {"id": slot.index, "n_ctx": n_ctx, "tokens": slot.n_tokens, "snapshots": snapshots.count(slot), "is_processing": slot.busy}
         for slot in list(scheduler.slots)
     ]
-    return {"queued": scheduler.queued, "slots": slots, "snapshot_bytes": snapshots.memory_bytes, **vars(scheduler.counters)}
+    return {
+        "queued": scheduler.queued,
+        "slots": slots,
+        "snapshot_bytes": snapshots.memory_bytes,
+        "cache": scheduler.latest_cache_stats,
+        **vars(scheduler.counters),
+    }
 
 
 def service_of(request: Request) -> Service:

@@ -135,3 +135,73 @@ TEST("caches in codes: what is not finite shows in the rows that read it") {
     for (const float x : {out[79 * 4 * 64 + 2 * 64], out[79 * 4 * 64 + 3 * 64]}) CHECK(!std::isnan(x));
   }
 }
+
+// Slots of very different lengths decode together; each row as if it were alone, and near the CPU's.
+TEST("rows of slots with uneven lengths over codes: the same bits as each alone") {
+  constexpr int64_t kLengths[] = {0, 1, 63, 64, 65, 200, 517};
+  const Case c{6, 2, 64, 8, 4, 1};
+  const int64_t n_slots = std::size(kLengths), capacity = 520, q_width = c.heads * c.dim, kv_width = c.kv_heads * c.dim;
+  const auto rows_of = [&](Backend& b, const std::vector<std::vector<int64_t>>& groups) {
+    const auto cache = [&](int bits) {
+      return b.allocate(n_slots * c.kv_heads * tqn::cache::tiles(capacity) * tqn::cache::tile_bytes(bits, c.dim));
+    };
+    const BufferPtr k_cache = cache(c.k_bits), v_cache = cache(c.v_bits);
+    // Rows (slot, position) of a pass; what they hold depends on these alone.
+    const auto pass = [&](const std::vector<std::pair<int64_t, int64_t>>& at) {
+      std::vector<float> q, k, v;
+      Rows rows(static_cast<int>(at.size()));
+      for (size_t r = 0; r < at.size(); r++) {
+        Random random{uint64_t(at[r].first * 1000 + at[r].second)};
+        for (auto [to, width] : {std::pair{&q, q_width}, {&k, kv_width}, {&v, kv_width}}) {
+          const std::vector<float> x = random.normals(width);
+          to->insert(to->end(), x.begin(), x.end());
+        }
+        rows.slots[r] = int32_t(at[r].first), rows.positions[r] = int32_t(at[r].second);
+      }
+      TestPlane q_plane(b, q, q_width), k_plane(b, k, kv_width), v_plane(b, v, kv_width), out(b, int64_t(at.size()), q_width);
+      Op op{.kind = Op::attention};
+      op.attention_op = {.q = q_plane.plane,
+                         .k = k_plane.plane,
+                         .v = v_plane.plane,
+                         .out = out.plane,
+                         .shape = {c.heads, c.kv_heads, c.dim, 1 / std::sqrt(float(c.dim)), 0},
+                         .k_cache = k_cache.get(),
+                         .v_cache = v_cache.get(),
+                         .k_bits = c.k_bits,
+                         .v_bits = c.v_bits,
+                         .capacity = capacity};
+      const auto program = b.prepare({op}, int64_t(at.size()));
+      b.run(*program, rows.batch());
+      return read(b, *out.buffer);
+    };
+    for (int64_t slot = 0; slot < n_slots; slot++)
+      for (int64_t first = 0; first < kLengths[slot]; first += 32) {
+        std::vector<std::pair<int64_t, int64_t>> at;
+        for (int64_t p = first; p < std::min(first + 32, kLengths[slot]); p++) at.emplace_back(slot, p);
+        pass(at);
+      }
+    std::vector<float> all(size_t(n_slots * q_width));
+    for (const auto& group : groups) {
+      std::vector<std::pair<int64_t, int64_t>> at;
+      for (const int64_t slot : group) at.emplace_back(slot, kLengths[slot]);
+      const std::vector<float> out = pass(at);
+      for (size_t i = 0; i < group.size(); i++) std::copy_n(out.begin() + int64_t(i) * q_width, q_width, all.begin() + group[i] * q_width);
+    }
+    return all;
+  };
+  const auto cuda = cuda_backend(Precision::f32), cpu = make_cpu_backend({.threads = 1, .precision = Precision::f32});
+  const std::vector<std::vector<int64_t>> together{{0, 1, 2, 3, 4, 5, 6}}, alone{{0}, {1}, {2}, {3}, {4}, {5}, {6}},
+      some{{6, 0, 3}, {5, 1}, {2, 4}};
+  const std::vector<float> all = rows_of(*cuda, together);
+  CHECK(rows_of(*cuda, alone) == all);
+  CHECK(rows_of(*cuda, some) == all);
+  CHECK_NEAR(check::largest_difference(all, rows_of(*cpu, alone)), 0, 0.02);
+}
+
+TEST("prompts over codes: groups of one to six heads, against the CPU") {
+  for (const Case& c : {Case{6, 2, 128, 8, 8, 100}, Case{8, 2, 64, 8, 4, 100}, Case{6, 1, 192, 4, 4, 100}, Case{8, 2, 96, 8, 8, 100}}) {
+    const Inputs in(c);
+    const std::vector<float> expected = run(*make_cpu_backend({.threads = 1, .precision = Precision::f32}), c, in, {c.rows}).out;
+    CHECK_NEAR(check::largest_difference(run(*cuda_backend(Precision::int8), c, in, {c.rows}).out, expected), 0, 0.1);
+  }
+}
