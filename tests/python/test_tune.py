@@ -170,7 +170,7 @@ def test_refusals(model: Path, folder: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_rate_that_destroys_the_model_is_named(model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuner, "add_gradients", lambda *args: float("nan"))
+    monkeypatch.setattr(tuner, "add_gradients", lambda *args: torch.tensor(float("nan")))
     with pytest.raises(ConvertError, match="divergence is nan at step 0"):
         tune(model, folder, tmp_path / "tuned.gguf").run()
 

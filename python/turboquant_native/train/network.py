@@ -11,19 +11,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from .. import _core
+from . import elementwise
 from .weights import Weights
 
 Tap = Callable[[str, torch.Tensor], None]
 Planes = dict[str, torch.Tensor]  # (windows, positions, width), by the engine's names
-
-
-def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    x = x.float()
-    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
-
-
-def _activation(kind: str, x: torch.Tensor) -> torch.Tensor:
-    return functional.silu(x) if kind == "silu" else functional.gelu(x, approximate="tanh")
 
 
 class Network:
@@ -48,6 +40,14 @@ class Network:
         self.device = next(iter(weights.vectors.values())).stored.device
         self.n_vocab, self.n_layers = int(model.config["n_vocab"]), len(self._parts) - 2
         self._tap: Tap | None = None
+        self._rms_norm = elementwise.for_device(elementwise.rms_norm, self.device)
+        self._activated = elementwise.for_device(elementwise.activated, self.device)
+        self._turn = elementwise.for_device(elementwise.turned, self.device)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether what is computed depends on the tokens' number alone: experts are chosen by their values."""
+        return not self._saves_memory and all(op["op"] != "moe" for part in self._parts for op in part)
 
     def readers(self, layer: int) -> list[tuple[str, bool]]:
         """The layer's matrices in the order of the computation, and whether they read the residual stream."""
@@ -86,10 +86,10 @@ class Network:
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(windows, positions, n_embd) -> (windows, positions, n_vocab) float32."""
+        """(windows, positions, n_embd) -> (windows, positions, n_vocab) in the type of products."""
         planes = {"x": hidden}
         self._run(self._parts[-1], planes)
-        return planes["logits"].float()
+        return planes["logits"]
 
     def _layer(self, ops: list[dict[str, Any]], x: torch.Tensor) -> torch.Tensor:
         planes = {"x": x}
@@ -106,9 +106,9 @@ class Network:
     def _input(self, of: dict[str, Any], planes: Planes) -> torch.Tensor:
         x = planes[of["x"]]
         if of["up"] is not None:
-            x = _activation(of["activation"], x) * planes[of["up"]]
-        elif of["norm"] is not None:
-            x = _rms_norm(x, self._vector(of["norm"]), of["eps"])
+            return self._activated(of["activation"], x, planes[of["up"]], self._dtype)
+        if of["norm"] is not None:
+            return self._rms_norm(x, self._vector(of["norm"]), of["eps"], self._dtype)
         return x.to(self._dtype)
 
     def _linear(self, op: dict[str, Any], planes: Planes) -> None:
@@ -124,10 +124,13 @@ class Network:
     def _norm(self, op: dict[str, Any], planes: Planes) -> None:
         x = planes[op["x"]]
         grouped = x.reshape(*x.shape[:-1], op["groups"], -1)
-        planes[op["y"]] = _rms_norm(grouped, self._vector(op["weight"]), op["eps"]).reshape(x.shape)
+        weight = None if op["weight"] is None else self._vector(op["weight"])
+        planes[op["y"]] = self._rms_norm(grouped, weight, op["eps"], torch.float32).reshape(x.shape)
 
     def _add_norm(self, op: dict[str, Any], planes: Planes) -> None:
-        planes[op["y"]] = planes[op["y"]] + op["alpha"] * _rms_norm(planes[op["x"]], self._vector(op["weight"]), op["eps"])
+        planes[op["y"]] = planes[op["y"]] + op["alpha"] * self._rms_norm(
+            planes[op["x"]], self._vector(op["weight"]), op["eps"], torch.float32
+        )
 
     def _soft_cap(self, op: dict[str, Any], planes: Planes) -> None:
         planes[op["x"]] = op["cap"] * torch.tanh(planes[op["x"]].float() / op["cap"])
@@ -136,7 +139,7 @@ class Network:
 
     def _attention(self, op: dict[str, Any], planes: Planes) -> None:
         q, k, v = (self._heads(planes[op[name]], op["head_dim"]) for name in "qkv")
-        q, k = self._turned(op, q).to(self._dtype), self._turned(op, k).to(self._dtype)
+        q, k = self._turned(op, q), self._turned(op, k)
         y = self._attend(op, q, k, v.to(self._dtype))
         planes[op["y"]] = y.transpose(1, 2).reshape(*planes[op["q"]].shape)
 
@@ -147,17 +150,8 @@ class Network:
 
     def _turned(self, op: dict[str, Any], x: torch.Tensor) -> torch.Tensor:
         if len(op["rope_frequencies"]) == 0:
-            return x
-        cos, sin = self._angles(op, x.shape[2])
-        dims = 2 * len(op["rope_frequencies"])
-        turning, rest = x[..., :dims].float(), x[..., dims:].float()
-        if op["rope_pairs"]:
-            a, b = turning[..., 0::2], turning[..., 1::2]
-            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
-        else:
-            a, b = turning.chunk(2, dim=-1)
-            turned = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
-        return torch.cat([turned, rest], dim=-1)
+            return x.to(self._dtype)
+        return self._turn(x, *self._angles(op, x.shape[2]), op["rope_pairs"], self._dtype)
 
     def _angles(self, op: dict[str, Any], positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(positions, dims / 2) cosines and sines; layers that turn alike have equal ones, each its own."""
@@ -172,11 +166,11 @@ class Network:
     @staticmethod
     def _attend(op: dict[str, Any], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         shared, positions = op["n_heads"] // op["n_kv_heads"], q.shape[2]
-        if shared > 1:
-            k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
         windowed = 0 < op["window"] < positions
         if not windowed and not op["soft_cap"]:
-            return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=op["scale"])
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=op["scale"], enable_gqa=shared > 1)
+        if shared > 1:
+            k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
         place = torch.arange(positions, device=q.device)
         behind = place[:, None] - place
         seen = (behind >= 0) & (behind < op["window"]) if windowed else behind >= 0
@@ -209,4 +203,4 @@ class Network:
 
     def _gated(self, names: tuple[str, str, str], activation: str, x: torch.Tensor) -> torch.Tensor:
         gate, up, down = names
-        return self._product(down, _activation(activation, self._product(gate, x)) * self._product(up, x))
+        return self._product(down, self._activated(activation, self._product(gate, x), self._product(up, x), x.dtype))

@@ -36,6 +36,7 @@ class Settings:
     codes: bool = False
     free_rate: float = 1e-3
     code_part: float = 0.7
+    sweeps: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ from ..convert.container import CALIBRATION_KEY, fill_calibration
 from ..convert.conversion import Options, check_target, fingerprint, make_plan, plain_rounding, write_model
 from ..convert.sources import Source
 from ..evaluate.evaluation import mean_and_error
+from .capture import Captured
 from .distillation import add_gradients, divergences
 from .network import Network
 from .optimizer import Adam
@@ -126,6 +127,7 @@ class Tuner:
         self._seq_len = min(settings.seq_len, context)
         if threads:
             torch.set_num_threads(threads)
+        self._captured: Captured | None = None
         self.result = Tuned(str(target), device=device)
 
     def _check(self) -> None:
@@ -216,6 +218,10 @@ class Tuner:
     def _tune(self, student: Network, teacher: Network, corpus: Corpus, before: NDArray[np.float64]) -> None:
         s = self._settings
         optimizer, rounding = Adam(), self._rounding(student, corpus)
+        if self._device.type == "cuda" and student.is_static:
+            self._captured = Captured(
+                lambda tokens: add_gradients(student, teacher, tokens, 1.0), lambda: [each.tensor for each in student.weights.learned()]
+            )
         first = self._load(optimizer, rounding, student)
         saved, look = time.monotonic(), max(1, s.steps // _LOOKS)
         if first == 0:
@@ -241,11 +247,11 @@ class Tuner:
         """None where codes stay."""
         if not self._settings.codes:
             return None
-        return Progressive(student, self._source, corpus.batch(0, _HESSIAN_WINDOWS), self._threads)
+        return Progressive(student, self._source, corpus.batch(0, _HESSIAN_WINDOWS), self._threads, self._settings.sweeps)
 
     def _due(self, rounding: Progressive, step: int) -> int:
         """How many groups are to be rounded before a step: the first at once, all by the end of `code_part`."""
-        s, count = self._settings, len(rounding.groups)
+        s, count = self._settings, rounding.rounds
         return min(count, 1 + int(step / s.steps / s.code_part * count))
 
     def _factor(self, step: int, chooses_codes: bool) -> float:
@@ -263,7 +269,10 @@ class Tuner:
     def _differentiate(self, student: Network, teacher: Network, windows: NDArray[np.int32], step: int) -> None:
         tokens = torch.from_numpy(windows.astype(np.int64)).to(self._device)
         for part in tokens.split(max(1, self._tokens_at_once // tokens.shape[1])):
-            loss = add_gradients(student, teacher, part, len(part) / len(tokens))
+            if len(part) == len(tokens) and self._captured is not None:
+                loss = float(self._captured(tokens))
+            else:
+                loss = float(add_gradients(student, teacher, part, len(part) / len(tokens)))
             if not math.isfinite(loss):
                 raise ConvertError(f"{self._path}: the divergence is {loss} at step {step}; use a smaller --rate")
 
