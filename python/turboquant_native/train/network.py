@@ -114,9 +114,8 @@ class Network:
     def _linear(self, op: dict[str, Any], planes: Planes) -> None:
         x = self._input(op["in"], planes)
         for out in op["out"]:
-            y = self._product(out["matrix"], x)
-            if out["bias"] is not None:
-                y = y + self._vector(out["bias"]).to(y.dtype)
+            bias = None if out["bias"] is None else self._vector(out["bias"])
+            y = self._with_bias(self._product(out["matrix"], x), bias)
             if out["alpha"] != 1:
                 y = y * out["alpha"]
             planes[out["y"]] = planes[out["y"]] + y if out["add"] else y
@@ -128,9 +127,8 @@ class Network:
         planes[op["y"]] = self._rms_norm(grouped, weight, op["eps"], torch.float32).reshape(x.shape)
 
     def _add_norm(self, op: dict[str, Any], planes: Planes) -> None:
-        planes[op["y"]] = planes[op["y"]] + op["alpha"] * self._rms_norm(
-            planes[op["x"]], self._vector(op["weight"]), op["eps"], torch.float32
-        )
+        branch = self._rms_norm(planes[op["x"]], self._vector(op["weight"]), op["eps"], torch.float32)
+        planes[op["y"]] = op["scale"] * (planes[op["y"]] + op["alpha"] * branch)
 
     def _soft_cap(self, op: dict[str, Any], planes: Planes) -> None:
         planes[op["x"]] = op["cap"] * torch.tanh(planes[op["x"]].float() / op["cap"])
@@ -140,6 +138,9 @@ class Network:
     def _attention(self, op: dict[str, Any], planes: Planes) -> None:
         q, k, v = (self._heads(planes[op[name]], op["head_dim"]) for name in "qkv")
         q, k = self._turned(op, q), self._turned(op, k)
+        if op["growth_beta"]:
+            growth = torch.log1p(torch.arange(q.shape[2], device=q.device) // op["growth_length"])
+            q = (q * (1 + op["growth_beta"] * growth)[:, None]).to(self._dtype)
         y = self._attend(op, q, k, v.to(self._dtype))
         planes[op["y"]] = y.transpose(1, 2).reshape(*planes[op["q"]].shape)
 
@@ -163,21 +164,30 @@ class Network:
             self._turns[id(op)] = found
         return found[0][:positions], found[1][:positions]
 
-    @staticmethod
-    def _attend(op: dict[str, Any], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def _attend(self, op: dict[str, Any], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """(windows, heads, positions, head_dim) of queries; keys and values may have fewer heads."""
         shared, positions = op["n_heads"] // op["n_kv_heads"], q.shape[2]
-        windowed = 0 < op["window"] < positions
-        if not windowed and not op["soft_cap"]:
+        windowed, has_scores = 0 < op["window"] < positions, bool(op["soft_cap"]) or op["sinks"] is not None
+        if not windowed and not has_scores:
             return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=op["scale"], enable_gqa=shared > 1)
         if shared > 1:
             k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
         place = torch.arange(positions, device=q.device)
         behind = place[:, None] - place
         seen = (behind >= 0) & (behind < op["window"]) if windowed else behind >= 0
-        if not op["soft_cap"]:
+        if not has_scores:
             return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=op["scale"])
-        scores = op["soft_cap"] * torch.tanh((q @ k.transpose(-1, -2)).float() * (op["scale"] / op["soft_cap"]))
-        return scores.masked_fill(~seen, -torch.inf).softmax(dim=-1).to(v.dtype) @ v
+        return self._shares(op, (q @ k.transpose(-1, -2)).float() * op["scale"], seen).to(v.dtype) @ v
+
+    def _shares(self, op: dict[str, Any], scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """(windows, heads, positions, positions) softmax of scores, some of it lost to a head's sink."""
+        if op["soft_cap"]:
+            scores = op["soft_cap"] * torch.tanh(scores / op["soft_cap"])
+        scores = scores.masked_fill(~seen, -torch.inf)
+        if op["sinks"] is None:
+            return scores.softmax(dim=-1)
+        sinks = self._vector(op["sinks"])[:, None, None].expand(*scores.shape[:3], 1)
+        return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
 
     # --- mixtures of experts
 
@@ -185,22 +195,30 @@ class Network:
         x = self._input(op["in"], planes)
         rows = x.reshape(-1, x.shape[-1])
         total = torch.zeros_like(planes[op["y"]]).reshape(-1, planes[op["y"]].shape[-1])
-        probabilities = self._product(op["router"], rows.float()).softmax(dim=-1)
+        scores = self._product(op["router"], rows.float())
+        probabilities = (scores if op["router_bias"] is None else scores + self._vector(op["router_bias"])).softmax(dim=-1)
         weights, experts = (part[:, : op["top_k"]] for part in probabilities.sort(dim=-1, descending=True, stable=True))
         if op["normalize"]:
             weights = weights / weights.sum(dim=-1, keepdim=True)
+        biases = [None if op[name] is None else self._vector(op[name]) for name in ("gate_bias", "up_bias", "down_bias")]
         for expert, names in enumerate(zip(op["gate"], op["up"], op["down"], strict=True)):
             row, choice = (experts == expert).nonzero(as_tuple=True)
             if len(row):
-                y = self._gated(names, op["activation"], rows[row]).float() * weights[row, choice, None]
+                own = [None if bias is None else bias[expert] for bias in biases]
+                y = self._gated(names, own, op["activation"], rows[row]).float() * weights[row, choice, None]
                 total = total.index_add(0, row, y)
         if op["shared_gate"] is not None:
-            y = self._gated((op["shared_gate"], op["shared_up"], op["shared_down"]), op["activation"], rows).float()
+            y = self._gated((op["shared_gate"], op["shared_up"], op["shared_down"]), [None] * 3, op["activation"], rows).float()
             if op["shared_router"] is not None:
                 y = y * self._product(op["shared_router"], rows.float()).sigmoid()
             total = total + y
         planes[op["y"]] = planes[op["y"]] + op["alpha"] * total.reshape(planes[op["y"]].shape)
 
-    def _gated(self, names: tuple[str, str, str], activation: str, x: torch.Tensor) -> torch.Tensor:
-        gate, up, down = names
-        return self._product(down, self._activated(activation, self._product(gate, x), self._product(up, x), x.dtype))
+    def _gated(self, names: tuple[str, str, str], biases: list[torch.Tensor | None], activation: str, x: torch.Tensor) -> torch.Tensor:
+        """Of one expert, whose gate, up and down are called so."""
+        gate, up = (self._with_bias(self._product(name, x), bias) for name, bias in zip(names[:2], biases[:2], strict=True))
+        return self._with_bias(self._product(names[2], self._activated(activation, gate, up, x.dtype)), biases[2])
+
+    @staticmethod
+    def _with_bias(y: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return y if bias is None else y + bias.to(y.dtype)

@@ -224,7 +224,7 @@ def of_source(source: Source, device: torch.device, dtype: torch.dtype) -> Weigh
 
 
 def _add(weights: Weights, name: str, values: torch.Tensor, learns: bool, dtype: torch.dtype) -> None:
-    is_matrix = values.dim() == 2 or name.endswith("ffn_gate_inp_shexp.weight")
+    is_matrix = (values.dim() == 2 and not name.endswith(".bias")) or name.endswith("ffn_gate_inp_shexp.weight")
     if is_matrix:
         weights.matrices[name] = DenseWeight(name, values.reshape(-1, values.shape[-1]).to(dtype).contiguous(), learns)
     else:
