@@ -279,7 +279,9 @@ class Bench:
             log.write(json.dumps(result) + "\n")
 
     def table(self) -> None:
-        print("| | bits a weight, whole file | linear layers | text | KLD | KLD 99.9 % | same top-1 | perplexity | seconds |\n|" + "---|" * 9)
+        print(
+            "| | bits a weight, whole file | linear layers | text | KLD | KLD 99.9 % | same top-1 | perplexity | seconds |\n|" + "---|" * 9
+        )
         for r in self.results:
             if "failed" in r:
                 print(f"| {r['name']} | {r['failed']} |" + " |" * 7)

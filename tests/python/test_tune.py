@@ -27,7 +27,7 @@ from turboquant_native.train.settings import Settings  # noqa: E402
 from turboquant_native.train.tuner import Tuner  # noqa: E402
 from turboquant_native.train.weights import Learned, of_file, of_source  # noqa: E402
 
-SETTINGS: dict[str, Any] = {"tokens": 24 * 8 * 32, "text_tokens": 64 * 32, "seq_len": 32, "windows": 8, "rate": 5e-3}
+SETTINGS: dict[str, Any] = {"tokens": 24 * 8 * 32, "text_tokens": 64 * 32, "seq_len": 32, "windows": 8, "rate": 5e-3, "codes": False}
 
 
 def rounded(folder: Path, path: Path, **options: Any) -> Path:

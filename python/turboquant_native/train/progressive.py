@@ -22,7 +22,6 @@ from .weights import FREE, DenseWeight, PackedWeight
 _LAYERS = 3  # rounded together
 _DAMPING = 0.03
 _AT_ONCE = 8  # windows
-_AHEAD = 2  # groups that learn before they are rounded once more
 
 
 def groups(network: Network) -> list[list[str]]:
@@ -44,15 +43,11 @@ class Progressive:
     Args:
         network: the student; all its packed matrices are replaced by the source's, free to learn.
         windows: (n, seq_len) tokens under which matrices are rounded.
-        sweeps: how often every matrix is rounded; from the second time on it is set free, as it was before it was rounded, some groups
-            ahead of that.
     """
 
-    def __init__(self, network: Network, source: Source, windows: NDArray[np.int32], threads: int, sweeps: int = 1) -> None:
+    def __init__(self, network: Network, source: Source, windows: NDArray[np.int32], threads: int) -> None:
         self._network, self._threads, self._windows = network, threads, windows
         self.groups = groups(network)
-        self.rounds = sweeps * len(self.groups)
-        self._last_free: dict[str, DenseWeight] = {}
         self._packed: dict[str, PackedWeight] = {}
         for name in [name for group in self.groups for name in group]:
             weight = network.weights.matrices[name]
@@ -64,8 +59,7 @@ class Progressive:
 
     def round_next(self) -> None:
         """One more group: its learned weights become codes."""
-        count = len(self.groups)
-        group = self.groups[self.done % count]
+        group = self.groups[self.done]
         hessians = self._hessians(group)
         for name in group:
             free = self._network.weights.matrices[name]
@@ -76,13 +70,7 @@ class Progressive:
             w = free.value.detach().cpu().numpy()
             old.replace(quantize_matrix(w, spec, hessian, threads=self._threads))
             self._network.weights.matrices[name] = old
-            self._last_free[name] = free
         self.done += 1
-        first = max(count, self.done)
-        for place in range(first, min(self.done + _AHEAD, self.rounds)):
-            for name in self.groups[place % count]:
-                if name in self._last_free:
-                    self._network.weights.matrices[name] = self._last_free.pop(name)
 
     def _hessians(self, group: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """(n_in, n_in) E[x x^T] of what each matrix reads; of an expert that no token came to there is none."""

@@ -43,7 +43,7 @@ from .writing import write_tuned
 _SAVE_SECONDS = 60.0
 _LOOKS = 10  # at the held-out text
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
-_LARGE = 1_000_000_000  # weights, from which inner values are computed twice instead of kept
+_LARGE = 1_000_000_000  # weights, from which inner values are computed twice instead of kept, and codes stay
 _HESSIAN_WINDOWS = 128  # under which matrices are rounded
 _SLOTS = {"cpu": 64, "cuda": 512}  # sequences sampled side by side
 _TOKENS_AT_ONCE = {"cpu": 512, "small": 8192, "cuda": 32768}  # that are differentiated together; SmolLM2's take 13 and 36 GB on a GPU
@@ -191,10 +191,10 @@ class Tuner:
 
     def _corpus(self) -> Corpus:
         s = self._settings
-        real, held_real = real_windows(self._model, s.calib, max(1, s.sampled_windows // 8), self._seq_len)
+        real, held_real = real_windows(self._model, s.calib, s.real_windows, self._seq_len)
         found = self._sampled(s.sampled_windows + HELD_OUT)
         held_out = np.concatenate([found[s.sampled_windows :], held_real])
-        return Corpus(found[: s.sampled_windows], real, held_out, s.real_share, s.seed)
+        return Corpus(found[: s.sampled_windows], real, held_out, s.share_of_real_text, s.seed)
 
     def _sampled(self, windows: int) -> NDArray[np.int32]:
         """(windows, seq_len) tokens that the teacher writes."""
@@ -243,15 +243,20 @@ class Tuner:
                     self._save(step + 1, optimizer, rounding, student)
                     saved = time.monotonic()
 
+    @property
+    def _chooses_codes(self) -> bool:
+        asked = self._settings.codes
+        return self._model.parameters <= _LARGE if asked is None else asked
+
     def _rounding(self, student: Network, corpus: Corpus) -> Progressive | None:
         """None where codes stay."""
-        if not self._settings.codes:
+        if not self._chooses_codes:
             return None
-        return Progressive(student, self._source, corpus.batch(0, _HESSIAN_WINDOWS), self._threads, self._settings.sweeps)
+        return Progressive(student, self._source, corpus.batch(0, _HESSIAN_WINDOWS), self._threads)
 
     def _due(self, rounding: Progressive, step: int) -> int:
         """How many groups are to be rounded before a step: the first at once, all by the end of `code_part`."""
-        s, count = self._settings, rounding.rounds
+        s, count = self._settings, len(rounding.groups)
         return min(count, 1 + int(step / s.steps / s.code_part * count))
 
     def _factor(self, step: int, chooses_codes: bool) -> float:
@@ -317,7 +322,7 @@ class Tuner:
         fill_calibration(self._target, figures | {"kld": kld, "tuned_tokens": self.result.tokens if self.result.kept else 0})
         report = self._path.with_name(f"{self._path.name}.quant.json")
         measured = json.loads(report.read_text()) if report.exists() else {}
-        if self._settings.codes and self.result.kept:
+        if self._chooses_codes and self.result.kept:
             measured.pop("tensors", None)  # errors of codes that are no more
         settings = asdict(self._settings) | {"calib": str(self._settings.calib or "default")}
         write_json(
