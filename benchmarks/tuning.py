@@ -12,7 +12,6 @@ matplotlib.
 
 import argparse
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,8 +63,9 @@ class Bench:
         settings = tuner.settings
         return Corpus(sampled, real, held_out, settings.share_of_real_text, settings.seed)
 
-    def references(self) -> Iterator[tuple[str, CachedReference]]:
+    def references(self) -> dict[str, CachedReference]:
         """Every text's windows with the teacher's distributions."""
+        found = {}
         path = self.work / "reference.gguf"
         with only_one_process(path):
             if not path.exists():
@@ -80,13 +80,15 @@ class Bench:
             scorer = Scorer(model, CTX)
             for name, windows in texts.items():
                 made = self.work / f"reference-{name}.npy"
-                yield name, CachedReference(made, windows) if made.exists() else CachedReference.store(made, LiveReference(scorer, windows))
+                live = LiveReference(scorer, windows)
+                found[name] = CachedReference(made, windows) if made.exists() else CachedReference.store(made, live)
             scorer.close()
+        return found
 
     def run(self, case: str, model: Path, seed: int) -> None:
         path, tuned = (model, None) if case == "before" else self._tuned(case, model, seed)
         quantized = _core.Model(str(path), precision="f32", device=self.args.engine)
-        for text, reference in self.references():
+        for text, reference in self.references().items():
             figures = evaluate(quantized, reference.windows, reference).as_dict()
             self._note({"case": case, "seed": seed, "text": text, "model": model.name, "tuned": tuned, **figures})
         quantized.close()

@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_tuning(group: Any) -> None:
     """The options that `tqn convert --tune` has too."""
-    group.add_argument("--tokens", type=_number, metavar="16M", help="that pass in all (default: 16M; a CPU takes hours for that)")
-    group.add_argument("--text-tokens", type=_number, metavar="4M", help="sampled from the teacher (default: a quarter, at most 4M)")
+    group.add_argument("--tokens", type=_number, metavar="8M", help="that pass in all (default: 8M; a CPU takes hours for that)")
+    group.add_argument("--text-tokens", type=_number, metavar="2M", help="sampled from the teacher (default: a quarter, at most 4M)")
     group.add_argument("--real-share", type=float, metavar="FRACTION", help="of real text in a batch (default: 0.75 of --calib, else 0.25)")
     group.add_argument("--seq-len", type=int, metavar="N", help="tokens of a window (default: 512)")
     group.add_argument("--windows", type=int, metavar="N", help="of one step (default: 16)")

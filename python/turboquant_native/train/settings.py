@@ -29,7 +29,7 @@ class Settings:
         seed: of text and order.
     """
 
-    tokens: int = 16_000_000
+    tokens: int = 8_000_000
     text_tokens: int | None = None
     real_share: float | None = None
     calib: Path | None = None
