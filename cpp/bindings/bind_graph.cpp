@@ -17,7 +17,8 @@ class GraphDescriber {
     planes_ = allocate_planes(backend_, c_, {.first_layer = 0, .last_layer = c_.n_layers(), .rows = 1, .logit_rows = 1});
     names_ = {{planes_.x.get(), "x"},           {planes_.q.get(), "q"},       {planes_.k.get(), "k"},
               {planes_.v.get(), "v"},           {planes_.gate.get(), "gate"}, {planes_.attended.get(), "attended"},
-              {planes_.branch.get(), "branch"}, {planes_.up.get(), "up"},     {planes_.logits.get(), "logits"}};
+              {planes_.branch.get(), "branch"}, {planes_.up.get(), "up"},     {planes_.logits.get(), "logits"},
+              {planes_.output_gate.get(), "output_gate"}};
     const Graph g{c_, model.weights(), planes_, n_ctx};
     parts_.resize(size_t(c_.n_layers()) + 2);
     add_embedding(parts_.front(), g);
@@ -40,13 +41,12 @@ class GraphDescriber {
   static py::object name(const Buffer* b) { return b ? py::object(py::str(b->name)) : py::none(); }
   const char* name(const Plane& plane) const {
     const auto found = names_.find(plane.buffer);
-    if (found == names_.end()) throw unknown("gates of attention's output");
+    if (found == names_.end()) throw unknown("a plane");
     return found->second;
   }
   static const char* name(GatedActivation activation) {
-    if (activation != GatedActivation::silu && activation != GatedActivation::gelu_tanh)
-      throw unknown("clamped activations and gates of attention's output");
-    return activation == GatedActivation::silu ? "silu" : "gelu_tanh";
+    constexpr const char* kNames[] = {"silu", "gelu_tanh", "clamped_swiglu", "sigmoid"};
+    return kNames[size_t(activation)];
   }
 
   py::dict describe(const Op& op) const {
@@ -110,26 +110,24 @@ class GraphDescriber {
   }
 
   py::dict describe(const NormOp& op) const {
-    if (!op.weight) throw unknown("norms without a weight");
     py::dict d = titled("norm");
     d["x"] = name(op.x), d["y"] = name(op.y), d["groups"] = op.groups, d["weight"] = name(op.weight), d["eps"] = op.eps;
     return d;
   }
 
   py::dict describe(const AddNormOp& op) const {
-    if (op.scale != 1) throw unknown("layers that scale their output");
     py::dict d = titled("add_norm");
     d["x"] = name(op.x), d["y"] = name(op.y), d["weight"] = name(op.weight), d["eps"] = op.eps, d["alpha"] = op.alpha;
+    d["scale"] = op.scale;
     return d;
   }
 
   py::dict describe(const AttentionOp& op) const {
-    if (op.sinks) throw unknown("attention sinks");
-    if (op.growth.beta != 0) throw unknown("queries that grow with their position");
     py::dict d = titled("attention");
     d["q"] = name(op.q), d["k"] = name(op.k), d["v"] = name(op.v), d["y"] = name(op.out);
     d["n_heads"] = op.shape.n_heads, d["n_kv_heads"] = op.shape.n_kv_heads, d["head_dim"] = op.shape.head_dim;
     d["scale"] = op.shape.scale, d["soft_cap"] = op.shape.soft_cap, d["window"] = op.window;
+    d["sinks"] = name(op.sinks), d["growth_beta"] = op.growth.beta, d["growth_length"] = op.growth.length;
     py::array_t<float> frequencies(op.rope.inv_freq ? op.rope.dims / 2 : 0);
     if (op.rope.inv_freq) backend_.download(*op.rope.inv_freq, 0, frequencies.mutable_data(), int64_t(frequencies.nbytes()));
     d["rope_frequencies"] = frequencies, d["rope_magnitude"] = op.rope.magnitude, d["rope_pairs"] = op.rope.pairs;
@@ -149,12 +147,12 @@ class GraphDescriber {
   }
 
   py::dict describe(const MoeOp& op) const {
-    if (op.router_bias || op.gate_bias) throw unknown("biases of experts");
     py::dict d = titled("moe");
     d["in"] = describe(op.in), d["router"] = name(op.router);
     d["gate"] = names(op.gate), d["up"] = names(op.up), d["down"] = names(op.down);
     d["shared_gate"] = name(op.shared_gate), d["shared_up"] = name(op.shared_up), d["shared_down"] = name(op.shared_down);
-    d["shared_router"] = name(op.shared_router);
+    d["shared_router"] = name(op.shared_router), d["router_bias"] = name(op.router_bias);
+    d["gate_bias"] = name(op.gate_bias), d["up_bias"] = name(op.up_bias), d["down_bias"] = name(op.down_bias);
     d["top_k"] = op.top_k, d["normalize"] = op.normalize, d["activation"] = name(op.activation), d["alpha"] = op.alpha, d["y"] = name(op.y);
     return d;
   }

@@ -1,5 +1,6 @@
 """`tqn tune`: a tiny model learns from its source; the file that comes of it, interruptions, and what is refused."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from turboquant_native.convert.inspection import verify  # noqa: E402
 from turboquant_native.convert.sources import open_source  # noqa: E402
 from turboquant_native.evaluate.evaluation import divergence, normalize  # noqa: E402
 from turboquant_native.train import distillation, text, tuner  # noqa: E402
+from turboquant_native.train.capture import Captured  # noqa: E402
 from turboquant_native.train.network import Network  # noqa: E402
 from turboquant_native.train.optimizer import Adam  # noqa: E402
 from turboquant_native.train.progressive import groups  # noqa: E402
@@ -27,7 +29,7 @@ from turboquant_native.train.settings import Settings  # noqa: E402
 from turboquant_native.train.tuner import Tuner  # noqa: E402
 from turboquant_native.train.weights import Learned, of_file, of_source  # noqa: E402
 
-SETTINGS: dict[str, Any] = {"tokens": 24 * 8 * 32, "text_tokens": 64 * 32, "seq_len": 32, "windows": 8, "rate": 5e-3}
+SETTINGS: dict[str, Any] = {"tokens": 24 * 8 * 32, "text_tokens": 64 * 32, "seq_len": 32, "windows": 8, "rate": 5e-3, "codes": False}
 
 
 def rounded(folder: Path, path: Path, **options: Any) -> Path:
@@ -170,7 +172,7 @@ def test_refusals(model: Path, folder: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_rate_that_destroys_the_model_is_named(model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuner, "add_gradients", lambda *args: float("nan"))
+    monkeypatch.setattr(tuner, "add_gradients", lambda *args: torch.tensor(float("nan")))
     with pytest.raises(ConvertError, match="divergence is nan at step 0"):
         tune(model, folder, tmp_path / "tuned.gguf").run()
 
@@ -305,6 +307,57 @@ def test_real_text_is_the_users_or_the_standard_librarys(model: Path, folder: Pa
         assert learned.shape == (28, 32) and held_out.shape == (4, 32)
     with pytest.raises(ConvertError, match="no such file or folder"):
         text.real_windows(engine, tmp_path / "none", 16, 32)
+
+
+def test_real_text_comes_once_and_is_held_out_from_every_part(model: Path, tmp_path: Path) -> None:
+    """Windows of --calib do not overlap; where there is less than was asked for there are fewer."""
+    calib = tmp_path / "text.txt"
+    calib.write_text(" ".join(str(number) for number in range(3000)))
+    engine = _core.Model(str(model), threads=1)
+    tokens = np.array(vocabulary_of(engine).encode(calib.read_text()), np.int32)  # type: ignore[union-attr]
+    learned, held_out = text.real_windows(engine, calib, 10_000, 32)
+    assert len(learned) + len(held_out) == len(tokens) // 32
+    bos = int(vocabulary_of(engine).add_bos)  # type: ignore[union-attr]
+    starts = [
+        [start for start in range(len(tokens) - 31) if np.array_equal(tokens[start + bos : start + 32], window[bos:])]
+        for window in np.concatenate([learned, held_out])
+    ]
+    places = sorted(found[0] for found in starts)
+    assert all(later - earlier >= 32 for earlier, later in itertools.pairwise(places))
+    held = sorted(found[0] for found in starts[len(learned) :])
+    assert held[0] == 0 and held[-1] > 0.95 * (len(tokens) - 32) and len(held) == text.HELD_OUT
+
+
+@pytest.mark.parametrize(("calib", "share", "windows"), [(None, 0.25, 60), (Path("texts"), 0.75, 768)])
+def test_shares_of_real_text(calib: Path | None, share: float, windows: int) -> None:
+    settings = Settings(tokens=1024 * 32, seq_len=32, windows=8, text_tokens=480 * 32, calib=calib)
+    assert (settings.share_of_real_text, settings.real_windows) == (share, windows)
+    assert Settings(real_share=0.0, calib=calib).share_of_real_text == 0
+
+
+@pytest.mark.parametrize(("large", "asked", "chosen"), [(0, None, False), (1 << 30, None, True), (0, True, True), (1 << 30, False, False)])
+def test_codes_are_chosen_where_there_is_memory_for_it(
+    model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: int, asked: bool | None, chosen: bool
+) -> None:
+    monkeypatch.setattr(tuner, "_LARGE", large)
+    assert tune(model, folder, tmp_path / "tuned.gguf", codes=asked)._chooses_codes == chosen
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_captured_step_is_the_step(model: Path, folder: Path) -> None:
+    """Gradients that a CUDA graph gives again are those of the same kernels, bit for bit."""
+    engine, device = _core.Model(str(model), precision="f32"), torch.device("cuda")
+    student = Network(engine, of_file(engine.file, device, torch.bfloat16), 32, torch.bfloat16)
+    teacher = Network(engine, of_source(open_source(str(folder)), device, torch.bfloat16), 32, torch.bfloat16)
+    learned = [each.tensor for each in student.weights.learned() if each.kind != "outliers"]  # theirs are sums in no fixed order
+    captured = Captured(lambda tokens: distillation.add_gradients(student, teacher, tokens, 1.0), lambda: learned)
+    for seed in range(3):
+        tokens = torch.from_numpy(np.random.default_rng(seed).integers(0, 320, (8, 32))).to(device)
+        loss, again = captured(tokens), [tensor.grad.clone() for tensor in learned if tensor.grad is not None]
+        for tensor in learned:
+            tensor.grad = None
+        assert float(loss) == float(distillation.add_gradients(student, teacher, tokens, 1.0))
+        assert len(again) == len(learned) and all(torch.equal(a, b.grad) for a, b in zip(again, learned, strict=True))
 
 
 def test_without_torch_the_extra_is_named(

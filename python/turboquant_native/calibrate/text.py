@@ -56,20 +56,24 @@ def vocabulary_of(model: Any) -> Vocabulary | None:
         return None
 
 
-def file_windows(model: Any, path: Path, windows: int, seq_len: int) -> Tokens:
-    """(windows, seq_len) tokens, evenly spaced over the texts of a file or folder; ConvertError where there is too little."""
+def file_windows(model: Any, path: Path, windows: int, seq_len: int, overlap: bool = True) -> Tokens:
+    """(windows, seq_len) tokens, evenly spaced over the texts of a file or folder; fewer where they must not overlap and there is not more.
+    ConvertError where there is too little."""
     vocabulary = vocabulary_of(model)
     if vocabulary is None:
         raise ConvertError(f"--calib {path}: the model has no tokenizer to read it with")
-    return cut_windows(vocabulary, "\n\n".join(_read_texts(path)), windows, seq_len, str(path))
+    return cut_windows(vocabulary, "\n\n".join(_read_texts(path)), windows, seq_len, str(path), overlap)
 
 
-def cut_windows(vocabulary: Vocabulary, text: str, windows: int, seq_len: int, what: str = "calibration text") -> Tokens:
-    """Evenly spaced windows; they overlap where the text is short, but one at least must fit."""
+def cut_windows(
+    vocabulary: Vocabulary, text: str, windows: int, seq_len: int, what: str = "calibration text", overlap: bool = True
+) -> Tokens:
+    """Evenly spaced windows; where the text is short they overlap, or are fewer, but one at least must fit."""
     tokens = np.array(vocabulary.encode(text), np.int32)
     if len(tokens) < seq_len:
         raise ConvertError(f"{what}: {len(tokens)} tokens, at least one window of {seq_len} is needed")
-    starts = np.linspace(0, len(tokens) - seq_len, windows).astype(np.int64)
+    count = windows if overlap else min(windows, len(tokens) // seq_len)
+    starts = np.linspace(0, len(tokens) - seq_len, count).astype(np.int64)
     cut = np.stack([tokens[start : start + seq_len] for start in starts])
     if vocabulary.add_bos:
         cut[:, 0] = vocabulary.bos

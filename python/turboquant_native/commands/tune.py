@@ -38,19 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_tuning(group: Any) -> None:
     """The options that `tqn convert --tune` has too."""
-    group.add_argument("--tokens", type=_number, metavar="16M", help="that pass in all (default: 16M; a CPU takes hours for that)")
-    group.add_argument("--text-tokens", type=_number, metavar="4M", help="sampled from the teacher (default: a quarter, at most 4M)")
-    group.add_argument("--real-share", type=float, metavar="FRACTION", help="of real text in a batch (default: 0.125)")
+    group.add_argument("--tokens", type=_number, metavar="8M", help="that pass in all (default: 8M; a CPU takes hours for that)")
+    group.add_argument("--text-tokens", type=_number, metavar="2M", help="sampled from the teacher (default: a quarter, at most 4M)")
+    group.add_argument("--real-share", type=float, metavar="FRACTION", help="of real text in a batch (default: 0.75 of --calib, else 0.25)")
     group.add_argument("--seq-len", type=int, metavar="N", help="tokens of a window (default: 512)")
     group.add_argument("--windows", type=int, metavar="N", help="of one step (default: 16)")
     group.add_argument("--rate", type=float, metavar="R", help="learning rate, relative to what learns (default: 0.002)")
-    group.add_argument("--free-rate", type=float, metavar="R", help="of weights that are yet to be rounded (default: 0.001)")
-    group.add_argument("--code-part", type=float, metavar="FRACTION", help="of the steps, in which codes are chosen (default: 0.7)")
+    group.add_argument("--free-rate", type=float, metavar="R", help="of weights that are yet to be rounded (default: 0.002)")
+    group.add_argument("--code-part", type=float, metavar="FRACTION", help="of the steps, in which codes are chosen (default: 0.85)")
     group.add_argument(
         "--codes",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         default=None,
-        help="choose the codes again too, group by group: takes 16 bytes a weight of memory and several times the tokens",
+        help="choose the codes again too, group by group: 16 bytes a weight of memory (default: of models up to a billion weights)",
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from . import elementwise
 from .network import Network
 
 _WINDOWS = {"cpu": 1, "cuda": 16}  # measured together
@@ -21,14 +22,8 @@ def _chunks(network: Network, hidden: torch.Tensor) -> Iterator[slice]:
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
 
-def _divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """KL(teacher || student) of each row in nats, from logits (rows, n_vocab) float32."""
-    reference = teacher.log_softmax(dim=-1)
-    return (reference.exp() * (reference - student.log_softmax(dim=-1))).sum(dim=-1)
-
-
-def add_gradients(student: Network, teacher: Network, tokens: torch.Tensor, share: float) -> float:
-    """Adds the gradients of `share` times the mean divergence on windows (n, seq_len) to what learns; returns the mean.
+def add_gradients(student: Network, teacher: Network, tokens: torch.Tensor, share: float) -> torch.Tensor:
+    """Adds the gradients of `share` times the mean divergence on windows (n, seq_len) to what learns; returns the mean, a scalar.
 
     Logits of a chunk are differentiated as soon as they are there, so that no more than one chunk's are kept.
     """
@@ -37,26 +32,28 @@ def add_gradients(student: Network, teacher: Network, tokens: torch.Tensor, shar
     hidden = student.hidden(tokens)
     leaf = hidden.detach().flatten(0, 1).requires_grad_()
     sums = []
+    divergence = elementwise.for_device(elementwise.divergence, student.device)
     for rows in _chunks(student, hidden):
         with torch.no_grad():
             reference = teacher.logits(target[None, rows])[0]
-        loss = _divergence(student.logits(leaf[None, rows])[0], reference).sum() * (share / len(leaf))
+        loss = divergence(student.logits(leaf[None, rows])[0], reference).sum() * (share / len(leaf))
         loss.backward()
         sums.append(loss.detach())
     hidden.backward(leaf.grad.view_as(hidden))
-    return float(torch.stack(sums).sum()) / share
+    return torch.stack(sums).sum() / share
 
 
 def divergences(student: Network, teacher: Network, windows: NDArray[np.int32]) -> NDArray[np.float64]:
     """(windows,) mean divergence of the second half of each."""
     found = []
+    divergence = elementwise.for_device(elementwise.divergence, student.device)
     at_once, start = _WINDOWS.get(student.device.type, 1), windows.shape[1] // 2
     with torch.no_grad():
         for first in range(0, len(windows), at_once):
             tokens = torch.from_numpy(windows[first : first + at_once].astype(np.int64)).to(student.device)
             mine, theirs = (network.hidden(tokens)[:, start:].flatten(0, 1) for network in (student, teacher))
             rows = [
-                _divergence(student.logits(mine[None, part])[0], teacher.logits(theirs[None, part])[0])
+                divergence(student.logits(mine[None, part])[0], teacher.logits(theirs[None, part])[0])
                 for part in _chunks(student, mine[None])
             ]
             found.append(torch.cat(rows).double().view(len(tokens), -1).mean(dim=1).cpu().numpy())

@@ -11,19 +11,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from .. import _core
+from . import elementwise
 from .weights import Weights
 
 Tap = Callable[[str, torch.Tensor], None]
 Planes = dict[str, torch.Tensor]  # (windows, positions, width), by the engine's names
-
-
-def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    x = x.float()
-    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
-
-
-def _activation(kind: str, x: torch.Tensor) -> torch.Tensor:
-    return functional.silu(x) if kind == "silu" else functional.gelu(x, approximate="tanh")
 
 
 class Network:
@@ -48,6 +40,14 @@ class Network:
         self.device = next(iter(weights.vectors.values())).stored.device
         self.n_vocab, self.n_layers = int(model.config["n_vocab"]), len(self._parts) - 2
         self._tap: Tap | None = None
+        self._rms_norm = elementwise.for_device(elementwise.rms_norm, self.device)
+        self._activated = elementwise.for_device(elementwise.activated, self.device)
+        self._turn = elementwise.for_device(elementwise.turned, self.device)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether what is computed depends on the tokens' number alone: experts are chosen by their values."""
+        return not self._saves_memory and all(op["op"] != "moe" for part in self._parts for op in part)
 
     def readers(self, layer: int) -> list[tuple[str, bool]]:
         """The layer's matrices in the order of the computation, and whether they read the residual stream."""
@@ -86,10 +86,10 @@ class Network:
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(windows, positions, n_embd) -> (windows, positions, n_vocab) float32."""
+        """(windows, positions, n_embd) -> (windows, positions, n_vocab) in the type of products."""
         planes = {"x": hidden}
         self._run(self._parts[-1], planes)
-        return planes["logits"].float()
+        return planes["logits"]
 
     def _layer(self, ops: list[dict[str, Any]], x: torch.Tensor) -> torch.Tensor:
         planes = {"x": x}
@@ -106,17 +106,16 @@ class Network:
     def _input(self, of: dict[str, Any], planes: Planes) -> torch.Tensor:
         x = planes[of["x"]]
         if of["up"] is not None:
-            x = _activation(of["activation"], x) * planes[of["up"]]
-        elif of["norm"] is not None:
-            x = _rms_norm(x, self._vector(of["norm"]), of["eps"])
+            return self._activated(of["activation"], x, planes[of["up"]], self._dtype)
+        if of["norm"] is not None:
+            return self._rms_norm(x, self._vector(of["norm"]), of["eps"], self._dtype)
         return x.to(self._dtype)
 
     def _linear(self, op: dict[str, Any], planes: Planes) -> None:
         x = self._input(op["in"], planes)
         for out in op["out"]:
-            y = self._product(out["matrix"], x)
-            if out["bias"] is not None:
-                y = y + self._vector(out["bias"]).to(y.dtype)
+            bias = None if out["bias"] is None else self._vector(out["bias"])
+            y = self._with_bias(self._product(out["matrix"], x), bias)
             if out["alpha"] != 1:
                 y = y * out["alpha"]
             planes[out["y"]] = planes[out["y"]] + y if out["add"] else y
@@ -124,10 +123,12 @@ class Network:
     def _norm(self, op: dict[str, Any], planes: Planes) -> None:
         x = planes[op["x"]]
         grouped = x.reshape(*x.shape[:-1], op["groups"], -1)
-        planes[op["y"]] = _rms_norm(grouped, self._vector(op["weight"]), op["eps"]).reshape(x.shape)
+        weight = None if op["weight"] is None else self._vector(op["weight"])
+        planes[op["y"]] = self._rms_norm(grouped, weight, op["eps"], torch.float32).reshape(x.shape)
 
     def _add_norm(self, op: dict[str, Any], planes: Planes) -> None:
-        planes[op["y"]] = planes[op["y"]] + op["alpha"] * _rms_norm(planes[op["x"]], self._vector(op["weight"]), op["eps"])
+        branch = self._rms_norm(planes[op["x"]], self._vector(op["weight"]), op["eps"], torch.float32)
+        planes[op["y"]] = op["scale"] * (planes[op["y"]] + op["alpha"] * branch)
 
     def _soft_cap(self, op: dict[str, Any], planes: Planes) -> None:
         planes[op["x"]] = op["cap"] * torch.tanh(planes[op["x"]].float() / op["cap"])
@@ -136,7 +137,10 @@ class Network:
 
     def _attention(self, op: dict[str, Any], planes: Planes) -> None:
         q, k, v = (self._heads(planes[op[name]], op["head_dim"]) for name in "qkv")
-        q, k = self._turned(op, q).to(self._dtype), self._turned(op, k).to(self._dtype)
+        q, k = self._turned(op, q), self._turned(op, k)
+        if op["growth_beta"]:
+            growth = torch.log1p(torch.arange(q.shape[2], device=q.device) // op["growth_length"])
+            q = (q * (1 + op["growth_beta"] * growth)[:, None]).to(self._dtype)
         y = self._attend(op, q, k, v.to(self._dtype))
         planes[op["y"]] = y.transpose(1, 2).reshape(*planes[op["q"]].shape)
 
@@ -147,17 +151,8 @@ class Network:
 
     def _turned(self, op: dict[str, Any], x: torch.Tensor) -> torch.Tensor:
         if len(op["rope_frequencies"]) == 0:
-            return x
-        cos, sin = self._angles(op, x.shape[2])
-        dims = 2 * len(op["rope_frequencies"])
-        turning, rest = x[..., :dims].float(), x[..., dims:].float()
-        if op["rope_pairs"]:
-            a, b = turning[..., 0::2], turning[..., 1::2]
-            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
-        else:
-            a, b = turning.chunk(2, dim=-1)
-            turned = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
-        return torch.cat([turned, rest], dim=-1)
+            return x.to(self._dtype)
+        return self._turn(x, *self._angles(op, x.shape[2]), op["rope_pairs"], self._dtype)
 
     def _angles(self, op: dict[str, Any], positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(positions, dims / 2) cosines and sines; layers that turn alike have equal ones, each its own."""
@@ -169,21 +164,30 @@ class Network:
             self._turns[id(op)] = found
         return found[0][:positions], found[1][:positions]
 
-    @staticmethod
-    def _attend(op: dict[str, Any], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def _attend(self, op: dict[str, Any], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """(windows, heads, positions, head_dim) of queries; keys and values may have fewer heads."""
         shared, positions = op["n_heads"] // op["n_kv_heads"], q.shape[2]
+        windowed, has_scores = 0 < op["window"] < positions, bool(op["soft_cap"]) or op["sinks"] is not None
+        if not windowed and not has_scores:
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=op["scale"], enable_gqa=shared > 1)
         if shared > 1:
             k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
-        windowed = 0 < op["window"] < positions
-        if not windowed and not op["soft_cap"]:
-            return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=op["scale"])
         place = torch.arange(positions, device=q.device)
         behind = place[:, None] - place
         seen = (behind >= 0) & (behind < op["window"]) if windowed else behind >= 0
-        if not op["soft_cap"]:
+        if not has_scores:
             return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=op["scale"])
-        scores = op["soft_cap"] * torch.tanh((q @ k.transpose(-1, -2)).float() * (op["scale"] / op["soft_cap"]))
-        return scores.masked_fill(~seen, -torch.inf).softmax(dim=-1).to(v.dtype) @ v
+        return self._shares(op, (q @ k.transpose(-1, -2)).float() * op["scale"], seen).to(v.dtype) @ v
+
+    def _shares(self, op: dict[str, Any], scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """(windows, heads, positions, positions) softmax of scores, some of it lost to a head's sink."""
+        if op["soft_cap"]:
+            scores = op["soft_cap"] * torch.tanh(scores / op["soft_cap"])
+        scores = scores.masked_fill(~seen, -torch.inf)
+        if op["sinks"] is None:
+            return scores.softmax(dim=-1)
+        sinks = self._vector(op["sinks"])[:, None, None].expand(*scores.shape[:3], 1)
+        return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
 
     # --- mixtures of experts
 
@@ -191,22 +195,30 @@ class Network:
         x = self._input(op["in"], planes)
         rows = x.reshape(-1, x.shape[-1])
         total = torch.zeros_like(planes[op["y"]]).reshape(-1, planes[op["y"]].shape[-1])
-        probabilities = self._product(op["router"], rows.float()).softmax(dim=-1)
+        scores = self._product(op["router"], rows.float())
+        probabilities = (scores if op["router_bias"] is None else scores + self._vector(op["router_bias"])).softmax(dim=-1)
         weights, experts = (part[:, : op["top_k"]] for part in probabilities.sort(dim=-1, descending=True, stable=True))
         if op["normalize"]:
             weights = weights / weights.sum(dim=-1, keepdim=True)
+        biases = [None if op[name] is None else self._vector(op[name]) for name in ("gate_bias", "up_bias", "down_bias")]
         for expert, names in enumerate(zip(op["gate"], op["up"], op["down"], strict=True)):
             row, choice = (experts == expert).nonzero(as_tuple=True)
             if len(row):
-                y = self._gated(names, op["activation"], rows[row]).float() * weights[row, choice, None]
+                own = [None if bias is None else bias[expert] for bias in biases]
+                y = self._gated(names, own, op["activation"], rows[row]).float() * weights[row, choice, None]
                 total = total.index_add(0, row, y)
         if op["shared_gate"] is not None:
-            y = self._gated((op["shared_gate"], op["shared_up"], op["shared_down"]), op["activation"], rows).float()
+            y = self._gated((op["shared_gate"], op["shared_up"], op["shared_down"]), [None] * 3, op["activation"], rows).float()
             if op["shared_router"] is not None:
                 y = y * self._product(op["shared_router"], rows.float()).sigmoid()
             total = total + y
         planes[op["y"]] = planes[op["y"]] + op["alpha"] * total.reshape(planes[op["y"]].shape)
 
-    def _gated(self, names: tuple[str, str, str], activation: str, x: torch.Tensor) -> torch.Tensor:
-        gate, up, down = names
-        return self._product(down, _activation(activation, self._product(gate, x)) * self._product(up, x))
+    def _gated(self, names: tuple[str, str, str], biases: list[torch.Tensor | None], activation: str, x: torch.Tensor) -> torch.Tensor:
+        """Of one expert, whose gate, up and down are called so."""
+        gate, up = (self._with_bias(self._product(name, x), bias) for name, bias in zip(names[:2], biases[:2], strict=True))
+        return self._with_bias(self._product(names[2], self._activated(activation, gate, up, x.dtype)), biases[2])
+
+    @staticmethod
+    def _with_bias(y: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return y if bias is None else y + bias.to(y.dtype)

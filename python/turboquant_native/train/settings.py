@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ..common.errors import ConvertError
 
+_MOST_WINDOWS = 65536  # of real text that are kept in memory
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -15,27 +17,28 @@ class Settings:
     Attributes:
         tokens: that pass in all.
         text_tokens: sampled from the teacher; None: a quarter of `tokens`, at most 4 million.
-        real_share: of real text in a batch.
+        real_share: of real text in a batch; None: three quarters of `calib`, where that is given, else a quarter.
         calib: text file or folder; None: the standard library's documentation and sources.
         seq_len: tokens of a window.
         windows: of one step.
         rate: the learning rate, relative to what learns.
-        codes: choose the codes again, group by group (`progressive.py`); takes 16 bytes a weight.
+        codes: choose the codes again, group by group (`progressive.py`), which takes 16 bytes a weight; None: of models up to a billion
+            weights.
         free_rate: the learning rate of weights that are yet to be rounded, relative to their magnitude.
         code_part: of the steps, in which codes are chosen.
         seed: of text and order.
     """
 
-    tokens: int = 16_000_000
+    tokens: int = 8_000_000
     text_tokens: int | None = None
-    real_share: float = 0.125
+    real_share: float | None = None
     calib: Path | None = None
     seq_len: int = 512
     windows: int = 16
     rate: float = 2e-3
-    codes: bool = False
-    free_rate: float = 1e-3
-    code_part: float = 0.7
+    codes: bool | None = None
+    free_rate: float = 2e-3
+    code_part: float = 0.85
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -48,7 +51,7 @@ class Settings:
         for option, (count, least) in counts.items():
             if count < least:
                 raise ConvertError(f"{option} {count}: give {least} or more")
-        if not 0 <= self.real_share <= 1:
+        if not 0 <= self.share_of_real_text <= 1:
             raise ConvertError(f"--real-share {self.real_share}: give a fraction from 0 to 1")
         if not 0 < self.code_part < 1:
             raise ConvertError(f"--code-part {self.code_part}: give a fraction between 0 and 1")
@@ -60,6 +63,19 @@ class Settings:
     def steps(self) -> int:
         """Of the optimizer."""
         return self.tokens // (self.seq_len * self.windows)
+
+    @property
+    def share_of_real_text(self) -> float:
+        """Of a batch."""
+        if self.real_share is not None:
+            return self.real_share
+        return 0.25 if self.calib is None else 0.75
+
+    @property
+    def real_windows(self) -> int:
+        """Of real text, so that none of it comes twice where there is enough."""
+        wanted = self.share_of_real_text * self.steps * self.windows
+        return max(1, min(round(wanted), _MOST_WINDOWS) if self.calib is not None else self.sampled_windows // 8)
 
     @property
     def sampled_windows(self) -> int:

@@ -48,16 +48,17 @@ class Corpus:
 
 
 def real_windows(model: Any, calib: Path | None, windows: int, seq_len: int) -> tuple[Tokens, Tokens]:
-    """Of --calib, else of Python's own documentation and sources: what to learn from, and the last part, which is held out. ConvertError
-    where there is too little text."""
+    """Of --calib, else of Python's own documentation and sources: what to learn from, and some of every part of it that is held out.
+    ConvertError where there is too little text."""
     if calib is not None:
-        found = file_windows(model, calib, windows + HELD_OUT, seq_len)
+        found = file_windows(model, calib, windows + HELD_OUT, seq_len, overlap=False)
     elif vocabulary_of(model) is None:
         return np.empty((0, seq_len), np.int32), np.empty((0, seq_len), np.int32)
     else:
         found = library_windows(model, windows + HELD_OUT, seq_len)
     held = max(1, min(HELD_OUT, len(found) // 8))
-    return found[:-held], found[-held:]
+    places = np.linspace(0, len(found) - 1, held).round().astype(int)
+    return np.delete(found, places, axis=0), found[places]
 
 
 def sample(

@@ -30,6 +30,7 @@ from ..convert.container import CALIBRATION_KEY, fill_calibration
 from ..convert.conversion import Options, check_target, fingerprint, make_plan, plain_rounding, write_model
 from ..convert.sources import Source
 from ..evaluate.evaluation import mean_and_error
+from .capture import Captured
 from .distillation import add_gradients, divergences
 from .network import Network
 from .optimizer import Adam
@@ -42,7 +43,7 @@ from .writing import write_tuned
 _SAVE_SECONDS = 60.0
 _LOOKS = 10  # at the held-out text
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
-_LARGE = 1_000_000_000  # weights, from which inner values are computed twice instead of kept
+_LARGE = 1_000_000_000  # weights, from which inner values are computed twice instead of kept, and codes stay
 _HESSIAN_WINDOWS = 128  # under which matrices are rounded
 _SLOTS = {"cpu": 64, "cuda": 512}  # sequences sampled side by side
 _TOKENS_AT_ONCE = {"cpu": 512, "small": 8192, "cuda": 32768}  # that are differentiated together; SmolLM2's take 13 and 36 GB on a GPU
@@ -126,6 +127,7 @@ class Tuner:
         self._seq_len = min(settings.seq_len, context)
         if threads:
             torch.set_num_threads(threads)
+        self._captured: Captured | None = None
         self.result = Tuned(str(target), device=device)
 
     def _check(self) -> None:
@@ -189,10 +191,10 @@ class Tuner:
 
     def _corpus(self) -> Corpus:
         s = self._settings
-        real, held_real = real_windows(self._model, s.calib, max(1, s.sampled_windows // 8), self._seq_len)
+        real, held_real = real_windows(self._model, s.calib, s.real_windows, self._seq_len)
         found = self._sampled(s.sampled_windows + HELD_OUT)
         held_out = np.concatenate([found[s.sampled_windows :], held_real])
-        return Corpus(found[: s.sampled_windows], real, held_out, s.real_share, s.seed)
+        return Corpus(found[: s.sampled_windows], real, held_out, s.share_of_real_text, s.seed)
 
     def _sampled(self, windows: int) -> NDArray[np.int32]:
         """(windows, seq_len) tokens that the teacher writes."""
@@ -216,6 +218,10 @@ class Tuner:
     def _tune(self, student: Network, teacher: Network, corpus: Corpus, before: NDArray[np.float64]) -> None:
         s = self._settings
         optimizer, rounding = Adam(), self._rounding(student, corpus)
+        if self._device.type == "cuda" and student.is_static:
+            self._captured = Captured(
+                lambda tokens: add_gradients(student, teacher, tokens, 1.0), lambda: [each.tensor for each in student.weights.learned()]
+            )
         first = self._load(optimizer, rounding, student)
         saved, look = time.monotonic(), max(1, s.steps // _LOOKS)
         if first == 0:
@@ -237,9 +243,14 @@ class Tuner:
                     self._save(step + 1, optimizer, rounding, student)
                     saved = time.monotonic()
 
+    @property
+    def _chooses_codes(self) -> bool:
+        asked = self._settings.codes
+        return self._model.parameters <= _LARGE if asked is None else asked
+
     def _rounding(self, student: Network, corpus: Corpus) -> Progressive | None:
         """None where codes stay."""
-        if not self._settings.codes:
+        if not self._chooses_codes:
             return None
         return Progressive(student, self._source, corpus.batch(0, _HESSIAN_WINDOWS), self._threads)
 
@@ -263,7 +274,10 @@ class Tuner:
     def _differentiate(self, student: Network, teacher: Network, windows: NDArray[np.int32], step: int) -> None:
         tokens = torch.from_numpy(windows.astype(np.int64)).to(self._device)
         for part in tokens.split(max(1, self._tokens_at_once // tokens.shape[1])):
-            loss = add_gradients(student, teacher, part, len(part) / len(tokens))
+            if len(part) == len(tokens) and self._captured is not None:
+                loss = float(self._captured(tokens))
+            else:
+                loss = float(add_gradients(student, teacher, part, len(part) / len(tokens)))
             if not math.isfinite(loss):
                 raise ConvertError(f"{self._path}: the divergence is {loss} at step {step}; use a smaller --rate")
 
@@ -308,7 +322,7 @@ class Tuner:
         fill_calibration(self._target, figures | {"kld": kld, "tuned_tokens": self.result.tokens if self.result.kept else 0})
         report = self._path.with_name(f"{self._path.name}.quant.json")
         measured = json.loads(report.read_text()) if report.exists() else {}
-        if self._settings.codes and self.result.kept:
+        if self._chooses_codes and self.result.kept:
             measured.pop("tensors", None)  # errors of codes that are no more
         settings = asdict(self._settings) | {"calib": str(self._settings.calib or "default")}
         write_json(

@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
 from .. import _core
@@ -74,7 +73,7 @@ class PackedWeight:
     """A TQN matrix S + diag(scale) C R. The values C are kept unrotated, C R, which the rows' scales do not touch.
 
     Attributes:
-        values: (n_out, n_in) int8, of the codes.
+        codes: as the file has them.
         unrotated: (n_out, n_in) C R in the type of the computation.
         stored: (n_out,) scale * row_scale as the file has them; gain: (n_out,) the log of the factor that was learned.
         signs: (n_in,) of the rotation; None: not rotated.
@@ -91,17 +90,14 @@ class PackedWeight:
         self.stored = torch.from_numpy(stored).to(device)
         self.gain = torch.zeros(self.n_out, device=device, requires_grad=True)
         self.signs = None if self.seed is None else signs(self.n_in, self.seed).to(device)
-        self.values = torch.from_numpy(self._decoded()).to(device)
         self._dtype = dtype
-        self.unrotated = self.in_original_basis(self.values)
+        self.unrotated = self._in_original_basis(device)
         self.place, self.outliers = self._outliers(file, int(info["outliers"]), device)
 
-    def _decoded(self) -> NDArray[np.int8]:
-        return _core.reference_decode(self.codes, self.bits, self.n_out, self.n_in, self.codebook)
-
-    def in_original_basis(self, values: torch.Tensor) -> torch.Tensor:
-        """(rows, n_in) values of codes -> the same times R, in the type of the computation."""
-        w = values.float()
+    def _in_original_basis(self, device: torch.device) -> torch.Tensor:
+        """(n_out, n_in) values of the codes times R, in the type of the computation."""
+        decoded = _core.reference_decode(self.codes, self.bits, self.n_out, self.n_in, self.codebook)
+        w = torch.from_numpy(decoded).to(device).float()
         return (w if self.signs is None else unrotate(w, self.signs)).to(self._dtype)
 
     def _outliers(self, file: _core.GgufFile, count: int, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -139,8 +135,7 @@ class PackedWeight:
         self.codes = state["codes"].cpu().numpy()
         self.stored = state["stored"]
         self.gain = state["gain"].clone().requires_grad_()
-        self.values = torch.from_numpy(self._decoded()).to(device)
-        self.unrotated = self.in_original_basis(self.values)
+        self.unrotated = self._in_original_basis(device)
         if "place" in state:
             self.place, self.outliers = state["place"], state["outliers"].clone().requires_grad_()
 
@@ -224,7 +219,7 @@ def of_source(source: Source, device: torch.device, dtype: torch.dtype) -> Weigh
 
 
 def _add(weights: Weights, name: str, values: torch.Tensor, learns: bool, dtype: torch.dtype) -> None:
-    is_matrix = values.dim() == 2 or name.endswith("ffn_gate_inp_shexp.weight")
+    is_matrix = (values.dim() == 2 and not name.endswith(".bias")) or name.endswith("ffn_gate_inp_shexp.weight")
     if is_matrix:
         weights.matrices[name] = DenseWeight(name, values.reshape(-1, values.shape[-1]).to(dtype).contiguous(), learns)
     else:
