@@ -1,8 +1,8 @@
 """`make wheels`: wheels for every system, made on one Linux machine. Compiler: zig (PyPI's `ziglang`), driven by scikit-build-core and
 cmake/zig.cmake.
 
-One wheel for each CPython and target. The core is the same for every CPython of a target: zig keeps compiled objects, so that only the
-bindings (six files) are compiled again. The same tree, epoch and tools give the same bytes (docs/wheels.md).
+One wheel for each CPython and target. The core is compiled once for a target, with its first CPython; the others compile the bindings only
+(seven files). The same tree, epoch and tools give the same bytes (docs/wheels.md).
 """
 
 from __future__ import annotations
@@ -52,10 +52,13 @@ def ziglang_version() -> str:
     return "zig-" + subprocess.run([str(ZIG), "version"], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def build(name: str, python: Python, out: Path, work: Path) -> Path:
-    """One wheel; CalledProcessError when something does not compile (what, is on stderr)."""
-    target = TARGETS[name]
-    folder = work / f"{name}-cp{python.version}"
+def _folder(work: Path, name: str, python: Python) -> Path:
+    return work / f"{name}-cp{python.version}"
+
+
+def build(name: str, python: Python, out: Path, work: Path, core: Path | None) -> Path:
+    """One wheel, around `core` where an earlier one left it; CalledProcessError when something does not compile (what, is on stderr)."""
+    target, folder = TARGETS[name], _folder(work, name, python)
     environment = {
         **os.environ,
         "SOURCE_DATE_EPOCH": epoch(),
@@ -73,6 +76,7 @@ def build(name: str, python: Python, out: Path, work: Path) -> Path:
         "PYTHON_MODULE_EXTENSION": target.suffix.format(python.version),
         "PYTHON_MODULE_DEBUG_POSTFIX": "",
         "pybind11_DIR": pybind11.get_cmake_dir(),
+        "TQ_CORE": core or "",
     }
     if target.system == "windows":
         defines["Python_LIBRARY"] = import_library(python, ZIG, folder / "lib")
@@ -111,8 +115,10 @@ def main() -> None:
     if not pythons:
         sys.exit(f"none of these interpreters runs: {', '.join(args.pythons)}")
     for name in args.targets:
+        core, work = None, args.work.resolve()
         for python in pythons:
-            wheel = build(name, python, args.out.resolve(), args.work.resolve())
+            wheel = build(name, python, args.out.resolve(), work, core)
+            core = core or _folder(work, name, python) / "cmake" / "libtq_core.a"
             data = wheel.read_bytes()
             print(f"{wheel.name}  {len(data)} bytes  sha256 {hashlib.sha256(data).hexdigest()}", flush=True)
 
