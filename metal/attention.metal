@@ -4,8 +4,8 @@
 
 namespace tq {
 
-TQ_CONSTANT uint kKeyLanes = 8;                                    // lanes that share one cached position
-TQ_CONSTANT uint kSimdKeys = 32 / kKeyLanes;                       // positions of a simdgroup at once
+TQ_CONSTANT uint kKeyLanes = 8;               // lanes that share one cached position
+TQ_CONSTANT uint kSimdKeys = 32 / kKeyLanes;  // positions of a simdgroup at once
 TQ_CONSTANT uint kAttentionSimds = kAttentionThreads / 32;
 TQ_CONSTANT uint kGroupKeys = kAttentionSimds * kSimdKeys;
 
@@ -80,8 +80,8 @@ inline void merge_lanes(thread State& s, thread LaneHead<D>& out) {
 
 // Writes the sum of the simdgroups' states (simds) and outputs (simds, Width): normalized, or as a partial with (max, sum) behind it.
 template <int Width>
-inline void merge_simds(constant AttentionArgs& a, threadgroup const State* states, threadgroup const float* outs, bool has_sink, float sink,
-                        device float* to, uint tid) {
+inline void merge_simds(constant AttentionArgs& a, threadgroup const State* states, threadgroup const float* outs, bool has_sink,
+                        float sink, device float* to, uint tid) {
   float most = has_sink && a.splits == 1 ? sink : -INFINITY;
   for (uint s = 0; s < kAttentionSimds; s++) most = max(most, states[s].max);
   float sum = 0, weights[kAttentionSimds];
@@ -122,8 +122,7 @@ kernel void store_keys(constant AttentionArgs& a [[buffer(0)]], device float* q 
   const ulong at = (ulong(row) * a.n_kv_heads + kv_head) * dim, cached = cache_row(a, uint(slots[row]), kv_head, uint(positions[row]));
   if (a.flags & kRope) rope(a, k + at, cos, sin, lane);
   simdgroup_barrier(mem_flags::mem_device);
-  for (uint i = lane; i < dim; i += 32)
-    k_cache[cached + i] = E::from_float(k[at + i]), v_cache[cached + i] = E::from_float(v[at + i]);
+  for (uint i = lane; i < dim; i += 32) k_cache[cached + i] = E::from_float(k[at + i]), v_cache[cached + i] = E::from_float(v[at + i]);
 }
 TQ_INSTANCE(store_keys_f16, store_keys, Float16)
 TQ_INSTANCE(store_keys_f32, store_keys, Float32)
@@ -171,7 +170,7 @@ kernel void attend_rows(constant AttentionArgs& a [[buffer(0)]], device const fl
     merge_simds<kWidth>(a, states, outs, has_sink, has_sink ? sinks[head + uint(g)] : 0.0f, to, tid);
   }
 }
-#define TQ_ATTEND(d)                                          \
+#define TQ_ATTEND(d)                                         \
   TQ_INSTANCE(attend_rows_f16_d##d, attend_rows, Float16, d) \
   TQ_INSTANCE(attend_rows_f32_d##d, attend_rows, Float32, d)
 TQ_ATTEND(1)

@@ -12,7 +12,8 @@ static_assert(kRunSimdRows == 8 && kRunKeys == 32, "a simdgroup's scores are fou
 
 // Rows of `dim` elements, `stride` apart, as halves of Width; zeros beyond `rows` and `dim`.
 template <int Width, class E>
-inline void load_rows(threadgroup half* to, device const typename E::Stored* from, ulong stride, uint rows, uint wanted, uint dim, uint tid) {
+inline void load_rows(threadgroup half* to, device const typename E::Stored* from, ulong stride, uint rows, uint wanted, uint dim,
+                      uint tid) {
   for (uint i = tid; i < wanted * Width; i += kRunThreads) {
     const uint row = i / Width, column = i % Width;
     to[i] = row < rows && column < dim ? half(E::to_float(from[row * stride + column])) : half(0.0f);
@@ -50,10 +51,10 @@ inline void weigh(constant AttentionArgs& a, threadgroup float* scores, threadgr
 using namespace tq;
 
 template <int Width>
-kernel void attend_runs(constant AttentionArgs& a [[buffer(0)]], device const float* q [[buffer(1)]], device const half* k_cache [[buffer(2)]],
-                        device const half* v_cache [[buffer(3)]], device const int* positions [[buffer(4)]],
-                        device const int* slots [[buffer(5)]], device float* out [[buffer(6)]], device const Run* runs [[buffer(7)]],
-                        device const float* sinks [[buffer(8)]], TQ_IDS) {
+kernel void attend_runs(constant AttentionArgs& a [[buffer(0)]], device const float* q [[buffer(1)]],
+                        device const half* k_cache [[buffer(2)]], device const half* v_cache [[buffer(3)]],
+                        device const int* positions [[buffer(4)]], device const int* slots [[buffer(5)]], device float* out [[buffer(6)]],
+                        device const Run* runs [[buffer(7)]], device const float* sinks [[buffer(8)]], TQ_IDS) {
   enum { kBlocks = Width / 8, kKeyBlocks = int(kRunKeys) / 8 };
   TQ_SHARED(half, queries, kRunQueries * Width);
   TQ_SHARED(half, tile, kRunKeys * Width);  // keys, then values

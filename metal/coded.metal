@@ -1,6 +1,6 @@
 // Caches in codes (format/cache.h): rotary embedding, rotation and the encoder on the way in; attention over the codes. A row reads its own
-// position from the planes, exactly, and all before it from the codes, in spans of fixed length: what it gives does not depend on how a text
-// was cut into batches.
+// position from the planes, exactly, and all before it from the codes, in spans of fixed length: what it gives does not depend on how a
+// text was cut into batches.
 #include "block.h"
 #include "format/cache_layout.h"
 #include "rope.h"
@@ -11,7 +11,7 @@ namespace tq {
 
 TQ_CONSTANT uint kTilePositions = 64;
 static_assert(tqn::cache::kTile == 64 && kCodedThreads == kTilePositions, "a thread is a position of a tile, then channels");
-TQ_CONSTANT uint kLaneChannels = kMaxHeadDim / 32;       // of a vector that one simdgroup encodes
+TQ_CONSTANT uint kLaneChannels = kMaxHeadDim / 32;  // of a vector that one simdgroup encodes
 TQ_CONSTANT uint kThreadChannels = kMaxHeadDim / kCodedThreads;
 TQ_CONSTANT uint kCodedSimds = kCodedThreads / 32;
 
@@ -162,7 +162,8 @@ kernel void attend_coded(constant CodedArgs& c [[buffer(0)]], device const int8_
   const ulong k_bytes = ulong(tqn::cache::tile_bytes(k_bits, dim)), v_bytes = ulong(tqn::cache::tile_bytes(v_bits, dim));
   const ulong tiles = (ulong(slots[row]) * a.n_kv_heads + kv_head) * ulong(tqn::cache::tiles(a.capacity));
   const ulong at = ulong(row) * a.n_heads + head;
-  for (uint i = tid; i < queries * padded_dim; i += kCodedThreads) q[i / padded_dim * kMaxHeadDim + i % padded_dim] = float(q_codes[at * padded_dim + i]);
+  for (uint i = tid; i < queries * padded_dim; i += kCodedThreads)
+    q[i / padded_dim * kMaxHeadDim + i % padded_dim] = float(q_codes[at * padded_dim + i]);
   State states[N];
   float out[N * kThreadChannels];
   TQ_UNROLL
@@ -239,8 +240,8 @@ TQ_INSTANCE(attend_coded_n4, attend_coded, 4)
 kernel void finish_coded(constant CodedArgs& c [[buffer(0)]], device const float* q [[buffer(1)]], device const float* k [[buffer(2)]],
                          device const float* v [[buffer(3)]], device const int* positions [[buffer(4)]],
                          device const float* partials [[buffer(5)]], device const float* sinks [[buffer(6)]],
-                         device const float* signs [[buffer(7)]], device const float* hartley [[buffer(8)]], device float* out [[buffer(9)]],
-                         TQ_IDS) {
+                         device const float* signs [[buffer(7)]], device const float* hartley [[buffer(8)]],
+                         device float* out [[buffer(9)]], TQ_IDS) {
   TQ_SHARED(float, first, kMaxHeadDim + kMaxHeadDim / 32);
   TQ_SHARED(float, second, kMaxHeadDim + kMaxHeadDim / 32);
   TQ_SHARED(float, partial, kCodedSimds);

@@ -11,7 +11,7 @@ TQ_CONSTANT uint kPitch = kDepth + 4;                           // floats of a r
 
 using namespace tq;
 
-#define TQ_DENSE_BUFFERS                                                                                                     \
+#define TQ_DENSE_BUFFERS                                                                                                       \
   constant LinearArgs &a [[buffer(0)]], device const typename E::Stored *w [[buffer(1)]], device const float *x [[buffer(2)]], \
       device float *y [[buffer(3)]], device const float *bias [[buffer(4)]]
 
@@ -82,8 +82,7 @@ kernel void gemm_dense(TQ_DENSE_BUFFERS, TQ_IDS) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
   TQ_UNROLL
-  for (int i = 0; i < 8; i++)
-    simdgroup_store(acc[i], sums + (token + 8 * uint(i / 4)) * kGemmRows + row + 8 * uint(i % 4), kGemmRows);
+  for (int i = 0; i < 8; i++) simdgroup_store(acc[i], sums + (token + 8 * uint(i / 4)) * kGemmRows + row + 8 * uint(i % 4), kGemmRows);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   for (uint i = tid; i < kGemmRows * kGemmTokens; i += kGemmThreads) {
     const uint t = first_token + i / kGemmRows, r = first_row + i % kGemmRows;

@@ -7,8 +7,8 @@
 
 namespace tq {
 
-TQ_CONSTANT uint kGemmDepth = 64;               // columns at once
-TQ_CONSTANT uint kGemmPitch = kGemmDepth + 8;   // halves of a row in threadgroup memory
+TQ_CONSTANT uint kGemmDepth = 64;                                      // columns at once
+TQ_CONSTANT uint kGemmPitch = kGemmDepth + 8;                          // halves of a row in threadgroup memory
 TQ_CONSTANT uint kGemmItems = kGemmRows * kGemmTokens / kGemmThreads;  // outputs of a thread
 static_assert(kGemmDepth / tqn::kTileCols * 8 == kGemmThreads, "each thread decodes eight rows of a tile");
 

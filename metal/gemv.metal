@@ -1,5 +1,5 @@
-// y = W x for few tokens and packed W. A thread-group multiplies a strip of 64 rows, or one of `splits` parts of its columns, by M tokens: a
-// simdgroup takes eight tiles (32 columns) at a time, four lanes a tile, each lane 16 rows. Products are exact in float: a lane adds at
+// y = W x for few tokens and packed W. A thread-group multiplies a strip of 64 rows, or one of `splits` parts of its columns, by M tokens:
+// a simdgroup takes eight tiles (32 columns) at a time, four lanes a tile, each lane 16 rows. Products are exact in float: a lane adds at
 // most 1024 of them, each below 2^14.
 #include "arguments.h"
 #include "decode.h"
@@ -7,9 +7,9 @@
 
 namespace tq {
 
-TQ_CONSTANT uint kTileQuads = 4;                                // lanes of a tile
-TQ_CONSTANT uint kLaneRows = tqn::kTileRows / kTileQuads;       // rows of a lane
-TQ_CONSTANT uint kSimdTiles = 32 / kTileQuads;                  // tiles of a simdgroup
+TQ_CONSTANT uint kTileQuads = 4;                           // lanes of a tile
+TQ_CONSTANT uint kLaneRows = tqn::kTileRows / kTileQuads;  // rows of a lane
+TQ_CONSTANT uint kSimdTiles = 32 / kTileQuads;             // tiles of a simdgroup
 TQ_CONSTANT uint kGemvSimds = kGemvThreads / 32;
 TQ_CONSTANT uint kStepTiles = kGemvSimds * kSimdTiles;
 static_assert(kStepTiles * tqn::kTileCols == kGemvStepColumns, "a step of a thread-group");
@@ -121,7 +121,8 @@ inline void finish_row(constant LinearArgs& a, uint row, uint r, typename Inputs
   const bool real = r < a.n_out && row < a.rows;
   float extra = 0;
   if (a.flags & kOutliers) {
-    if (real) extra = outlier_part(out_ptr, out_col, out_val, (a.flags & kWideColumns) != 0, r, plain + ulong(row) * a.n_in, part, kTileQuads);
+    if (real)
+      extra = outlier_part(out_ptr, out_col, out_val, (a.flags & kWideColumns) != 0, r, plain + ulong(row) * a.n_in, part, kTileQuads);
     extra = sum_quad(extra);
   }
   if (!real || part != 0) return;
@@ -142,8 +143,8 @@ kernel void gemv(TQ_PACKED_BUFFERS, TQ_IDS) {
   threadgroup_barrier(mem_flags::mem_threadgroup);
   const uint strip = group.x, tiles = a.n_in / tqn::kTileCols, steps = (tiles + kStepTiles - 1) / kStepTiles, row = group.z * M;
   const uint first = steps * group.y / a.splits, last = steps * (group.y + 1) / a.splits;
-  multiply_strip<K, M, Whole>(codes + ulong(strip) * tiles * tqn::tile_bytes(K), tiles, x, a.x_stride, row, a.rows, first, last, table, lane,
-                              sg, sums);
+  multiply_strip<K, M, Whole>(codes + ulong(strip) * tiles * tqn::tile_bytes(K), tiles, x, a.x_stride, row, a.rows, first, last, table,
+                              lane, sg, sums);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   const uint part = tid % kTileQuads;
   for (uint item = tid / kTileQuads; item < M * tqn::kTileRows; item += kGemvThreads / kTileQuads) {
@@ -171,7 +172,7 @@ kernel void finish(TQ_PACKED_BUFFERS, TQ_IDS) {
 TQ_INSTANCE(gemv_finish, finish, true)
 TQ_INSTANCE(gemvf_finish, finish, false)
 
-#define TQ_GEMV(k)                          \
+#define TQ_GEMV(k)                                \
   TQ_INSTANCE(gemv_k##k##_m1, gemv, k, 1, true)   \
   TQ_INSTANCE(gemv_k##k##_m2, gemv, k, 2, true)   \
   TQ_INSTANCE(gemv_k##k##_m4, gemv, k, 4, true)   \
@@ -200,8 +201,8 @@ kernel void experts(constant LinearArgs& a [[buffer(0)]], device const uchar* we
   Table<K>::fill(table, (device const int8_t*)(weights + w.codebook), tid, kGemvThreads);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   const uint strip = group.x, tiles = a.n_in / tqn::kTileCols, end = work.first + work.count;
-  multiply_strip<K, kGroupRows, true>(weights + w.codes + ulong(strip) * tiles * tqn::tile_bytes(K), tiles, x, a.x_stride, work.first, end, 0,
-                                      (tiles + kStepTiles - 1) / kStepTiles, table, lane, sg, sums);
+  multiply_strip<K, kGroupRows, true>(weights + w.codes + ulong(strip) * tiles * tqn::tile_bytes(K), tiles, x, a.x_stride, work.first, end,
+                                      0, (tiles + kStepTiles - 1) / kStepTiles, table, lane, sg, sums);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   const uint part = tid % kTileQuads;
   for (uint item = tid / kTileQuads; item < kGroupRows * tqn::kTileRows; item += kGemvThreads / kTileQuads) {

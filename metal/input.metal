@@ -62,10 +62,10 @@ inline void prepare(constant InputArgs& a, device const float* x, device const f
 
 using namespace tq;
 
-#define TQ_INPUT_BUFFERS                                                                                                               \
-  constant InputArgs &a [[buffer(0)]], device const float *x [[buffer(1)]], device const float *up [[buffer(2)]],                      \
-      device const float *weight [[buffer(3)]], device const int *rows [[buffer(4)]], device const float *signs [[buffer(5)]],         \
-      device const float *hartley [[buffer(6)]], device float *plain [[buffer(7)]], device float *rotated [[buffer(8)]],               \
+#define TQ_INPUT_BUFFERS                                                                                                       \
+  constant InputArgs &a [[buffer(0)]], device const float *x [[buffer(1)]], device const float *up [[buffer(2)]],              \
+      device const float *weight [[buffer(3)]], device const int *rows [[buffer(4)]], device const float *signs [[buffer(5)]], \
+      device const float *hartley [[buffer(6)]], device float *plain [[buffer(7)]], device float *rotated [[buffer(8)]],       \
       device int8_t *quantized [[buffer(9)]], device float *scale [[buffer(10)]], device float *scratch [[buffer(11)]]
 
 template <int Width>

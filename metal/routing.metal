@@ -104,8 +104,7 @@ kernel void combine(constant RouteArgs& a [[buffer(0)]], device const float* x [
   if (column >= a.width) return;
   device float* to = y + ulong(row) * a.width + column;
   float sum = *to;
-  for (uint i = row * a.top_k; i < (row + 1) * a.top_k; i++)
-    sum += a.alpha * weights[i] * x[ulong(place[i]) * a.width + column];
+  for (uint i = row * a.top_k; i < (row + 1) * a.top_k; i++) sum += a.alpha * weights[i] * x[ulong(place[i]) * a.width + column];
   if (a.flags & kShared) {
     const float weight = (a.flags & kSharedLogits) ? 1.0f / (1.0f + exp(-shared_logits[row])) : 1.0f;
     sum += a.alpha * weight * shared[ulong(row) * a.width + column];

@@ -38,15 +38,14 @@ TQ_KERNEL(embed_packed)
 template <class E>
 kernel void embed(constant EmbedArgs& a [[buffer(0)]], device const typename E::Stored* w [[buffer(1)]],
                   device const int* tokens [[buffer(2)]], device float* y [[buffer(3)]], TQ_IDS) {
-  for (uint i = tid; i < a.n; i += kRowThreads)
-    y[ulong(group.x) * a.n + i] = a.scale * E::to_float(w[ulong(tokens[group.x]) * a.n + i]);
+  for (uint i = tid; i < a.n; i += kRowThreads) y[ulong(group.x) * a.n + i] = a.scale * E::to_float(w[ulong(tokens[group.x]) * a.n + i]);
 }
 TQ_INSTANCE(embed_f32, embed, Float32)
 TQ_INSTANCE(embed_f16, embed, Float16)
 TQ_INSTANCE(embed_bf16, embed, BFloat16)
 
 kernel void rms_norm(constant NormArgs& a [[buffer(0)]], device const float* x [[buffer(1)]], device const float* weight [[buffer(2)]],
-                 device float* y [[buffer(3)]], TQ_IDS) {
+                     device float* y [[buffer(3)]], TQ_IDS) {
   TQ_SHARED(float, partial, 32);
   x += ulong(group.x) * a.n, y += ulong(group.x) * a.n;
   const float factor = rms_factor(x, a.n, a.eps, partial, kRowThreads, tid, lane, sg);
@@ -55,7 +54,7 @@ kernel void rms_norm(constant NormArgs& a [[buffer(0)]], device const float* x [
 TQ_KERNEL(rms_norm)
 
 kernel void add_rms_norm(constant NormArgs& a [[buffer(0)]], device const float* x [[buffer(1)]], device const float* weight [[buffer(2)]],
-                     device float* y [[buffer(3)]], TQ_IDS) {
+                         device float* y [[buffer(3)]], TQ_IDS) {
   TQ_SHARED(float, partial, 32);
   x += ulong(group.x) * a.n, y += ulong(group.x) * a.n;
   const float factor = rms_factor(x, a.n, a.eps, partial, kRowThreads, tid, lane, sg);

@@ -154,7 +154,7 @@ TEST("norms, soft cap and embeddings") {
 }
 
 TEST("a list of operations gives the CPU's result, again and again, as a graph and as launches") {
-  for (const int n : {1, 4, 50}) {
+  for (const int n : {1, 4, small_cases() ? 20 : 50}) {
     Rows rows(n);
     rows.outputs = {0, int32_t(n - 1)};
     if (n == 1) rows.outputs = {0};
@@ -306,6 +306,7 @@ TEST("few rows choose their experts on the device, with the result of the way th
     Random random{uint64_t(m.top_k)};
     const std::vector<float> x = random.normals(40 * Mixture::kWidth), expected = m.run(*b, x, 40, 3);
     for (const int n : {1, 3, 9, 32}) {
+      if (small_cases() && (n == 3 || n == 32)) continue;
       const std::vector<float> y = m.run(*b, x, n, 3), on_cpu = m.run(*cpu, x, n, 3);
       const std::vector<float> first_rows(expected.begin(), expected.begin() + std::ptrdiff_t(y.size()));
       const double worst = check::largest_difference(y, first_rows), from_cpu = check::largest_difference(y, on_cpu);

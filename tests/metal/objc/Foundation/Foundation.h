@@ -11,7 +11,8 @@ typedef signed char BOOL;
 
 @protocol NSObject
 @end
-__attribute__((objc_root_class)) @interface NSObject <NSObject>
+__attribute__((objc_root_class))
+@interface NSObject<NSObject>
 + (instancetype)new;
 @end
 @interface NSString : NSObject
