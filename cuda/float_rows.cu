@@ -27,6 +27,12 @@ __device__ inline float4 four(const __nv_bfloat16* p) {
                      __uint_as_float(v.y & 0xFFFF0000u));
 }
 
+// Elements i to i + 3 of an input row of n, whose rows begin anywhere where n is no multiple of four.
+__device__ inline float4 four_of(const float* row, int i, int n) {
+  if (n % 4 == 0) return four(row + i);
+  return make_float4(row[i], i + 1 < n ? row[i + 1] : 0.f, i + 2 < n ? row[i + 2] : 0.f, i + 3 < n ? row[i + 3] : 0.f);
+}
+
 struct RowScales {
   const uint16_t* row = nullptr;
   float all = 1;
@@ -47,7 +53,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 #pragma unroll
     for (int t = 0; t < kTokens; t++) {
       if (t >= tokens) break;
-      const float4 b = four(x + int64_t(first + t) * in.n_in + i);
+      const float4 b = four_of(x + int64_t(first + t) * in.n_in, i, in.n_in);
       sums[t] += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
     }
   }
