@@ -96,6 +96,19 @@ def test_the_table_stays_in_16_bit(references: References) -> None:
     assert make_plan(source, Options(outtype="f32"))[1].dtype == "f32"
 
 
+@pytest.mark.parametrize("outtype", ["f16", "bf16", "f32"])
+def test_the_table_is_read_in_blocks(references: References, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outtype: str) -> None:
+    folder = references.of(CASE["gemma4-e"]).folder
+    whole = convert(folder, tmp_path / "whole.gguf", outtype=outtype)
+    monkeypatch.setattr("turboquant_native.convert.conversion._BLOCK_ROWS", 7)
+    blocks = convert(folder, tmp_path / "blocks.gguf", outtype=outtype)
+    assert whole.read_bytes() == blocks.read_bytes()
+    tables = [np.asarray(_core.GgufFile(str(path)).data(TABLE)) for path in (whole, blocks)]
+    assert tables[0].shape[0] == 96 and np.array_equal(*tables)
+    source = open_source(str(folder), needs_tokenizer=False)
+    np.testing.assert_array_equal(source.read_rows(TABLE, 90, 96), source.read(TABLE)[90:])
+
+
 def test_bits_per_weight_do_not_count_the_table(references: References) -> None:
     source = open_source(str(references.of(CASE["gemma4-e"]).folder), needs_tokenizer=False)
     table = 96 * 7 * 8
