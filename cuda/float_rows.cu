@@ -27,11 +27,17 @@ __device__ inline float4 four(const __nv_bfloat16* p) {
                      __uint_as_float(v.y & 0xFFFF0000u));
 }
 
-// All loads before the first sum: they wait together.
-__device__ inline void add_products(const float4& a, const float* x, int stride, int tokens, float (&sums)[kTokens]) {
+// Elements i to i + 3 of an input row of n, whose rows begin anywhere where n is no multiple of four.
+__device__ inline float4 four_of(const float* row, int i, int n) {
+  if (n % 4 == 0) return four(row + i);
+  return make_float4(row[i], i + 1 < n ? row[i + 1] : 0.f, i + 2 < n ? row[i + 2] : 0.f, i + 3 < n ? row[i + 3] : 0.f);
+}
+
+// All loads before the first sum: they wait together. x: rows of n.
+__device__ inline void add_products(const float4& a, const float* x, int i, int n, int tokens, float (&sums)[kTokens]) {
   float4 b[kTokens];
 #pragma unroll
-  for (int t = 0; t < kTokens; t++) b[t] = t < tokens ? four(x + t * stride) : make_float4(0, 0, 0, 0);
+  for (int t = 0; t < kTokens; t++) b[t] = t < tokens ? four_of(x + t * n, i, n) : make_float4(0, 0, 0, 0);
 #pragma unroll
   for (int t = 0; t < kTokens; t++) sums[t] += a.x * b[t].x + a.y * b[t].y + a.z * b[t].z + a.w * b[t].w;
 }
@@ -52,7 +58,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   const int tokens = min(kTokens, in.rows - first);
   float sums[kTokens] = {};
   for (int i = 4 * lane; i < in.n_in; i += 4 * 32) {
-    add_products(four(w + i), x + int64_t(first) * in.n_in + i, in.n_in, tokens, sums);
+    add_products(four(w + i), x + int64_t(first) * in.n_in, i, in.n_in, tokens, sums);
   }
   const float scale = scales.row ? scales.all * half_value(scales.row[row]) : 1.f;
 #pragma unroll
@@ -76,7 +82,7 @@ __global__ void __launch_bounds__(kWarps * 32) narrow_kernel(const char* weights
   float sums[kTokens] = {};
 #pragma unroll 4
   for (int i = 4 * threadIdx.x; i < in.n_in; i += 4 * kWarps * 32) {
-    add_products(four(w + i), x + int64_t(first) * in.n_in + i, in.n_in, tokens, sums);
+    add_products(four(w + i), x + int64_t(first) * in.n_in, i, in.n_in, tokens, sums);
   }
 #pragma unroll
   for (int t = 0; t < kTokens; t++) {

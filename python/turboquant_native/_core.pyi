@@ -108,8 +108,8 @@ class GgufFile:
     def metadata(self) -> dict[str, Any]:
         """Key -> bool, int, float, str or list; bytes of strings that are no UTF-8 as surrogate escapes."""
     def attention_layers(self) -> list[tuple[int, int, int]]:
-        """(n_kv_heads, head_dim, window) of each layer; window 0: the layer sees everything. Raises FormatError and UnsupportedError as
-        opening the model does."""
+        """(n_kv_heads, head_dim, window) of each layer that has keys of its own; window 0: it sees everything. Raises FormatError and
+        UnsupportedError as opening the model does."""
     def tensors(self) -> list[tuple[str, int, tuple[int, ...]]]:
         """(name, ggml type number, shape in NumPy order), in file order."""
     def places(self) -> list[tuple[str, int, int]]:

@@ -20,7 +20,7 @@ from turboquant_native.api.fit import ModelFile
 from turboquant_native.calibrate.request import Request
 from turboquant_native.calibrate.widths import WidthChooser
 from turboquant_native.common.errors import ConvertError
-from turboquant_native.convert.conversion import Options, make_plan
+from turboquant_native.convert.conversion import Options, make_plan, write_model
 from turboquant_native.convert.sources import open_source
 
 CASE = {case.name: case for case in CASES}
@@ -96,6 +96,19 @@ def test_the_table_stays_in_16_bit(references: References) -> None:
     assert make_plan(source, Options(outtype="f32"))[1].dtype == "f32"
 
 
+@pytest.mark.parametrize("outtype", ["f16", "bf16", "f32"])
+def test_the_table_is_read_in_blocks(references: References, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outtype: str) -> None:
+    folder = references.of(CASE["gemma4-e"]).folder
+    whole = convert(folder, tmp_path / "whole.gguf", outtype=outtype)
+    monkeypatch.setattr("turboquant_native.convert.conversion._BLOCK_ROWS", 7)
+    blocks = convert(folder, tmp_path / "blocks.gguf", outtype=outtype)
+    assert whole.read_bytes() == blocks.read_bytes()
+    tables = [np.asarray(_core.GgufFile(str(path)).data(TABLE)) for path in (whole, blocks)]
+    assert tables[0].shape[0] == 96 and np.array_equal(*tables)
+    source = open_source(str(folder), needs_tokenizer=False)
+    np.testing.assert_array_equal(source.read_rows(TABLE, 90, 96), source.read(TABLE)[90:])
+
+
 def test_bits_per_weight_do_not_count_the_table(references: References) -> None:
     source = open_source(str(references.of(CASE["gemma4-e"]).folder), needs_tokenizer=False)
     table = 96 * 7 * 8
@@ -104,6 +117,28 @@ def test_bits_per_weight_do_not_count_the_table(references: References) -> None:
     assert sum(tensor.bytes for tensor in plan) - 2 * table <= 8.0 * (source.parameters - table) / 8
     with pytest.raises(ConvertError, match="at its smallest widths"):
         WidthChooser(source, Options(), Request(bpw=2.0)).check()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("attention.shared_kv_layers", 7, "no layer before layer 0 has keys that it could share"),
+        ("attention.shared_kv_layers", 6, "no layer before layer 2 has keys that it could share"),
+        ("attention.shared_kv_layers", 8, "expected 0 to 7"),
+        ("attention.shared_kv_layers", 1, "missing tensors: blk.3.attn_k.weight"),
+        ("embedding_length_per_layer_input", 9, r"per_layer_token_embd.weight has the shape \(96, 56\), expected \(96, 63\)"),
+        ("embedding_length_per_layer_input", 1 << 40, "embedding_length_per_layer_input is 1099511627776"),
+        ("feed_forward_length", [80] * 6, "has 6 numbers for 7 layers"),
+        ("expert_count", 4, "expert_count is 4, which takes 84 tensors|missing"),
+    ],
+)
+def test_hostile_files(references: References, tmp_path: Path, key: str, value: Any, message: str) -> None:
+    source = open_source(str(references.of(CASE["gemma4-e"]).folder), needs_tokenizer=False)
+    plan = make_plan(source, Options(outtype="f32"))
+    source.hyperparameters[key] = value
+    write_model(source, plan, tmp_path / "out.gguf")
+    with pytest.raises((_core.FormatError, _core.UnsupportedError), match=message):
+        _core.Model(str(tmp_path / "out.gguf"))
 
 
 def test_checkpoints_hold_keys_that_nobody_reads(references: References, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from .sources import Source
 
 TYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _FP16_MAX = 65504.0
+_BLOCK_ROWS = 4096
 _EMBED_BITS = 8  # where nobody measured what fewer cost
 _KEPT = (PER_LAYER_TABLE, ".per_layer_model_proj.weight", ".inp_gate.weight", ".proj.weight")  # in 16 bit unless options name them
 # Rounds one matrix: (name, w, spec, progress) -> the result. Calibration passes its own.
@@ -261,6 +262,17 @@ def _cast(source: Source, tensor: TensorPlan, w: NDArray[np.float32]) -> NDArray
     return w.astype(np.float16)
 
 
+def _cast_in_blocks(source: Source, tensor: TensorPlan) -> NDArray[Any]:
+    """The same for a table of which all rows at once, in float32, would be the largest thing in memory by far."""
+    types: dict[str, type[np.generic]] = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
+    out = np.empty(tensor.shape, types[tensor.dtype])
+    for first in range(0, len(out), _BLOCK_ROWS):
+        block = source.read_rows(tensor.name, first, min(first + _BLOCK_ROWS, len(out)))
+        check_finite(source, tensor.name, block)
+        out[first : first + len(block)] = _cast(source, tensor, block)
+    return out
+
+
 def write_model(
     source: Source,
     plan: Sequence[TensorPlan],
@@ -320,6 +332,9 @@ def _write_tensor(
     rounder: Rounder,
     progress: Callable[[int], None],
 ) -> None:
+    if tensor.name == PER_LAYER_TABLE:
+        writer.add_tensor(tensor.name, _cast_in_blocks(source, tensor), bf16=tensor.dtype == "bf16")
+        return
     w = source.read(tensor.name)
     check_finite(source, tensor.name, w)
     if tensor.spec is None:

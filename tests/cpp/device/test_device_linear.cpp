@@ -145,10 +145,10 @@ TEST("several matrices of several formats share an input; bias, alpha and the re
 TEST("dense matrices of every type") {
   for (const auto type : {kernels::DType::f32, kernels::DType::f16, kernels::DType::bf16})
     for (const Precision precision : {Precision::int8, Precision::f32})
-      for (const int rows : {1, 8, 9, 200}) {
+      for (const auto& [rows, n_in] : {std::pair<int, int64_t>{1, 580}, {8, 580}, {9, 580}, {200, 580}, {3, 6}, {9, 577}}) {
         const auto b = device_backend(precision);
         Random random{uint64_t(rows)};
-        const int64_t n_out = 150, n_in = 580;
+        const int64_t n_out = 150;
         const Dense w(random, n_out, n_in, type);
         const std::vector<float> x = random.normals(rows * n_in), y = device_product(*b, {w.host}, x, rows);
         double worst = 0;

@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class Source(ABC):
     head: dict[str, Any]
     tokenizer: TokenizerData | None
     shapes: dict[str, Shape]
+    _pieces: dict[str, Piece]
     _scales: dict[str, Piece]  # what is multiplied into other tensors
     _opened: dict[Path, FileState]
 
@@ -96,6 +97,10 @@ class Source(ABC):
         """A tensor in its final orientation and convention, float32; peak memory is this tensor."""
         w, scale = self._read(name), self._scales.get(scale_of(name) or "")
         return w if scale is None else folded(name, w, self._read_piece(scale))
+
+    def read_rows(self, name: str, first: int, stop: int) -> NDArray[np.float32]:
+        """Rows [first, stop) of a matrix that is stored as it is."""
+        return self._read_piece(replace(self._pieces[name], rows=(first, stop)))
 
     @abstractmethod
     def _read(self, name: str) -> NDArray[np.float32]:
