@@ -27,11 +27,11 @@ __device__ inline float4 four(const __nv_bfloat16* p) {
                      __uint_as_float(v.y & 0xFFFF0000u));
 }
 
-// All loads before the first sum: they wait together.
+// All loads before the first sum, without a branch between them: they wait together. Sums beyond the tokens mean nothing.
 __device__ inline void add_products(const float4& a, const float* x, int stride, int tokens, float (&sums)[kTokens]) {
   float4 b[kTokens];
 #pragma unroll
-  for (int t = 0; t < kTokens; t++) b[t] = t < tokens ? four(x + t * stride) : make_float4(0, 0, 0, 0);
+  for (int t = 0; t < kTokens; t++) b[t] = four(x + int64_t(min(t, tokens - 1)) * stride);
 #pragma unroll
   for (int t = 0; t < kTokens; t++) sums[t] += a.x * b[t].x + a.y * b[t].y + a.z * b[t].z + a.w * b[t].w;
 }
