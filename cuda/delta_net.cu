@@ -12,7 +12,7 @@ namespace {
 constexpr int kConvWarps = 8;
 constexpr int kColumnLanes = 8;  // lanes that share a column of the state
 constexpr int kTokens = 16;      // rows brought to shared memory at once
-constexpr int kRecurThreads = 256;
+constexpr int recur_threads(int lane_columns) { return DeltaNetShape::kBlockColumns / lane_columns * kColumnLanes; }  // at most
 
 // The row `back` places before place i of the order, if it is of the same slot; else -1.
 __device__ inline int row_before(const DeltaNetView& v, int i, int back, int slot) {
@@ -21,20 +21,25 @@ __device__ inline int row_before(const DeltaNetView& v, int i, int back, int slo
   return v.batch.slots[row] == slot ? row : -1;
 }
 
-// A channel behind the convolution and silu. Inputs of positions before the batch's come from the state.
-__device__ inline float convolved(const DeltaNetView& v, int i, int row, int channel) {
+// A lane's channels of a head, first + 32 j + lane, behind the convolution and silu; 0 beyond the n of the head. Inputs of positions before
+// the batch's come from the state.
+template <int V>
+__device__ inline void convolve(const DeltaNetView& v, int i, int row, int first, int n, int lane, float (&total)[V]) {
   const int64_t width = v.shape.conv_width();
   const int slot = v.batch.slots[row], position = v.batch.positions[row], kept = v.shape.taps - 1;
   const float* recent = v.state + slot * v.shape.state_floats();
-  float total = 0;
-  for (int tap = 0; tap <= kept; tap++) {
-    const int back = kept - tap;
-    if (position < back) continue;
-    const int before = row_before(v, i, back, slot);
-    const float x = before >= 0 ? v.qkv[before * width + channel] : recent[(position - back) % kept * width + channel];
-    total = fmaf(v.conv[tap * width + channel], x, total);
+#pragma unroll
+  for (int j = 0; j < V; j++) total[j] = 0;
+  for (int tap = max(0, kept - position); tap <= kept; tap++) {
+    const int back = kept - tap, before = row_before(v, i, back, slot);
+    const float* x = (before >= 0 ? v.qkv + before * width : recent + (position - back) % kept * width) + first + lane;
+    const float* weight = v.conv + tap * width + first + lane;
+#pragma unroll
+    for (int j = 0; j < V; j++)
+      if (j * 32 + lane < n) total[j] = fmaf(weight[j * 32], x[j * 32], total[j]);
   }
-  return total / (1 + expf(-total));
+#pragma unroll
+  for (int j = 0; j < V; j++) total[j] /= 1 + expf(-total[j]);
 }
 
 // V: elements of a head in a lane. Queries and keys become x / sqrt(sum(x^2) + eps), queries are divided by sqrt(key_dim) as well.
@@ -45,12 +50,9 @@ __device__ inline void convolve_head(const DeltaNetView& v, int i, int head, int
   const int n = normed ? s.key_dim : s.value_dim, row = v.order[i];
   const int first = normed ? head * n : int(2 * s.key_width()) + (head - 2 * s.n_key_heads) * n;
   float x[V], squares = 0;
+  convolve(v, i, row, first, n, lane, x);
 #pragma unroll
-  for (int j = 0; j < V; j++) {
-    const int d = j * 32 + lane;
-    x[j] = d < n ? convolved(v, i, row, first + d) : 0.f;
-    squares = fmaf(x[j], x[j], squares);
-  }
+  for (int j = 0; j < V; j++) squares = fmaf(x[j], x[j], squares);
   float factor = 1;
   if (normed) factor = 1 / sqrtf(warp_sum(squares) + kDeltaNormEps);
   if (head < s.n_key_heads) factor /= sqrtf(float(n));
@@ -101,6 +103,10 @@ struct Block {
 };
 
 __device__ inline void copy_async(float* to, const float* from, int n, int lane) {
+  if (n % 4 == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+    for (int i = 4 * lane; i < n; i += 4 * 32) __pipeline_memcpy_async(to + i, from + i, 4 * sizeof(float));
+    return;
+  }
   for (int i = lane; i < n; i += 32) __pipeline_memcpy_async(to + i, from + i, sizeof(float));
 }
 
@@ -134,12 +140,16 @@ __device__ inline void write_results(const DeltaNetView& v, const Block& b, cons
   }
 }
 
-// Both sums over the lanes of a column.
-__device__ inline void column_sums(float& x, float& y) {
+// All sums over the lanes of a column.
+template <int N>
+__device__ inline void column_sums(float (&x)[N]) {
 #pragma unroll
   for (int d = 1; d < kColumnLanes; d *= 2) {
-    const float other_x = __shfl_xor_sync(~0u, x, d), other_y = __shfl_xor_sync(~0u, y, d);
-    x += other_x, y += other_y;
+    float other[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) other[i] = __shfl_xor_sync(~0u, x[i], d);
+#pragma unroll
+    for (int i = 0; i < N; i++) x[i] += other[i];
   }
 }
 
@@ -172,34 +182,41 @@ __device__ inline float dot(const float (&x)[R], const float (&y)[R]) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// The staged rows, n of them, one after the other. A row's result is summed over the lanes together with what the next row's key finds:
-// nothing waits for it.
-template <int R>
-__device__ inline void recur_rows(const Staged& staged, int which, int n, int own, int lane, float (&state)[R]) {
-  float k[R], q[R], result = 0;
+// The staged rows, n of them, one after the other, for the C columns of a lane from `own` on. A row's results are summed over the lanes
+// together with what the next row's key finds: nothing waits for them.
+template <int R, int C>
+__device__ inline void recur_rows(const Staged& staged, int which, int n, int own, int lane, float (&state)[C][R]) {
+  float k[R], q[R], sums[2 * C] = {};  // of a row: what its key finds; then the results of the row before
   load_elements(staged.k(which, 0), lane, k);
   for (int t = 0; t < n; t++) {
     load_elements(staged.q(which, t), lane, q);
-    const float decay = staged.gates(which, t)[0], beta = staged.gates(which, t)[1], value = staged.v(which, t)[own];
-    float known = dot(state, k);
-    column_sums(known, result);
-    if (t > 0 && lane == 0) staged.out(t - 1)[own] = result;
-    const float delta = beta * (value - decay * known);
+    const float decay = staged.gates(which, t)[0], beta = staged.gates(which, t)[1];
 #pragma unroll
-    for (int j = 0; j < R; j++) state[j] = fmaf(k[j], delta, decay * state[j]);
+    for (int c = 0; c < C; c++) sums[c] = dot(state[c], k);
+    column_sums(sums);
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+      if (t > 0 && lane == c) staged.out(t - 1)[own + c] = sums[C + c];
+      const float delta = beta * (staged.v(which, t)[own + c] - decay * sums[c]);
+#pragma unroll
+      for (int j = 0; j < R; j++) state[c][j] = fmaf(k[j], delta, decay * state[c][j]);
+    }
     load_elements(staged.k(which, min(t + 1, kTokens - 1)), lane, k);
-    result = dot(state, q);
+#pragma unroll
+    for (int c = 0; c < C; c++) sums[C + c] = dot(state[c], q);
   }
-  float nothing = 0;
-  column_sums(nothing, result);
-  if (lane == 0) staged.out(n - 1)[own] = result;
+  column_sums(sums);
+#pragma unroll
+  for (int c = 0; c < C; c++)
+    if (lane == c) staged.out(n - 1)[own + c] = sums[C + c];
 }
 
-template <int R>
-__global__ void __launch_bounds__(kRecurThreads) recur_kernel(const __grid_constant__ DeltaNetView v) {
+// R: elements of a column in a lane; C: columns of a lane.
+template <int R, int C>
+__global__ void __launch_bounds__(recur_threads(C)) recur_kernel(const __grid_constant__ DeltaNetView v) {
   extern __shared__ float shared[];
   const DeltaNetShape& s = v.shape;
-  const int columns = blockDim.x / kColumnLanes, lane = threadIdx.x % kColumnLanes, own = threadIdx.x / kColumnLanes;
+  const int columns = blockDim.x / kColumnLanes * C, lane = threadIdx.x % kColumnLanes, own = threadIdx.x / kColumnLanes * C;
   const Block b{int(blockIdx.x), s.key_head(int(blockIdx.x)), int(blockIdx.y) * columns, v.sequences[blockIdx.z]};
   if (b.run.count == 0) return;
   const Staged staged{kColumnLanes * R, columns, shared};
@@ -209,9 +226,12 @@ __global__ void __launch_bounds__(kRecurThreads) recur_kernel(const __grid_const
   const int block_first = column / DeltaNetShape::kBlockColumns * DeltaNetShape::kBlockColumns, stride = s.block_columns(block_first);
   float* block = v.state + v.batch.slots[first_row] * s.state_floats() + s.block_at(b.head, block_first) + column - block_first;
   const auto row_of = [lane](int j) { return (j / 4 * kColumnLanes + lane) * 4 + j % 4; };
-  float state[R];
+  float state[C][R];
 #pragma unroll
-  for (int j = 0; j < R; j++) state[j] = begins || column >= s.value_dim || row_of(j) >= s.key_dim ? 0.f : block[row_of(j) * stride];
+  for (int j = 0; j < R; j++)
+#pragma unroll
+    for (int c = 0; c < C; c++)
+      state[c][j] = begins || column + c >= s.value_dim || row_of(j) >= s.key_dim ? 0.f : block[row_of(j) * stride + c];
   for (int i = threadIdx.x; i < 2 * Staged::floats(staged.keys, columns); i += blockDim.x) shared[i] = 0;  // beyond keys and columns
   __syncthreads();
   await_inputs();
@@ -230,21 +250,23 @@ __global__ void __launch_bounds__(kRecurThreads) recur_kernel(const __grid_const
   }
 #pragma unroll
   for (int j = 0; j < R; j++)
-    if (column < s.value_dim && row_of(j) < s.key_dim) block[row_of(j) * stride] = state[j];
+#pragma unroll
+    for (int c = 0; c < C; c++)
+      if (column + c < s.value_dim && row_of(j) < s.key_dim) block[row_of(j) * stride + c] = state[c][j];
 }
 
-template <int R>
+// Blocks of a state's 32 columns, or of 16 where those would leave processors idle.
+template <int R, int C>
 void recur(const DeltaNetView& v, int n_sequences, cudaStream_t stream) {
   const DeltaNetShape& s = v.shape;
-  // Blocks of 32 columns read queries and keys half as often; with 16 they are twice as many.
-  constexpr int kWide = kRecurThreads / kColumnLanes;
+  constexpr int kWide = DeltaNetShape::kBlockColumns;
   const int wide_blocks = s.n_value_heads * n_sequences * ((s.value_dim + kWide - 1) / kWide);
-  const int columns = wide_blocks >= device_limits().processors ? kWide : kWide / 2;
+  const int columns = 2 * wide_blocks >= device_limits().processors ? kWide : kWide / 2;
   const int64_t bytes = Staged::all_floats(kColumnLanes * R, columns) * int64_t(sizeof(float));
-  allow_shared(recur_kernel<R>, bytes);
-  launch_dependent("delta_net", recur_kernel<R>,
+  allow_shared(recur_kernel<R, C>, bytes);
+  launch_dependent("delta_net", recur_kernel<R, C>,
                    dim3(unsigned(s.n_value_heads), unsigned((s.value_dim + columns - 1) / columns), unsigned(n_sequences)),
-                   unsigned(columns * kColumnLanes), bytes, stream, v);
+                   unsigned(columns / C * kColumnLanes), bytes, stream, v);
 }
 
 }  // namespace
@@ -254,11 +276,11 @@ void delta_net(const DeltaNetView& v, int n_sequences, cudaStream_t stream) {
   const int warps = 2 * s.n_key_heads + s.n_value_heads + 1, widest = std::max(s.key_dim, s.value_dim);
   const dim3 grid(unsigned(v.batch.rows), unsigned((warps + kConvWarps - 1) / kConvWarps));
   launch_dependent("convolution", widest <= 128 ? convolve_kernel<4> : convolve_kernel<16>, grid, kConvWarps * 32, 0, stream, v);
-  if (s.key_dim <= 32) return recur<4>(v, n_sequences, stream);
-  if (s.key_dim <= 64) return recur<8>(v, n_sequences, stream);
-  if (s.key_dim <= 128) return recur<16>(v, n_sequences, stream);
-  if (s.key_dim <= 256) return recur<32>(v, n_sequences, stream);
-  recur<64>(v, n_sequences, stream);
+  if (s.key_dim <= 32) return recur<4, 2>(v, n_sequences, stream);
+  if (s.key_dim <= 64) return recur<8, 2>(v, n_sequences, stream);
+  if (s.key_dim <= 128) return recur<16, 2>(v, n_sequences, stream);
+  if (s.key_dim <= 256) return recur<32, 1>(v, n_sequences, stream);
+  recur<64, 1>(v, n_sequences, stream);
 }
 
 }  // namespace tq::cuda

@@ -33,11 +33,12 @@ __device__ inline float4 four_of(const float* row, int i, int n) {
   return make_float4(row[i], i + 1 < n ? row[i + 1] : 0.f, i + 2 < n ? row[i + 2] : 0.f, i + 3 < n ? row[i + 3] : 0.f);
 }
 
-// All loads before the first sum: they wait together. x: rows of n.
+// x: rows of n. All loads before the first sum, without a branch on the token between them: they wait together. Sums beyond the tokens
+// mean nothing.
 __device__ inline void add_products(const float4& a, const float* x, int i, int n, int tokens, float (&sums)[kTokens]) {
   float4 b[kTokens];
 #pragma unroll
-  for (int t = 0; t < kTokens; t++) b[t] = t < tokens ? four_of(x + t * n, i, n) : make_float4(0, 0, 0, 0);
+  for (int t = 0; t < kTokens; t++) b[t] = four_of(x + int64_t(min(t, tokens - 1)) * n, i, n);
 #pragma unroll
   for (int t = 0; t < kTokens; t++) sums[t] += a.x * b[t].x + a.y * b[t].y + a.z * b[t].z + a.w * b[t].w;
 }

@@ -150,7 +150,9 @@ def test_synthetic_models_run(tmp_path, bits):
     "shape",
     [
         synthetic_shapes.RecurrentShape(4, 64, 96, 4, 2, 16, 128, rope_dims=8, n_key_heads=2, n_value_heads=4, state_dim=16),
-        synthetic_shapes.RecurrentShape(2, 64, 96, 4, 2, 16, 128, interval=0, tied=False, n_key_heads=1, n_value_heads=1, state_dim=40),
+        synthetic_shapes.RecurrentShape(
+            2, 64, 96, 4, 2, 16, 128, interval=0, rope_dims=8, tied=False, n_key_heads=1, n_value_heads=1, state_dim=40
+        ),
         synthetic_shapes.GptOssShape(2, 64, 64, 4, 2, 16, 128, n_experts=4, n_used=2),
     ],
     ids=["delta nets and attention", "delta nets alone", "mixture"],

@@ -189,7 +189,7 @@ TEST("rows of slots with uneven lengths over codes: the same bits as each alone"
     }
     return all;
   };
-  const auto cuda = cuda_backend(Precision::f32), cpu = make_cpu_backend({.threads = 1, .precision = Precision::f32});
+  const auto cuda = device_backend(Precision::f32), cpu = make_cpu_backend({.threads = 1, .precision = Precision::f32});
   const std::vector<std::vector<int64_t>> together{{0, 1, 2, 3, 4, 5, 6}}, alone{{0}, {1}, {2}, {3}, {4}, {5}, {6}},
       some{{6, 0, 3}, {5, 1}, {2, 4}};
   const std::vector<float> all = rows_of(*cuda, together);
@@ -202,6 +202,6 @@ TEST("prompts over codes: groups of one to six heads, against the CPU") {
   for (const Case& c : {Case{6, 2, 128, 8, 8, 100}, Case{8, 2, 64, 8, 4, 100}, Case{6, 1, 192, 4, 4, 100}, Case{8, 2, 96, 8, 8, 100}}) {
     const Inputs in(c);
     const std::vector<float> expected = run(*make_cpu_backend({.threads = 1, .precision = Precision::f32}), c, in, {c.rows}).out;
-    CHECK_NEAR(check::largest_difference(run(*cuda_backend(Precision::int8), c, in, {c.rows}).out, expected), 0, 0.1);
+    CHECK_NEAR(check::largest_difference(run(*device_backend(Precision::int8), c, in, {c.rows}).out, expected), 0, 0.1);
   }
 }
