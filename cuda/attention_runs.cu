@@ -1,6 +1,7 @@
-// Attention of prompts: a block takes up to 64 consecutive rows of one slot and one head, and walks the cached keys 64 at a time with an
-// online softmax. Scores and values go through the tensor cores in half precision with float sums; four warps hold 16 queries each. Caches
-// in codes (format/cache.h) are expanded a tile at a time, and leave softmax states that finish_coded() adds each row's own position to.
+// Attention of prompts: a block takes up to 64 consecutive rows of one slot and one or more heads of a group, and walks the cached keys 64
+// at a time with an online softmax. Scores and values go through the tensor cores in half precision with float sums; a warp holds 16
+// queries, four warps a head. Caches in codes (format/cache.h) are expanded a tile at a time, once for all heads of the block, and leave
+// softmax states that finish_coded() adds each row's own position to.
 #include <cmath>
 
 #include "cache_codes.cuh"
@@ -11,7 +12,8 @@
 namespace tq::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kHeadThreads = 128;
+constexpr int kHeadWarps = kHeadThreads / kWarp;
 constexpr int kKeyTile = 64;
 constexpr float kLog2e = 1.4426950408889634f;
 
@@ -24,7 +26,7 @@ __device__ inline uint32_t chunk_at(int row, int chunk) {
 
 template <int D>
 __device__ inline void load_cache(uint32_t to, const uint16_t* rows, int64_t first, int64_t end, int dim) {
-  for (int i = threadIdx.x; i < kKeyTile * D / 8; i += kThreads) {
+  for (int i = threadIdx.x; i < kKeyTile * D / 8; i += int(blockDim.x)) {
     const int row = i / (D / 8), chunk = i % (D / 8);
     const bool real = first + row < end && chunk * 8 < dim;
     copy_async(to + chunk_at<D>(row, chunk), real ? rows + (first + row) * dim + chunk * 8 : rows, real);
@@ -46,7 +48,7 @@ __device__ inline void expand_keys(uint32_t to, const uint8_t* tile, int bits, i
   const int chunks = int(tqn::cache::padded(dim)) / 8;
   const int64_t code_bytes = tqn::cache::code_bytes(bits, dim);
   const auto* words = reinterpret_cast<const uint32_t*>(tile);
-  for (int i = threadIdx.x; i < kKeyTile * D / 8; i += kThreads) {
+  for (int i = threadIdx.x; i < kKeyTile * D / 8; i += int(blockDim.x)) {
     const int row = i % kKeyTile, chunk = i / kKeyTile;
     uint32_t values[2] = {}, halves[4];
     if (chunk < chunks) {
@@ -65,7 +67,7 @@ template <int D>
 __device__ inline void expand_values(uint32_t to, const uint8_t* tile, int bits, int count, int dim) {
   const int chunks = int(tqn::cache::padded(dim)) / 8;
   const int64_t code_bytes = tqn::cache::code_bytes(bits, dim);
-  for (int i = threadIdx.x; i < kKeyTile / 2 * D / 8; i += kThreads) {
+  for (int i = threadIdx.x; i < kKeyTile / 2 * D / 8; i += int(blockDim.x)) {
     const int pair = i % (kKeyTile / 2), chunk = i / (kKeyTile / 2);
     uint4 codes = {};
     if (chunk < chunks) codes = reinterpret_cast<const uint4*>(tile)[(bits == 8 ? chunk : chunk / 2) * (kKeyTile / 2) + pair];
@@ -108,10 +110,11 @@ __device__ inline uint32_t pack(float a, float b) {
   return *reinterpret_cast<const uint32_t*>(&h);
 }
 
+// Each head's threads load its queries.
 template <int D>
 __device__ inline void load_queries(char* to, const AttentionView& a, int head, QueryRun run) {
   const int dim = a.shape.head_dim;
-  for (int i = threadIdx.x; i < kQueryTile * D / 2; i += kThreads) {
+  for (int i = threadIdx.x % kHeadThreads; i < kQueryTile * D / 2; i += kHeadThreads) {
     const int row = i / (D / 2), d = i % (D / 2) * 2;
     const bool real = row < run.count && d < dim;
     const float* q = a.q + (int64_t(run.first_row + row) * a.shape.n_heads + head) * dim + d;
@@ -128,7 +131,7 @@ struct Rows {
 
 template <int D>
 __device__ inline void score_tile(uint32_t q, uint32_t k, float (&s)[8][4]) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp % kHeadWarps;
 #pragma unroll
   for (int c = 0; c < D / 16; c++) {
     uint32_t a[4];
@@ -196,7 +199,7 @@ __device__ inline void add_values(const float (&p)[8][4], uint32_t v, Rows<D>& r
 
 template <int D, bool Coded>
 __device__ inline void write_rows(const AttentionView& a, int head, QueryRun run, Rows<D>& rows) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, dim = a.shape.head_dim;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp % kHeadWarps, dim = a.shape.head_dim;
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     float sum = rows.sum[h];
@@ -223,14 +226,16 @@ struct Launch {
   int k_bits, v_bits;
 };
 
-template <int D, bool Coded>
-__global__ void __launch_bounds__(kThreads) runs_kernel(const __grid_constant__ Launch l) {
+// `Heads` heads of a group a block, side by side in its threads.
+template <int D, bool Coded, int Heads>
+__global__ void __launch_bounds__(Heads* kHeadThreads) runs_kernel(const __grid_constant__ Launch l) {
   extern __shared__ __align__(128) char shared[];
   constexpr uint32_t tile = kKeyTile * D * 2;
-  const uint32_t q = shared_address(shared), k = q + tile, v = k + tile;
+  const uint32_t side = threadIdx.x / kHeadThreads * tile, k = shared_address(shared), v = k + tile, q = v + tile + side;
   const AttentionView& a = l.a;
   const QueryRun run = l.runs[blockIdx.y];
-  const int head = blockIdx.x, dim = a.shape.head_dim, kv_head = head / (a.shape.n_heads / a.shape.n_kv_heads);
+  const int head = int(blockIdx.x) * Heads + int(threadIdx.x) / kHeadThreads, dim = a.shape.head_dim,
+            kv_head = head / (a.shape.n_heads / a.shape.n_kv_heads);
   const int64_t position = a.batch.positions[run.first_row], end = position + run.count;
   const int64_t cached_head = int64_t(a.batch.slots[run.first_row]) * a.shape.n_kv_heads + kv_head;
   const auto side_of = [&](const void* cache, int bits) {
@@ -241,7 +246,7 @@ __global__ void __launch_bounds__(kThreads) runs_kernel(const __grid_constant__ 
   int64_t first = a.window > 0 ? max(position + 1 - a.window, int64_t(0)) / kKeyTile * kKeyTile : 0;
   load_side<D, Coded>(k, keys, true, first, end, dim);
   load_side<D, Coded>(v, values, false, first, end, dim);
-  load_queries<D>(shared, a, head, run);
+  load_queries<D>(shared + 2 * tile + side, a, head, run);
   Rows<D> rows = {};
   rows.max[0] = rows.max[1] = -INFINITY;
   for (; first < end; first += kKeyTile) {
@@ -251,7 +256,7 @@ __global__ void __launch_bounds__(kThreads) runs_kernel(const __grid_constant__ 
     score_tile<D>(q, k, s);
     __syncthreads();
     load_side<D, Coded>(k, keys, true, first + kKeyTile, end, dim);
-    mask_tile<Coded>(a, s, first, position + threadIdx.x / kWarp * 16);
+    mask_tile<Coded>(a, s, first, position + threadIdx.x / kWarp % kHeadWarps * 16);
     softmax_tile<D>(s, rows);
     wait_copies<1>();
     __syncthreads();
@@ -263,12 +268,27 @@ __global__ void __launch_bounds__(kThreads) runs_kernel(const __grid_constant__ 
   write_rows<D, Coded>(a, head, run, rows);
 }
 
+constexpr int64_t shared_bytes(int d, int heads) { return int64_t(2 + heads) * kKeyTile * d * 2; }
+
+template <int D, bool Coded, int Heads>
+void launch(const Launch& l, int n_runs, cudaStream_t stream) {
+  constexpr int64_t bytes = shared_bytes(D, Heads);
+  allow_shared(runs_kernel<D, Coded, Heads>, bytes);
+  runs_kernel<D, Coded, Heads><<<dim3(l.a.shape.n_heads / Heads, n_runs), Heads * kHeadThreads, bytes, stream>>>(l);
+  check_launch("attend_runs");
+}
+
+// Heads share the expansion of a tile of codes where the group and the device allow it. More than these would leave a thread too few
+// registers.
 template <int D, bool Coded>
 void launch(const Launch& l, int n_runs, cudaStream_t stream) {
-  constexpr int bytes = 3 * kKeyTile * D * 2;
-  allow_shared(runs_kernel<D, Coded>, bytes);
-  runs_kernel<D, Coded><<<dim3(l.a.shape.n_heads, n_runs), kThreads, bytes, stream>>>(l);
-  check_launch("attend_runs");
+  constexpr int kHeads = Coded ? D <= 64 ? 4 : 2 : 1;
+  const int group = l.a.shape.n_heads / l.a.shape.n_kv_heads;
+  const auto fits = [&](int heads) { return group % heads == 0 && shared_bytes(D, heads) <= device_limits().shared_bytes; };
+  if (kHeads > 1 && fits(kHeads)) return launch<D, Coded, kHeads>(l, n_runs, stream);
+  if constexpr (kHeads > 2)
+    if (fits(2)) return launch<D, Coded, 2>(l, n_runs, stream);
+  launch<D, Coded, 1>(l, n_runs, stream);
 }
 
 template <bool Coded>

@@ -9,10 +9,12 @@ import pytest
 from test_scheduler import generated, work
 from turboquant_native import Llama, _core
 from turboquant_native._core import FormatError
-from turboquant_native.engine.cache_budget import LEVELS, draft_depth
+from turboquant_native.engine.cache_budget import draft_depth
+from turboquant_native.engine.cache_types import bears, budget_levels
 from turboquant_native.engine.engine import Engine
 from turboquant_native.engine.work import Evaluation
 
+LEVELS = budget_levels("llama", "f16")
 HEADER, RECORD = 32, 56  # bytes of a saved state's header, and for each layer (cpp/model/saved_state.cpp)
 
 
@@ -218,6 +220,13 @@ def test_caches_of_codes_lose_further_bits(tiny_tqn):
         ask(engine, 0, 1, 2)
         assert len(engine.scheduler.budget.kept) == 0
         engine.close()
+
+
+def test_keys_get_four_bits_only_where_that_was_measured_to_be_bearable():
+    assert LEVELS == ("f16", "k8v8", "k8v4", "k4v4")
+    assert budget_levels("qwen2", "f16") == budget_levels("gemma2", "f16") == ("f16", "k8v8", "k8v4")
+    assert budget_levels("qwen2", "k4v8") == ("k4v8", "k4v4"), "whoever asked for such keys has them already"
+    assert not bears("qwen2", "k4v8") and bears("qwen2", "k8v4") and bears("llama", "k4v4")
 
 
 def test_drafts_get_shorter_the_more_sequences_generate(tiny_tqn):

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import _core
+from .cache_types import budget_levels
 from .handle import Handle
 from .slots import Slot
 from .snapshots import Snapshots
 from .tokens import Tokens, common_prefix
 
-LEVELS = ("f16", "k8v8", "k8v4", "k4v4")  # from most bytes to fewest; values lose bits before keys, which need them more
 _DRAFTED_ROWS = 16  # tokens of drafts that a pass may carry where several requests run
 _WORTH = 16  # tokens; evaluating so few again costs less than taking them from elsewhere
 
@@ -21,7 +21,7 @@ class Kept:
     """A prefix outside the slots.
 
     Attributes:
-        tokens: (n,) what it holds. state: as `_core.Context.save` wrote it, at one of the LEVELS, or at the context's own type.
+        tokens: (n,) what it holds. state: as `_core.Context.save` wrote it.
         level: the state's place in `CacheBudget.levels`. used: when it was last used, as slots count it.
     """
 
@@ -49,12 +49,15 @@ class CacheBudget:
 
     Args:
         budget: bytes; ValueError when one full sequence exceeds it.
-        context: gives the present context, which may change.
+        context: gives the present context, which may change. architecture: its model's.
+
+    Attributes:
+        levels: the types of cache that prefixes go through, the context's own first.
     """
 
-    def __init__(self, budget: int, context: Callable[[], _core.Context]) -> None:
+    def __init__(self, budget: int, context: Callable[[], _core.Context], architecture: str) -> None:
         self.budget, self._context = budget, context
-        self.levels = (context().cache, *_coarser(context().cache))
+        self.levels = budget_levels(architecture, context().cache)
         self.kept: list[Kept] = []
         self.changes = Changes()
         least = self.bytes_of(context().n_ctx)
@@ -183,16 +186,6 @@ class CacheBudget:
 
 def _level(each: Slot | Kept) -> int:
     return 0 if isinstance(each, Slot) else each.level
-
-
-def _coarser(own: str) -> tuple[str, ...]:
-    """The levels that have fewer bits than a context's own type, and more in neither keys nor values."""
-    k, v = _bits(own)
-    return tuple(name for name in LEVELS if name != own and _bits(name)[0] <= k and _bits(name)[1] <= v)
-
-
-def _bits(name: str) -> tuple[int, int]:
-    return (int(name[1]), int(name[3])) if name[0] == "k" else (int(name[1:]), int(name[1:]))
 
 
 def draft_depth(running: int) -> int | None:

@@ -11,6 +11,11 @@ MEASURED = "measured"  # cache_type's name for auto, which measured_choice() mak
 # smallest type whose mean KL divergence from float16 stayed below .004.
 _MEASURED: dict[tuple[str, int], str] = {("llama", 64): "k8v8", ("qwen2", 64): "k8v8"}
 
+# What a cache budget goes through, from most bytes to fewest; values lose bits before keys, which need them more.
+_LEVELS = ("f16", "k8v8", "k8v4", "k4v4")
+_FOUR_BIT_KEYS = ("llama",)  # architectures that were measured to bear them
+_NO_FOUR_BIT_KEYS = ("qwen2",)  # and not to: their keys have large means, which a token's one scale must span
+
 # llama.cpp's numbers and names. Types that the core lacks get the next one with no fewer bits.
 _NUMBERS = {0: "f32", 1: "f16", 30: "f32", 8: "8", 6: "8", 7: "8", 2: "4", 3: "4", 20: "4"}
 _NAMES = {"f32": "f32", "f16": "f16", "bf16": "f32", "q8_0": "8", "q5_0": "8", "q5_1": "8", "q4_0": "4", "q4_1": "4", "iq4_nl": "4"}
@@ -47,6 +52,23 @@ def measured_choice(architecture: str, head_dims: Iterable[int]) -> str:
     """The one of CHOICES that suits a model: f16 where models of its architecture and size of heads were not measured."""
     found = {_MEASURED.get((architecture, dim), "f16") for dim in head_dims}
     return found.pop() if len(found) == 1 else "f16"
+
+
+def budget_levels(architecture: str, own: str) -> tuple[str, ...]:
+    """The types that prefixes of a context of type `own` go through, that first: with fewer bits in keys or values and more in neither.
+    Keys get 4 bits only where that was measured to be bearable."""
+    k, v = _bits(own)
+    levels = [name for name in _LEVELS if name != own and _bits(name)[0] <= k and _bits(name)[1] <= v]
+    return (own, *(name for name in levels if _bits(name)[0] > 4 or k == 4 or architecture in _FOUR_BIT_KEYS))
+
+
+def bears(architecture: str, cache: str) -> bool:
+    """Whether nothing speaks against a type of cache: False where it was measured to take a model's sense."""
+    return not (cache.startswith("k4") and architecture in _NO_FOUR_BIT_KEYS)
+
+
+def _bits(name: str) -> tuple[int, int]:
+    return (int(name[1]), int(name[3])) if name[0] == "k" else (int(name[1:]), int(name[1:]))
 
 
 def _known(argument: str, value: int | str | None) -> str:

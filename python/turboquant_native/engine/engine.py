@@ -1,12 +1,13 @@
 """A model that is open and ready: the core's model, one context, the vocabulary, and the scheduler that everything goes through."""
 
+import logging
 import os
 import random
 import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .cache_types import MEASURED, measured_choice
+from .cache_types import MEASURED, bears, measured_choice
 from .generation import Generation, Limits
 from .head import read_head
 from .pace import Pace
@@ -18,6 +19,8 @@ from .work import Completing, Evaluation, Rows
 
 if TYPE_CHECKING:
     from .. import _core
+
+logger = logging.getLogger(__name__)
 
 RANDOM_SEED = 0xFFFFFFFF  # llama.cpp's number for "draw one"
 _CPU_SECONDS = 2e-11  # a prompt token's time for each parameter, on a slow processor
@@ -66,10 +69,15 @@ class Engine:
         if isinstance(model, str):
             model = _core.Model(os.fsencode(model), device=device, threads=threads, precision=precision, lock_memory=lock_memory)
         self.core = model
+        architecture = str(model.config["architecture"])
         if cache == MEASURED:
             layers = model.config["layers"]
-            choice = measured_choice(model.config["architecture"], (layer["head_dim"] for layer in layers if "head_dim" in layer))
+            choice = measured_choice(architecture, (layer["head_dim"] for layer in layers if "head_dim" in layer))
             cache = "auto" if choice == "f16" else choice
+        if not bears(architecture, cache):
+            logger.warning(
+                "keys in 4 bits (%s): models of the architecture %s were measured to lose their sense with them", cache, architecture
+            )
         self.head = read_head(model.file, int(model.config["n_embd"]))  # None: the model does not score
 
         def open_context(slots: int) -> _core.Context:
@@ -79,7 +87,7 @@ class Engine:
             return context
 
         guess = self.core.parameters * _CPU_SECONDS if device.startswith("cpu") else 0.0
-        self.scheduler = Scheduler(open_context, n_slots, max_slots, queue_limit, Pace(n_batch, guess), cache_budget)
+        self.scheduler = Scheduler(open_context, n_slots, max_slots, queue_limit, Pace(n_batch, guess), cache_budget, architecture)
         self.metadata: dict[str, Any] = self.core.file.metadata
         self.vocabulary = Vocabulary(self.metadata, self.n_vocab)
 
