@@ -1,13 +1,14 @@
 """Other libraries' quantization beside ours: the same model, the same texts, bits a weight of the whole file.
 
-    python benchmarks/baselines.py FOLDER TEXT [TEXT ...] --work DIR [--calib FILE] [--only NAME ...]
+    python benchmarks/baselines.py FOLDER TEXT [TEXT ...] --work DIR [--calib FILE] [--only NAME ...] [--plot FILE --ours DIR]
 
 FOLDER: the model in Hugging Face's form, float32. Every library quantizes the linear layers as its users have it do so; what its matrices
 stand for is read back, written as an unquantized file of ours, and measured by our engine in float32 as benchmarks/quality.py measures: the
 first 16 windows of 512 tokens, the second half of each scored, against FOLDER itself. Bits count what a file must hold: codes, scales,
 zeros, and whatever a library leaves in 16 bit (embedding, norms). A library that is not installed, or fails, is named with its error. DIR
-keeps the figures (baselines.jsonl). Needs: transformers, and of hqq, optimum-quanto, torchao, bitsandbytes, auto-round, llmcompressor those
-that are to be measured.
+keeps the figures (baselines.jsonl). The plot (matplotlib) shows them for the first TEXT, with those of benchmarks/tuning.py in --ours and
+llama.cpp's from docs/research/quality.md. Needs: transformers, and of hqq, optimum-quanto, torchao, bitsandbytes, auto-round, llmcompressor
+those that are to be measured.
 """
 
 import argparse
@@ -29,6 +30,17 @@ from turboquant_native.evaluate.evaluation import CachedReference, LiveReference
 
 WINDOWS, CTX = 16, 512
 SAMPLES = 128  # calibration windows
+# Type: bits a weight of the file, KLD on WikiText; the model padded to llama.cpp's blocks, an importance matrix from the same text.
+LLAMA_CPP = {
+    "IQ2_S": (3.11, 1.59),
+    "IQ2_M": (3.27, 1.17),
+    "IQ3_XXS": (3.52, 0.744),
+    "Q2_K": (3.66, 0.863),
+    "IQ3_S": (4.06, 0.408),
+    "Q3_K_S": (4.06, 0.491),
+    "Q3_K_M": (4.40, 0.236),
+    "IQ4_XS": (4.71, 0.127),
+}
 
 
 @dataclass
@@ -290,6 +302,27 @@ class Bench:
             print(f"| {r['name']} | {r['bpw']:.2f} | {r['linear_bpw']:.2f} | {r['text']} | {figures} | {r['seconds']:.0f} |")
 
 
+def plot(results: list[dict[str, Any]], ours: list[dict[str, Any]], text: str, target: Path) -> None:
+    """Loss against bits, both of the whole file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    series: dict[str, list[tuple[float, float]]] = {"llama.cpp": list(LLAMA_CPP.values())}
+    for r in ours:
+        if r["text"] == text:
+            series.setdefault(f"ours, {r['case']}", []).append((r["bpw"], r["kld_mean"]))
+    for r in results:
+        if r.get("text") == text:
+            series.setdefault(r["name"].split(" ")[0], []).append((r["bpw"], r["kld_mean"]))
+    for name, points in series.items():
+        line = "-" if name.startswith("ours") else ":"
+        axes.plot(*zip(*sorted(points), strict=True), line, marker="o" if name.startswith("ours") else "s", label=name)
+    axes.set(xlabel="bits a weight, whole file", ylabel=f"KL divergence on {text}, nats a token", yscale="log")
+    axes.legend(fontsize="small")
+    figure.savefig(target)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="model, Hugging Face's form")
@@ -298,6 +331,8 @@ def main() -> None:
     parser.add_argument("--calib", type=Path, help="text for those that need some")
     parser.add_argument("--device", default="cpu", help="where libraries compute")
     parser.add_argument("--only", nargs="*", default=list(CASES), metavar="NAME", help="cases whose names begin so")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw loss against bits")
+    parser.add_argument("--ours", type=Path, metavar="DIR", help="--work of benchmarks/tuning.py, for the plot")
     args = parser.parse_args()
     bench = Bench(args)
     for name in [name for name in CASES if any(name.startswith(wanted) for wanted in args.only)]:
@@ -309,6 +344,9 @@ def main() -> None:
             traceback.print_exc()
             bench._note({"name": name, "failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]})
     bench.table()
+    if args.plot:
+        log = args.ours / "tuning.jsonl" if args.ours else None
+        plot(bench.results, [json.loads(line) for line in log.read_text().splitlines()] if log else [], args.texts[0].name, args.plot)
 
 
 if __name__ == "__main__":
