@@ -116,8 +116,8 @@ def _engine_and_file(threads: int) -> tuple[float, float]:
         with ContainerWriter(path, shape.architecture) as out:
             for key, value in shape.metadata().items():
                 out.add_metadata(key, value)
-            for name, length, value in shape.vectors():
-                out.add_tensor(name, np.full(length, value, np.float32))
+            for name, sizes, value in shape.tensors():
+                out.add_tensor(name, np.full(sizes, value, np.float32))
             for name, n_out, n_in in shape.matrices():
                 out.add_tensor(name, np.full((n_out, n_in), 0.01, np.float32))
             size = out.finish()
