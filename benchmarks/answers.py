@@ -61,19 +61,24 @@ def main() -> None:
     parser.add_argument("faq", type=Path)
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL.gguf")
     parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--questions", type=int, help="of the test (default: all)")
     parser.add_argument("--max-tokens", type=int, default=256)
     args = parser.parse_args()
     pairs = questions_and_answers(args.faq.read_text(encoding="utf-8"))
     chosen = [pairs[i][0] for i in np.linspace(0, len(pairs) - 1, min(args.prompts, len(pairs))).round().astype(int)]
-    print("| file | answers | tokens: mean | median | at the limit | questions | right +- SE | right, by length +- SE |\n|" + "---|" * 8)
+    print("| file | answers | tokens: mean | median | at the limit |\n|" + "---|" * 5)
     for path in args.models:
-        test = evaluate(_core.Model(str(path), precision="f32"), test_of(pairs))
         took = np.array(lengths(path, chosen, args.max_tokens))
-        print(
-            f"| {path.name} | {len(took)} | {took.mean():.0f} | {np.median(took):.0f} | {(took >= args.max_tokens).mean():.2f} | "
-            f"{test.questions} | {test.accuracy:.3f} +- {test.accuracy_se:.3f} | {test.accuracy_norm:.3f} +- {test.accuracy_norm_se:.3f} |",
-            flush=True,
+        limited = (took >= args.max_tokens).mean()
+        print(f"| {path.name} | {len(took)} | {took.mean():.0f} | {np.median(took):.0f} | {limited:.2f} |", flush=True)
+    print("\n| file | questions | right +- SE | by length +- SE |\n|" + "---|" * 4)
+    for path in args.models:
+        test = evaluate(_core.Model(str(path)), test_of(pairs)[: args.questions])
+        right, by_length = (
+            f"{value:.3f} +- {error:.3f}"
+            for value, error in ((test.accuracy, test.accuracy_se), (test.accuracy_norm, test.accuracy_norm_se))
         )
+        print(f"| {path.name} | {test.questions} | {right} | {by_length} |", flush=True)
 
 
 if __name__ == "__main__":

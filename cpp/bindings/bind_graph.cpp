@@ -15,10 +15,11 @@ class GraphDescriber {
     const CacheElements elements = cache_elements(model, CacheType::automatic);
     for (const LayerConfig& layer : c_.layers) states_.emplace_back(backend_, state_shape(layer, elements), 1, 1);
     planes_ = allocate_planes(backend_, c_, {.first_layer = 0, .last_layer = c_.n_layers(), .rows = 1, .logit_rows = 1});
-    names_ = {{planes_.x.get(), "x"},           {planes_.q.get(), "q"},       {planes_.k.get(), "k"},
-              {planes_.v.get(), "v"},           {planes_.gate.get(), "gate"}, {planes_.attended.get(), "attended"},
-              {planes_.branch.get(), "branch"}, {planes_.up.get(), "up"},     {planes_.logits.get(), "logits"},
-              {planes_.output_gate.get(), "output_gate"}};
+    names_ = {{planes_.x.get(), "x"},           {planes_.q.get(), "q"},
+              {planes_.k.get(), "k"},           {planes_.v.get(), "v"},
+              {planes_.gate.get(), "gate"},     {planes_.attended.get(), "attended"},
+              {planes_.branch.get(), "branch"}, {planes_.up.get(), "up"},
+              {planes_.logits.get(), "logits"}, {planes_.output_gate.get(), "output_gate"}};
     const Graph g{c_, model.weights(), planes_, n_ctx};
     parts_.resize(size_t(c_.n_layers()) + 2);
     add_embedding(parts_.front(), g);
@@ -41,7 +42,7 @@ class GraphDescriber {
   static py::object name(const Buffer* b) { return b ? py::object(py::str(b->name)) : py::none(); }
   const char* name(const Plane& plane) const {
     const auto found = names_.find(plane.buffer);
-    if (found == names_.end()) throw unknown("a plane");
+    if (found == names_.end()) throw unknown("planes of recurrent layers");
     return found->second;
   }
   static const char* name(GatedActivation activation) {
