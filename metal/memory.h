@@ -1,7 +1,5 @@
 // A backend's memory, with its owner and its account.
 #pragma once
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 
@@ -18,12 +16,12 @@ struct Context {
   ~Context() {
     if (inherited()) (void)nothing.release(), (void)device.release();
   }
-  bool inherited() const { return process != int(getpid()); }
+  bool inherited() const { return process != system::process_id(); }
 
   std::unique_ptr<Device> device;
   std::unique_ptr<Memory> nothing;  // bound where a kernel needs no buffer
   std::atomic<int64_t> bytes{0};    // allocated
-  const int process = int(getpid());
+  const int process = system::process_id();
 };
 using ContextPtr = std::shared_ptr<Context>;
 

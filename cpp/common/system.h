@@ -16,6 +16,9 @@ void unmap_file(std::span<const uint8_t> bytes);
 void prefetch(std::span<const uint8_t> bytes);
 // Keeps the bytes in memory; false where the system refuses.
 bool lock_in_memory(std::span<const uint8_t> bytes);
+// Gives whole pages of ordinary memory back to the system; what they held is lost, later they read as zeros or as before. Where the system
+// cannot, nothing happens.
+void discard(std::span<uint8_t> bytes);
 
 // "libNAME.so", or what the system calls a library of that name.
 std::string library_name(const std::string& name);

@@ -69,6 +69,16 @@ void prefetch(std::span<const uint8_t> bytes) {
 
 bool lock_in_memory(std::span<const uint8_t> bytes) { return !bytes.empty() && ::mlock(bytes.data(), bytes.size()) == 0; }
 
+void discard(std::span<uint8_t> bytes) {
+#if defined(__linux__)
+  const uintptr_t page = uintptr_t(::sysconf(_SC_PAGESIZE)), at = reinterpret_cast<uintptr_t>(bytes.data());
+  const uintptr_t first = (at + page - 1) / page * page, last = (at + bytes.size()) / page * page;
+  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);  // a refusal costs only memory
+#else
+  (void)bytes;
+#endif
+}
+
 std::string library_name(const std::string& name) {
 #if defined(__APPLE__)
   return "lib" + name + ".dylib";

@@ -77,6 +77,8 @@ void prefetch(std::span<const uint8_t> bytes) {
 
 bool lock_in_memory(std::span<const uint8_t> bytes) { return !bytes.empty() && ::VirtualLock(writable(bytes), bytes.size()); }
 
+void discard(std::span<uint8_t>) {}
+
 std::string library_name(const std::string& name) { return name + ".dll"; }
 
 void* load_library(const std::string& path, std::string& why) {

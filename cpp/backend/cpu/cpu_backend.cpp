@@ -1,9 +1,4 @@
 // The CPU backend: programs are lists of steps that a pool of threads runs in one parallel region.
-#ifdef __linux__
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
-
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -12,6 +7,7 @@
 
 #include "backend/cpu/step.h"
 #include "backend/cpu/thread_choice.h"
+#include "common/system.h"
 #include "common/cpu_count.h"
 #include "common/error.h"
 #include "common/fork_mutex.h"
@@ -79,13 +75,9 @@ class CpuBackend final : public Backend {
     std::memcpy(data<uint8_t>(&to) + to_offset, data<uint8_t>(&from) + from_offset, size_t(bytes));
   }
 
-#ifdef __linux__
   void discard(Buffer& buffer, int64_t offset, int64_t bytes) override {
-    const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE)), at = reinterpret_cast<uintptr_t>(data<uint8_t>(&buffer) + offset);
-    const uintptr_t first = (at + page - 1) / page * page, last = (at + uintptr_t(bytes)) / page * page;
-    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);  // whole pages; a refusal costs only memory
+    system::discard({data<uint8_t>(&buffer) + offset, size_t(bytes)});
   }
-#endif
 
   std::unique_ptr<Program> prepare(std::vector<Op> ops, int64_t max_rows) override {
     auto program = std::make_unique<CpuProgram>();
