@@ -27,7 +27,7 @@ class Target:
     @property
     def system(self) -> str:
         """linux, macos or windows"""
-        return self.zig.split("-")[1]
+        return self.zig.split("-")[1].split(".")[0]
 
 
 _LLVM = ("libc++", "libc++abi", "libunwind", "compiler-rt")
