@@ -7,10 +7,10 @@
 
 #include "backend/cpu/step.h"
 #include "backend/cpu/thread_choice.h"
-#include "common/system.h"
 #include "common/cpu_count.h"
 #include "common/error.h"
 #include "common/fork_mutex.h"
+#include "common/system.h"
 #include "format/cache.h"
 
 namespace tq::cpu {
