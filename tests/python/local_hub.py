@@ -61,4 +61,5 @@ def serve(folder: Path) -> Iterator[str]:
 
 def environment(endpoint: str, home: Path) -> dict[str, str]:
     """For a process of its own: huggingface_hub reads its settings when it is imported."""
-    return os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    return os.environ | settings

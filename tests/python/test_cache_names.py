@@ -117,6 +117,7 @@ def test_paths_that_are_no_utf8(tiny_llama_dir: Path, tiny_tqn: Path, tmp_path: 
     assert verify(path).ok and describe(path).path == path
     with Llama(path, n_ctx=32, verbose=False) as llm:
         assert llm.model_path == path and llm("The", max_tokens=2)["model"] == path
+    Llama(os.fsencode(path), n_ctx=32, verbose=False).close()
     with Llama.from_pretrained(str(place / "model"), bits=2, cache_dir=str(place / "cache"), n_ctx=32, verbose=False) as llm:
         assert llm.n_vocab() == 320
     for command in (verify_command, info_command):

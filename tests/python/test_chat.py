@@ -79,6 +79,10 @@ def test_text_parts_are_joined_and_others_refused(chatml):
     assert chatml.create_chat_completion(parts, **GREEDY)["choices"] == chatml.create_chat_completion(MESSAGES, **GREEDY)["choices"]
     with pytest.raises(ValueError, match="message 0 has content of type image_url"):
         chatml.create_chat_completion([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])
+    with pytest.raises(ValueError, match="message 0 has the content part 'fox'; a part is an object"):
+        chatml.create_chat_completion([{"role": "user", "content": ["fox"]}])
+    with pytest.raises(ValueError, match="message 0 has a part without text"):
+        chatml.create_chat_completion([{"role": "user", "content": [{"type": "text"}]}])
     with pytest.raises(ValueError, match="message 1 has no role"):
         chatml.create_chat_completion([*MESSAGES, {"content": "x"}])
 

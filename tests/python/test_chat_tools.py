@@ -210,13 +210,15 @@ def prompt_tokens(llm, **options):
 def folder_with(tmp_path: Path, default: str, others: dict[str, str], way: str) -> Path:
     folder = save_llama(tmp_path / "model", {**LLAMA, "max_position_embeddings": 256})
     (folder / "chat_template.jinja").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
     if way == "additional_chat_templates":
         (folder / "chat_template.jinja").write_text(default)
         (folder / way).mkdir()
         for name, text in others.items():
             (folder / way / f"{name}.jinja").write_text(text)
+        older = [{"name": name, "template": "of another time"} for name in ("default", "tool_use", "json")]  # transformers drops them
+        (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": older}))
         return folder
-    config = json.loads((folder / "tokenizer_config.json").read_text())
     templates = {"default": default, **others}
     named = [{"name": name, "template": text} for name, text in templates.items()]
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": named if way == "list" else templates}))

@@ -10,6 +10,7 @@ import pytest
 from test_convert import convert, fails, leftovers
 from tiny_models import save_llama
 from turboquant_native.calibrate import estimate as estimates
+from turboquant_native.calibrate import plain_estimate as plain
 from turboquant_native.calibrate import request as requests
 from turboquant_native.calibrate.estimate import Estimate, Speed, Stage, Work, estimate
 from turboquant_native.calibrate.request import EFFORTS, Effort
@@ -129,6 +130,32 @@ def test_a_conversion_says_what_it_takes_and_counts_down_once(
     assert all("left in all" in line for line in shown)
     percent = [int(line.split("%")[0]) for line in shown]
     assert percent == sorted(percent) and percent[-1] == 100 and shown[-1].endswith("0:00 left in all")
+
+
+def test_plain_rounding_says_what_it_takes(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    options = ("--effort", "none", "--bits", 4)
+    assert convert(folder, tmp_path / "m.gguf", *options, "--dry-run") == 0
+    table = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.split()[0] for line in table] == ["estimate", "converting", "in"] and leftovers(tmp_path) == []
+    assert convert(folder, tmp_path / "m.gguf", *options) == 0
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[1].startswith("estimate") and shown[3].startswith("in all")
+
+
+def test_the_time_of_plain_rounding_is_its_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain, "_seconds_of_a_weight", lambda bits, threads, device: {4: 2.0, 8: 0.5}[bits])
+    plan = make_plan(open_source(str(folder)), Options())  # layers at 4 bits, the embedding at 8
+    packed = [(tensor.weights, tensor.spec.bits) for tensor in plan if tensor.spec is not None]
+    assert {bits for _, bits in packed} == {4, 8}
+    found = plain.plain_estimate(plan)
+    assert found.seconds == pytest.approx(sum(weights * (2.0 if bits == 4 else 0.5) for weights, bits in packed))
+    assert found.memory > 3 * 4 * max(weights for weights, _ in packed) and found.disk == 2 * sum(tensor.bytes for tensor in plan)
+
+
+def test_plain_rounding_that_does_not_fit_is_refused(folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain, "available_memory", lambda: 1e6)
+    error = fails(capsys, folder, tmp_path / "m.gguf", "--effort", "none", "--bits", 8)
+    assert "of memory, most of it for token_embd.weight; 1 MB are free" in error and leftovers(tmp_path) == []
 
 
 # --- the line

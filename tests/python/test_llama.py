@@ -333,6 +333,8 @@ def test_bad_options_are_named(llm, options, message):
         ({"max_tokens": "9"}, "max_tokens.*'9'"),
         ({"seed": 0.5}, "seed"),
         ({"stop": 5}, "stop"),
+        ({"stop": ["a", 5]}, r"stop.*\['a', 5\]"),
+        ({"stop": b"a"}, "stop.*b'a'"),
         ({"temperature": "hot"}, "temperature.*'hot'"),
         ({"grammar": "root ::= x"}, "LlamaGrammar"),
         ({"logit_bias": [5]}, "logit_bias"),

@@ -63,8 +63,9 @@ def _checked(given: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _text_part(index: int, part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind != "text":
+    if not isinstance(part, dict):
+        raise ValueError(f"message {index} has the content part {part!r}; a part is an object such as {{'type': 'text', 'text': ...}}")
+    if (kind := part.get("type")) != "text":
         raise ValueError(f"message {index} has content of type {kind}; only text is supported")
     if not isinstance(part.get("text"), str):
         raise ValueError(f"message {index} has a part without text")

@@ -204,6 +204,8 @@ def make_generation(session: Session, prompt: Tokens, request: CompletionRequest
     if request.grammar is not None:
         processors.append(request.grammar.processor(session.vocabulary, len(prompt)))
     stop = [request.stop] if isinstance(request.stop, str) else list(request.stop or ())
+    if not all(isinstance(text, str) for text in stop):
+        raise TypeError(f"stop must be a text or several, got {request.stop!r}")
     control = {text: token for text in stop if (token := session.vocabulary.control_token(text)) is not None}
     limits = Limits(
         allowed_tokens(len(prompt), request.max_tokens, session.n_ctx()),

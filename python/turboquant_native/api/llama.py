@@ -97,9 +97,9 @@ class Llama(TextMethods, TokenMethods, ScoreMethods):
             n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads or 0, n_threads_batch=n_threads_batch or 0, n_slots=n_slots, seed=seed
         )
         arguments.check_seed(seed)
-        if not os.path.exists(model_path):
-            raise FileNotFoundError(f"model_path {str(model_path)!r}: no such file")
-        self.model_path = str(model_path)
+        self.model_path = os.fsdecode(model_path)
+        if not os.path.exists(self.model_path):
+            raise FileNotFoundError(f"model_path {self.model_path!r}: no such file")
         self.verbose, self.chat_handler, self.logits_all = verbose, chat_handler, logits_all
         self.pooling_type = arguments.check_pooling(pooling_type)
         self.engine = Engine(

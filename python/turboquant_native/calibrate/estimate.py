@@ -80,21 +80,21 @@ class Speed:
         def normalize() -> None:
             np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1, dtype=np.float64)
 
-        trellis, scalar = (rows.size / _seconds(partial(_core.encode, rows, bits, threads=threads), threads) for bits in (4, 6))
+        trellis, scalar = (rows.size / seconds_of(partial(_core.encode, rows, bits, threads=threads), threads) for bits in (4, 6))
         engine, writing = _engine_and_file(threads)
         return Speed(
             engine=engine,
-            products=2 * square.size * len(square) / _seconds(lambda: square @ square),
-            solving=7 / 3 * len(square) ** 3 / _seconds(lambda: times_definite_inverse(square, hessian)),
-            noise=square.size / _seconds(lambda: rng.standard_normal(square.shape, dtype=np.float32), 1),
-            feedback=len(square) ** 3 / _seconds(lambda: block_feedback(hessian, 0.03)),
+            products=2 * square.size * len(square) / seconds_of(lambda: square @ square),
+            solving=7 / 3 * len(square) ** 3 / seconds_of(lambda: times_definite_inverse(square, hessian)),
+            noise=square.size / seconds_of(lambda: rng.standard_normal(square.shape, dtype=np.float32), 1),
+            feedback=len(square) ** 3 / seconds_of(lambda: block_feedback(hessian, 0.03)),
             encoding={**dict.fromkeys((1, 2, 3, 4), trellis), 6: scalar, 8: 4 * scalar},
             writing=writing,
-            logarithms=logits.size / _seconds(normalize, 1) / 3,
+            logarithms=logits.size / seconds_of(normalize, 1) / 3,
         )
 
 
-def _seconds(work: Callable[[], object], threads: int | None = None, repeats: int = 4) -> float:
+def seconds_of(work: Callable[[], object], threads: int | None = None, repeats: int = 4) -> float:
     """The shortest of some runs, in processor time a thread where it is known how many there are."""
     times = []
     for _ in range(repeats):
@@ -126,7 +126,7 @@ def _engine_and_file(threads: int) -> tuple[float, float]:
         try:
             runner = _core.LayerRunner(model, 512)
             hidden = runner.embed(np.zeros((1, 512), np.int32))
-            return 2 * layer * 512 / _seconds(lambda: runner.layer(0, hidden), threads), writing
+            return 2 * layer * 512 / seconds_of(lambda: runner.layer(0, hidden), threads), writing
         finally:
             model.close()
 
@@ -164,7 +164,7 @@ class Estimate:
         rows = [*self.stages, Stage("in all", self.seconds, self.memory, self.disk)]
         width = max(len(row.name) for row in rows)
         head = f"{'estimate':{width}}  {'time':>8}  {'memory':>9}  {'disk':>9}"
-        lines = [f"{row.name:{width}}  {duration(row.seconds):>8}  {_size(row.memory):>9}  {_size(row.disk):>9}" for row in rows]
+        lines = [f"{row.name:{width}}  {duration(row.seconds):>8}  {size_text(row.memory):>9}  {size_text(row.disk):>9}" for row in rows]
         return "\n".join([head, *lines])
 
     def check(self, folder: Path, effort: str, already: int = 0) -> None:
@@ -172,16 +172,17 @@ class Estimate:
         if self.memory > (available := available_memory()):
             cheaper = "--effort none takes least" if effort == "fast" else "--effort fast takes less, --effort none least"
             raise ConvertError(
-                f"the conversion needs {_size(self.memory)} of memory, {_size(available)} are free: {cheaper}; so do fewer other programs"
+                f"the conversion needs {size_text(self.memory)} of memory, {size_text(available)} are free: {cheaper}; "
+                "so do fewer other programs"
             )
         if self.disk > (free := shutil.disk_usage(folder).free + already):
             raise ConvertError(
-                f"{folder}: the conversion needs {_size(self.disk)} of disk space until it is done, {_size(free)} are free: "
+                f"{folder}: the conversion needs {size_text(self.disk)} of disk space until it is done, {size_text(free)} are free: "
                 f"write to another disk, or with --effort none, which keeps no unquantized copy"
             )
 
 
-def _size(size: float) -> str:
+def size_text(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 

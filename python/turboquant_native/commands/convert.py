@@ -249,15 +249,19 @@ def _is_calibrated(args: argparse.Namespace) -> bool:
 
 def _plain(args: argparse.Namespace, source: "Source", options: "Options") -> None:
     """Every weight rounded for itself, or a file that is not quantized."""
+    from ..calibrate.plain_estimate import check_memory, plain_estimate
     from ..convert.conversion import check_target, make_plan, plain_rounding, plan_table, write_model
 
     plan = make_plan(source, options)
     if args.dry_run:
         print(plan_table(source, plan))
+        if options.outtype is None:
+            print(plain_estimate(plan, args.threads, _device(args)).text())
         return
     check_target(source, args.out, args.overwrite)
+    check_memory(plan)
     if options.outtype is None and not args.quiet:
-        print(_PLAIN_COST, file=sys.stderr)
+        print(f"{_PLAIN_COST}\n{plain_estimate(plan, args.threads, _device(args)).text()}", file=sys.stderr)
     summary = write_model(
         source,
         plan,

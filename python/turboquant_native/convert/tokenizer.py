@@ -115,7 +115,9 @@ def _keys(
 
 
 def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Chat templates by name, from tokenizer_config.json or chat_template.json, chat_template.jinja, additional_chat_templates/*.jinja."""
+    """Chat templates by name, from tokenizer_config.json or chat_template.json, chat_template.jinja, additional_chat_templates/*.jinja.
+
+    A chat_template.jinja replaces all that the JSON files say, as in transformers: their tool_use is of another time."""
     stored, file = config.get("chat_template"), folder / "tokenizer_config.json"
     if not stored:
         file = folder / "chat_template.json"
@@ -123,7 +125,7 @@ def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     found = checked_templates(str(file), _named_templates(stored, file))
     jinja = folder / "chat_template.jinja"
     if is_present(jinja):
-        found["default"] = read_text(jinja)
+        found = {"default": read_text(jinja)}
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         found[path.stem] = read_text(path)
     return checked_templates(str(folder), found)
