@@ -5,6 +5,7 @@
 
 #include "backend/backend.h"
 #include "common/error.h"
+#include "common/system.h"
 #include "device.h"
 
 namespace tq::metal {
