@@ -284,6 +284,7 @@ def test_gguf_tokenizer_fields_of_a_wrong_type(key: str, value: Any) -> None:
         ("tokenizer_config.json", []),
         ("added_tokens.json", {"x": "1"}),
         ("generation_config.json", 3),
+        ("generation_config.json", {"eos_token_id": ["</s>"]}),
         ("chat_template.json", []),
     ],
 )

@@ -161,6 +161,9 @@ def test_mutated_gguf_metadata_is_refused_or_opens(tmp_path: Path, monkeypatch: 
         ({"model_type": "qwen3_moe", **_MOE, "num_experts_per_tok": 5}, "num_experts_per_tok is 5, expected 1 to num_experts, 4"),
         ({"model_type": "qwen3", "sliding_window": 4, "layer_types": ["full_attention"]}, "layer_types has 1 entries"),
         ({"text_config": {"hidden_size": "x"}}, "text_config.hidden_size is 'x'"),
+        ({"eos_token_id": "2"}, "eos_token_id is '2', expected a token's number, or a list of them"),
+        ({"bos_token_id": [1, True]}, "bos_token_id is list, expected a token's number"),
+        ({"pad_token_id": 1.0}, "pad_token_id is 1.0, expected a token's number"),
     ],
 )
 def test_a_refusal_names_field_value_and_what_was_expected(entries: dict[str, Any], message: str) -> None:

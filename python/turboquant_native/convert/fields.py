@@ -72,6 +72,13 @@ def _accept_pattern(value: Any) -> int | list[bool]:
     return int(integer(0, _MAX_LAYERS).accept(value))
 
 
+def _accept_token_ids(value: Any) -> Any:
+    """Ids beyond the vocabulary, -1 among them, are left out later: configs in use have them."""
+    if any(type(one) is not int for one in (value if isinstance(value, list) else [value])):
+        raise ValueError
+    return value
+
+
 def _one_or_each(low: int) -> Rule:
     number = integer(low, _MAX_DIM)
 
@@ -119,6 +126,10 @@ def many(rule: Rule, what: str) -> Rule:
 FLAG, TEXT, OBJECT = Rule("true or false", _accept_flag), Rule("a text", accept_text), Rule("an object", _accept_object)
 _PATTERN = Rule(f"a whole number from 0 to {_MAX_LAYERS}, or true or false for each layer", _accept_pattern)
 _SCALE, _FACTOR, _BASE = number(0, _MAX_SCALE), number(1e-3, _MAX_SCALE), number(1, 1e12)
+
+# Of a config.json and a generation_config.json.
+_TOKEN_IDS = Rule("a token's number, or a list of them", _accept_token_ids, optional=True)
+TOKEN_ID_FIELDS: dict[str, Rule] = {f"{kind}_token_id": _TOKEN_IDS for kind in ("bos", "eos", "unk", "pad")}
 
 # Keys under the architecture's name, in the source and in the file that is written.
 GGUF_FIELDS: dict[str, Rule] = {
@@ -176,6 +187,7 @@ GGUF_FIELDS: dict[str, Rule] = {
 
 _POSITIVE = number(0, _MAX_SCALE, above=True)
 CONFIG_FIELDS: dict[str, Rule] = {
+    **TOKEN_ID_FIELDS,
     "model_type": TEXT,
     "id2label": OBJECT.or_null(),
     "architectures": many(TEXT, "texts").or_null(),

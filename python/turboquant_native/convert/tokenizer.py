@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from ..common.errors import ConvertError
 from ..common.files import is_present, read_optional_json, read_text
 from ..engine.tokenizer_json import TokenizerError, compact, guarded, made_harmless, parsed
-from .fields import FLAG, OBJECT, TEXT, Rule, checked, integer, refused
+from .fields import FLAG, OBJECT, TEXT, TOKEN_ID_FIELDS, Rule, checked, integer, refused
 from .pretokenizers import pre_tokenizer
 from .sentencepiece_model import read_sentencepiece
 from .tokenizer_trial import try_out
@@ -237,7 +237,8 @@ def tokenizer_of_folder(folder: Path, n_vocab: int, model_config: dict[str, Any]
     with _usable(str(path)):
         tokenizer = Tokenizer.from_str(compact(description))
         changed = _merge_declared(folder, tokenizer, _declared_tokens(folder, config, n_vocab), n_vocab)
-    generation = read_optional_json(folder / "generation_config.json")
+    generation_path = folder / "generation_config.json"
+    generation = checked(str(generation_path), TOKEN_ID_FIELDS, read_optional_json(generation_path))
 
     def special(kind: str) -> int | None:
         text = config.get(f"{kind}_token")
