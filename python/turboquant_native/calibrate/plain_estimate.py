@@ -17,8 +17,8 @@ _COPIES = 3  # of the largest tensor in float32: as read, rotated, and what enco
 
 
 def plain_estimate(plan: Sequence[TensorPlan], threads: int = 0, device: str = "cpu") -> Estimate:
-    """Of a conversion that rounds every weight for itself, as `plan` says. Half a second of probing; a GPU, which so little does not fill,
-    is faster than this says."""
+    """Of a conversion that rounds every weight for itself, as `plan` says. Half a second of probing, which a GPU may be
+    too large for: its time was never compared."""
     packed = [(tensor.weights, tensor.spec.bits) for tensor in plan if tensor.spec is not None]
     seconds_of_a_weight = {bits: _seconds_of_a_weight(bits, threads, device) for bits in {bits for _, bits in packed}}
     seconds = sum(weights * seconds_of_a_weight[bits] for weights, bits in packed)
