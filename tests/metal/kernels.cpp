@@ -1,4 +1,5 @@
 // The kernels of metal/ and those that try the shim, compiled as C++. No other header may follow metal_stdlib: MSL's keywords are macros.
+#pragma GCC diagnostic ignored "-Wunused-parameter"  // every kernel has the same parameters; clang hears no option before -Wextra
 #include <metal_stdlib>
 
 #include "attention.metal"

@@ -54,8 +54,8 @@ double attention_difference(const AttentionCase& c, Precision precision) {
     TestPlane freq(b, inv_freq, dims / 2), sinks(b, std::vector<float>(q.begin(), q.begin() + c.heads), c.heads);
     for (const auto& [first, count] : {std::pair{0, c.first_position}, std::pair{c.first_position, c.rows}}) {
       if (count == 0) continue;
-      const auto piece = [&](const std::vector<float>& x, int64_t width) {
-        return std::vector<float>(x.begin() + first * width, x.begin() + (first + count) * width);
+      const auto piece = [from = first, n = count](const std::vector<float>& x, int64_t width) {
+        return std::vector<float>(x.begin() + from * width, x.begin() + (from + n) * width);
       };
       TestPlane pq(b, piece(q, q_width), q_width), pk(b, piece(k, kv_width), kv_width), pv(b, piece(v, kv_width), kv_width),
           out(b, count, q_width);
