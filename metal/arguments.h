@@ -105,13 +105,14 @@ struct InputArgs {
 //   row)  9 out_ptr  10 out_col  11 out_val; grid (rows) of kRowThreads
 // embed_{f32,f16,bf16}    1 w  2 tokens  3 y; grid (rows) of kRowThreads
 struct EmbedArgs {
-  uint32_t n, k, flags;
+  uint32_t n, k, flags, stride, column;  // of a dense matrix: elements of a row, and the first that counts
   float matrix_scale, scale;
   RotationArgs rotation;
 };
 // rms_norm, add_rms_norm  1 x  2 weight (n)  3 y; grid (rows * groups) of kRowThreads; n: width of a group. y = norm(x), or
 //   y = scale * (y + alpha * norm(x))
 // soft_cap        1 x; grid (ceil(count / kRowThreads)); eps is the cap
+// clear           1 x; grid (ceil(count / kRowThreads))
 // scatter_add     1 x (count, n)  2 rows (count)  3 weights (count)  4 y; y[rows[i]] += alpha * weights[i] * x[i], no row twice;
 //   grid (ceil(n / kRowThreads), count) of kRowThreads
 struct NormArgs {
@@ -119,7 +120,7 @@ struct NormArgs {
   float eps, alpha, scale;
 };
 // store_keys_{f16,f32}   1 q  2 k  3 v  4 k_cache  5 v_cache  6 cos  7 sin ((rows, rope_dims / 2))  8 positions  9 slots
-//   10 growth (rows): factors of q; grid (n_heads + n_kv_heads, rows) of 32
+//   10 growth (rows): factors of q; grid (n_heads + n_kv_heads, rows) of 32; without keys and values of its own (n_heads, rows)
 // attend_rows_{f16,f32}_d{1,2,3,4,8}  head_dim up to 64 d
 //   1 q  2 k_cache  3 v_cache  4 positions  5 slots  6 out  7 partials (splits > 1: (rows, n_heads, splits, head_dim + 2))  8 sinks
 //   grid (splits, n_kv_heads * ceil(heads of one / queries_at_once(d)), rows) of kAttentionThreads

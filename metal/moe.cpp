@@ -124,10 +124,10 @@ void MoeRunner::run_shared(const MoeOp& op, int64_t rows) {
   linear_.run(gated, rows, {whole(op.shared_down, w_.moe_shared.at())});
 }
 
-void MoeRunner::run_on_device(const MoeOp& op, const OnDevice& t, int64_t rows) {
+void MoeRunner::run_on_device(const MoeOp& op, const OnDevice& t, const Source& router_source, int64_t rows) {
   const int64_t routes = rows * op.top_k, n_experts = int64_t(op.gate.size()), groups = max_groups(routes, n_experts);
   const RouteMemory route(w_, routes);
-  linear_.run({.x = w_.moe_x.at()}, rows, {whole(op.router, w_.moe_logits.at(), operand(op.router_bias))});
+  linear_.run(router_source, rows, {whole(op.router, w_.moe_logits.at(), operand(op.router_bias))});
   RouteArgs a{};
   a.rows = uint32_t(rows), a.n_experts = uint32_t(n_experts), a.top_k = uint32_t(op.top_k), a.width = uint32_t(op.y.width);
   a.alpha = op.alpha;
@@ -148,23 +148,23 @@ void MoeRunner::run_on_device(const MoeOp& op, const OnDevice& t, int64_t rows) 
          {pieces(op.y.width, kRowThreads), uint32_t(rows)}, kRowThreads);
 }
 
-std::vector<float> MoeRunner::router_logits(const Matrix* router, const Buffer* bias, int64_t rows) {
-  linear_.run({.x = w_.moe_x.at()}, rows, {whole(router, w_.moe_logits.at(), operand(bias))});
+std::vector<float> MoeRunner::router_logits(const Source& source, const Matrix* router, const Buffer* bias, int64_t rows) {
+  linear_.run(source, rows, {whole(router, w_.moe_logits.at(), operand(bias))});
   w_.context->device->wait();
   const float* from = w_.moe_logits.data<float>();
   return {from, from + rows * router->n_out};
 }
 
-MoeRunner::Routes MoeRunner::route(const MoeOp& op, int64_t rows) {
+MoeRunner::Routes MoeRunner::route(const MoeOp& op, const Source& router_source, int64_t rows) {
   const auto n = size_t(per_row(op)), n_experts = op.gate.size() + (op.shared_gate ? 1 : 0);
   std::vector<int32_t> chosen(size_t(rows) * n);
   std::vector<float> weight(chosen.size());
-  std::vector<float> logits = router_logits(op.router, op.router_bias, rows);
+  std::vector<float> logits = router_logits(router_source, op.router, op.router_bias, rows);
   for (size_t r = 0; r < size_t(rows); r++)
     choose_experts(logits.data() + r * size_t(op.router->n_out), op.router->n_out, op.top_k, op.normalize, &chosen[r * n], &weight[r * n]);
   if (op.shared_gate) {
-    const std::vector<float> shared =
-        op.shared_router ? router_logits(op.shared_router, nullptr, rows) : std::vector<float>(size_t(rows), INFINITY);
+    const std::vector<float> shared = op.shared_router ? router_logits({.x = w_.moe_x.at()}, op.shared_router, nullptr, rows)
+                                                       : std::vector<float>(size_t(rows), INFINITY);
     for (size_t r = 0; r < size_t(rows); r++)
       chosen[r * n + n - 1] = int32_t(n_experts) - 1, weight[r * n + n - 1] = shared_expert_weight(shared[r]);
   }
@@ -194,13 +194,14 @@ void MoeRunner::run_expert(const MoeOp& op, const Expert& e, const Routes& route
          {pieces(a.n, kRowThreads), uint32_t(count)}, kRowThreads);
 }
 
-void MoeRunner::run(const MoeOp& op, const Source& source, int64_t rows) {
+void MoeRunner::run(const MoeOp& op, const Source& source, const Source& router_source, int64_t rows) {
   // A plain copy: y, to which the mixture is added, may be the source.
   linear_.prepare(source, rows, op.in.x.width, nullptr, kPlain);
   w_.context->device->copy(w_.plain.at(), w_.moe_x.at(), rows * op.in.x.width * 4);
+  const Source router_x = op.router_in.x.buffer ? router_source : Source{.x = w_.moe_x.at()};
   const auto tables = on_device_.find(&op);
-  if (tables != on_device_.end() && rows <= kDeviceRows) return run_on_device(op, *tables->second, rows);
-  const Routes routes = route(op, rows);
+  if (tables != on_device_.end() && rows <= kDeviceRows) return run_on_device(op, *tables->second, router_x, rows);
+  const Routes routes = route(op, router_x, rows);
   const std::vector<Expert> all = experts(op);
   for (size_t e = 0; e < all.size(); e++) run_expert(op, all[e], routes, e);
 }

@@ -12,7 +12,7 @@ class MoeRunner {
   MoeRunner(Workspace& workspace, LinearRunner& linear) : w_(workspace), linear_(linear) {}
   // Makes room for the mixture; the op must stay where it is.
   void reserve(const MoeOp& op, int64_t max_rows);
-  void run(const MoeOp& op, const Source& source, int64_t rows);
+  void run(const MoeOp& op, const Source& source, const Source& router_source, int64_t rows);  // the latter where the op has router_in
 
  private:
   struct Expert {
@@ -40,11 +40,11 @@ class MoeRunner {
 
   static std::vector<Expert> experts(const MoeOp& op);
   bool make_table(const std::vector<Matrix*>& matrices, Table& table);
-  void run_on_device(const MoeOp& op, const OnDevice& tables, int64_t rows);
+  void run_on_device(const MoeOp& op, const OnDevice& tables, const Source& router_source, int64_t rows);
   void multiply(const Table& table, const Bound& y, int64_t routes, int64_t max_groups, const Buffer* biases);
   void run_shared(const MoeOp& op, int64_t rows);
-  std::vector<float> router_logits(const Matrix* router, const Buffer* bias, int64_t rows);
-  Routes route(const MoeOp& op, int64_t rows);
+  std::vector<float> router_logits(const Source& source, const Matrix* router, const Buffer* bias, int64_t rows);
+  Routes route(const MoeOp& op, const Source& router_source, int64_t rows);
   void run_expert(const MoeOp& op, const Expert& e, const Routes& routes, size_t expert);
 
   Workspace& w_;

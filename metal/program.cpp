@@ -53,6 +53,7 @@ void MetalProgram::reserve() {
     }
     if (op.kind == Op::moe) {
       linear_.reserve_forms(op.moe_op.in.x.width, max_rows_);
+      if (op.moe_op.router_in.x.buffer) linear_.reserve_forms(op.moe_op.router_in.x.width, max_rows_);
       moe_.reserve(op.moe_op, max_rows_);
     }
     if (op.kind != Op::attention) continue;
@@ -131,7 +132,7 @@ void MetalProgram::encode(const Op& op) {
     case Op::top:
       return encode(op.top_op);
     case Op::moe:
-      return moe_.run(op.moe_op, source(op.moe_op.in), rows_);
+      return encode(op.moe_op);
     case Op::delta_net:  // refused above
       return;
   }
@@ -140,7 +141,7 @@ void MetalProgram::encode(const Op& op) {
 void MetalProgram::encode(const EmbedOp& op) {
   const MetalMatrix& m = metal(op.matrix);
   EmbedArgs a{};
-  a.n = uint32_t(m.n_in), a.scale = op.scale;
+  a.n = uint32_t(op.y.width), a.stride = uint32_t(m.n_in), a.column = uint32_t(op.column), a.scale = op.scale;
   if (!m.packed()) {
     const DenseMatrix& w = m.host.dense;
     const char* type = w.type == kernels::DType::f32 ? "f32" : w.type == kernels::DType::f16 ? "f16" : "bf16";
@@ -157,6 +158,15 @@ void MetalProgram::encode(const EmbedOp& op) {
           m.planes.at(outliers ? w.outliers.ptr : nullptr), m.planes.at(outliers ? m.columns() : nullptr),
           m.planes.at(outliers ? w.outliers.val : nullptr)},
          {uint32_t(rows_)}, kRowThreads);
+}
+
+void MetalProgram::encode(const MoeOp& op) {
+  if (!op.add) {
+    NormArgs a{};
+    a.count = uint32_t(rows_ * op.y.width);
+    launch(*w_.context, "clear", a, {at(op.y)}, {pieces(a.count, kRowThreads)}, kRowThreads);
+  }
+  moe_.run(op, source(op.in), op.router_in.x.buffer ? source(op.router_in) : Source{}, rows_);
 }
 
 void MetalProgram::encode(const LinearOp& op) {

@@ -29,6 +29,7 @@ class MetalProgram final : public Program {
   void fill_angles(const Batch& batch);
   void encode(const Op& op);
   void encode(const EmbedOp& op);
+  void encode(const MoeOp& op);
   void encode(const LinearOp& op);
   void encode(const NormOp& op);
   void encode(const AddNormOp& op);

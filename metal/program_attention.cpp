@@ -32,6 +32,7 @@ int64_t coded_rows(const AttentionOp& op) {
 
 void MetalProgram::reserve_attention(const AttentionOp& op) {
   const int64_t dim = op.shape.head_dim;
+  if (!op.k.buffer && op.k_bits > 0) unsupported("layers that share keys and values keep numbers, no codes");
   if (dim > int64_t(kMaxHeadDim)) unsupported("head size " + std::to_string(dim) + " is above " + std::to_string(kMaxHeadDim));
   const int64_t state = op.shape.n_heads * (dim + 2) * 4;
   if (op.k_bits == 0) return w_.states.reserve(std::min(max_rows_, kFewRows) * int64_t(kMaxSplits) * state);
@@ -58,8 +59,8 @@ MetalProgram::AttentionLaunch MetalProgram::prepare(const AttentionOp& op) const
   const Bound nothing = w_.nothing().bound;
   AttentionLaunch l{{},
                     at(op.q),
-                    at(op.k),
-                    at(op.v),
+                    op.k.buffer ? at(op.k) : nothing,
+                    op.k.buffer ? at(op.v) : nothing,
                     memory_of(*op.k_cache).at(),
                     memory_of(*op.v_cache).at(),
                     at(op.out),
@@ -94,7 +95,7 @@ void MetalProgram::attend(const AttentionOp& op, AttentionLaunch& l) {
   AttentionArgs& a = l.args;
   const std::string type = op.cache_f32 ? "f32" : "f16";
   launch(*w_.context, "store_keys_" + type, a, {l.q, l.k, l.v, l.k_cache, l.v_cache, l.cos, l.sin, positions_, slots_, l.growth},
-         {a.n_heads + a.n_kv_heads, uint32_t(rows_)}, 32);
+         {a.n_heads + (op.k.buffer ? a.n_kv_heads : 0), uint32_t(rows_)}, 32);  // without keys: queries alone
   if (attends_by_runs(op))
     return launch(*w_.context, a.head_dim <= 64 ? "attend_runs_64" : "attend_runs_128", a,
                   {l.q, l.k_cache, l.v_cache, positions_, slots_, l.out, runs_at_, l.sinks}, {a.n_heads, uint32_t(runs_.size())},

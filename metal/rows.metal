@@ -38,7 +38,8 @@ TQ_KERNEL(embed_packed)
 template <class E>
 kernel void embed(constant EmbedArgs& a [[buffer(0)]], device const typename E::Stored* w [[buffer(1)]],
                   device const int* tokens [[buffer(2)]], device float* y [[buffer(3)]], TQ_IDS) {
-  for (uint i = tid; i < a.n; i += kRowThreads) y[ulong(group.x) * a.n + i] = a.scale * E::to_float(w[ulong(tokens[group.x]) * a.n + i]);
+  for (uint i = tid; i < a.n; i += kRowThreads) 
+    y[ulong(group.x) * a.n + i] = a.scale * E::to_float(w[ulong(tokens[group.x]) * a.stride + a.column + i]);
 }
 TQ_INSTANCE(embed_f32, embed, Float32)
 TQ_INSTANCE(embed_f16, embed, Float16)
@@ -68,6 +69,12 @@ kernel void soft_cap(constant NormArgs& a [[buffer(0)]], device float* x [[buffe
   if (i < a.count) x[i] = capped(x[i], a.eps);
 }
 TQ_KERNEL(soft_cap)
+
+kernel void clear(constant NormArgs& a [[buffer(0)]], device float* x [[buffer(1)]], TQ_IDS) {
+  const uint i = group.x * kRowThreads + tid;
+  if (i < a.count) x[i] = 0.0f;
+}
+TQ_KERNEL(clear)
 
 kernel void scatter_add(constant NormArgs& a [[buffer(0)]], device const float* x [[buffer(1)]], device const int* rows [[buffer(2)]],
                         device const float* weights [[buffer(3)]], device float* y [[buffer(4)]], TQ_IDS) {
