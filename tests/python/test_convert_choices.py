@@ -79,9 +79,9 @@ def test_options_that_contradict_each_other_are_refused(folder: Path, tmp_path: 
 
 @pytest.mark.parametrize(("text", "size"), [("48MB", 48_000_000), ("1.5 GiB", 1.5 * 2**30), ("48M", 48_000_000), ("90000B", 90_000)])
 def test_sizes_have_units(text: str, size: float) -> None:
-    from turboquant_native.commands.convert import _size
+    from turboquant_native.common.sizes import size_argument
 
-    assert _size(text) == size
+    assert size_argument(text) == size
 
 
 @pytest.mark.parametrize("text", ["48", "48mb", "MB", "-3MB"])

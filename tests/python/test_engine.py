@@ -300,12 +300,14 @@ def test_bad_states_are_refused(model: Model) -> None:
         (b"X" + state[1:], "not a saved state"),
         (state[:-1], "bytes, expected"),
         (state + b"\0", "bytes, expected"),
-        (state[:7] + b"1" + state[8:], "version 1, this release reads version 2"),
-        (state[:8] + b"\x07" + state[9:], "another model"),
-        (state[:16] + (2**40).to_bytes(8, "little") + state[24:], "do not fit n_ctx 32"),
-        (state[:16] + (2**64 - 1).to_bytes(8, "little") + state[24:], "do not fit"),
-        (state[:32] + b"\x07" + state[33:], "its layers remember something else"),
-        (state[:40] + b"\x07" + state[41:], "its cache has another type"),
+        (state[:7] + b"1" + state[8:], "version 1, this release reads version 3"),
+        (state[:8] + b"\x07" + state[9:], "tiles of 7 positions, this release has tiles of 64"),
+        (state[:12] + b"\x07" + state[13:], "codes of version 7, this release has version 1"),
+        (state[:16] + b"\x07" + state[17:], "another model"),
+        (state[:24] + (2**40).to_bytes(8, "little") + state[32:], "1099511627776 positions"),
+        (state[:24] + (2**64 - 1).to_bytes(8, "little") + state[32:], "-1 positions"),
+        (state[:40] + b"\x07" + state[41:], "its layers remember something else"),
+        (state[:48] + b"\x07" + state[49:], "type 7 of cached numbers is unknown"),
     ):
         with pytest.raises(FormatError, match=text):
             context.load(0, damaged)

@@ -18,7 +18,7 @@ from turboquant_native.train.weights import PackedWeight, of_file, of_source  # 
 
 CPU = torch.device("cpu")
 # Architectures with an operation that the student does not have.
-UNKNOWN = ("qwen35", "qwen35moe", "qwen3next")
+UNKNOWN = ("qwen35", "qwen35moe", "qwen3next", "gemma4")  # of Gemma 4: per-layer embeddings, shared caches, a router's own input
 
 
 @pytest.fixture(scope="module")
