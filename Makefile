@@ -102,8 +102,8 @@ test-neon: $(TOOLS)
 	$(CTEST) --test-dir build/neon --output-on-failure -R "test_kernels|test_cache"
 
 build-cuda: $(TOOLS)
-	$(CONFIGURE) -B build/cuda -DTQ_CUDA=ON -DTQ_TESTS=OFF -DCMAKE_CUDA_ARCHITECTURES=90a
-	$(CMAKE) --build build/cuda
+	$(CONFIGURE) -B build/cuda -DTQ_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=90a
+	$(CMAKE) --build build/cuda --target tq_cuda cuda_tests
 
 # Wheels of every system from one Linux machine (docs/wheels.md): WHEEL_TARGETS="linux-x86_64 ..." and WHEEL_PYTHONS="python3.12 ..." choose.
 WHEEL_TARGETS ?= linux-x86_64 linux-aarch64 musl-x86_64 macos-arm64 windows-x86_64

@@ -1,8 +1,8 @@
 // Gated delta nets on the device and on the CPU against the oracle, over several sequences and passes; states that are copied and return.
-#include "cuda_check.h"
+#include "device_check.h"
 #include "format/delta_net.h"
 
-using namespace cuda_check;
+using namespace device_check;
 
 namespace {
 
@@ -114,7 +114,7 @@ std::vector<Places> mixed_passes() {
 }  // namespace
 
 TEST("prompts and tokens of several sequences in one pass equal the oracle") {
-  const auto cpu = make_cpu_backend({.threads = 2}), cuda = cuda_backend(Precision::int8);
+  const auto cpu = make_cpu_backend({.threads = 2}), cuda = device_backend(Precision::int8);
   for (const DeltaNetShape& s : shapes()) {
     const Net net(s);
     std::vector<double> expected[kSlots];
@@ -143,7 +143,7 @@ TEST("prompts and tokens of several sequences in one pass equal the oracle") {
 }
 
 TEST("neither cuts of a prompt nor neighbours in the batch show, to the bit") {
-  const auto b = cuda_backend(Precision::int8);
+  const auto b = device_backend(Precision::int8);
   for (const DeltaNetShape& s : shapes()) {
     const Net net(s);
     Layer layer(*b, net);
@@ -166,7 +166,7 @@ TEST("neither cuts of a prompt nor neighbours in the batch show, to the bit") {
 }
 
 TEST("a state that was copied, within the device or through the host, goes on to the bit") {
-  const auto b = cuda_backend(Precision::int8);
+  const auto b = device_backend(Precision::int8);
   const DeltaNetShape s{2, 4, 128, 128, 4, true};
   const Net net(s);
   Layer layer(*b, net);
@@ -194,7 +194,7 @@ TEST("the heads' norm and attention's output gate equal the CPU's") {
     for (const HostMatrix* host : {&packed.host, &dense.host}) {
       std::vector<float> results[2];
       const std::unique_ptr<Backend> backends[2] = {make_cpu_backend({.threads = 1, .precision = Precision::f32}),
-                                                    cuda_backend(Precision::f32)};
+                                                    device_backend(Precision::f32)};
       for (int i = 0; i < 2; i++) {
         Backend& b = *backends[i];
         const TestPlane heads(b, x, width), gates(b, gate, width), norm(b, weight, 128), y(b, n, 130);
@@ -214,7 +214,7 @@ TEST("the heads' norm and attention's output gate equal the CPU's") {
 }
 
 TEST("heads that are too wide are refused") {
-  const auto b = cuda_backend(Precision::int8);
+  const auto b = device_backend(Precision::int8);
   const Net net({1, 1, 520, 8, 4, false});
   CHECK_THROWS(Layer(*b, net), Cause::unsupported, "heads of 520 elements, at most 512");
 }
