@@ -4,12 +4,10 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <random>
 
-#include "backend/backend.h"
 #include "common/error.h"
-#include "format/reference.h"
+#include "random_matrix.h"
 
 using namespace tq;
 
@@ -35,32 +33,6 @@ double median_seconds(int repeats, const auto& call) {
   return times[size_t(repeats / 2)];
 }
 
-struct RandomMatrix {
-  std::vector<uint8_t> codes;
-  std::vector<uint16_t> row_scale;
-  std::vector<int8_t> codebook;
-  HostMatrix host;
-  RandomMatrix(int64_t n_out, int64_t n_in, int k, uint64_t seed) {
-    tqn::PlaneBytes bytes;
-    tqn::plane_bytes(uint64_t(n_out), uint64_t(n_in), k, &bytes);
-    std::mt19937_64 random{seed};
-    codes.resize(bytes.codes);
-    for (size_t i = 0; i + 8 <= codes.size(); i += 8) {
-      const uint64_t bits = random();
-      std::memcpy(&codes[i], &bits, 8);
-    }
-    row_scale.assign(bytes.row_scale / 2, f32_to_f16(1.f));
-    const auto book = reference::default_codebook(k);
-    codebook.assign(book.begin(), book.end());
-    host.name = "random", host.packed = true;
-    TqnMatrix& w = host.tqn;
-    w.n_out = n_out, w.n_in = n_in, w.k = k, w.codes = codes.data(), w.row_scale = row_scale.data();
-    w.codebook = codebook.empty() ? nullptr : codebook.data(), w.scale = 0.001f;
-    w.rotation = Rotation::hartley_hadamard, w.seed = 5;
-  }
-  RandomMatrix(const RandomMatrix&) = delete;
-};
-
 // Rows of a batch at positions `first` on, in slot 0.
 struct Rows {
   std::vector<int32_t> tokens, positions, slots;
@@ -81,7 +53,7 @@ double empty_pass(Backend& b, const Sizes& s) {
 
 void print_linear(Backend& b, const Sizes& s, int k, int64_t rows) {
   const int64_t weight_bytes = s.n_out * s.n_in * k / 8, copies = std::max<int64_t>(1, s.cold_bytes / weight_bytes);
-  std::vector<std::unique_ptr<RandomMatrix>> hosts;
+  std::vector<std::unique_ptr<bench::RandomMatrix>> hosts;
   std::vector<MatrixPtr> matrices;
   const BufferPtr x = b.allocate(rows * s.n_in * 4), y = b.allocate(rows * s.n_out * 4);
   std::mt19937 random{3};
@@ -91,7 +63,8 @@ void print_linear(Backend& b, const Sizes& s, int k, int64_t rows) {
   b.upload(*x, 0, values.data(), x->bytes);
   std::vector<Op> ops;
   for (int64_t i = 0; i < copies; i++) {
-    hosts.push_back(std::make_unique<RandomMatrix>(s.n_out, s.n_in, k, uint64_t(i)));
+    hosts.push_back(std::make_unique<bench::RandomMatrix>(s.n_out, s.n_in, k, uint64_t(i)));
+    hosts.back()->host.tqn.rotation = Rotation::hartley_hadamard, hosts.back()->host.tqn.seed = 5;
     matrices.push_back(b.matrix(hosts.back()->host));
     Op op{.kind = Op::linear};
     op.linear_op.in.x = {x.get(), s.n_in};

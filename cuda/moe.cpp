@@ -18,13 +18,8 @@ int per_row(const MoeOp& op) { return op.top_k + (op.shared_gate ? 1 : 0); }
 }  // namespace
 
 std::vector<MoeRunner::Expert> MoeRunner::experts(const MoeOp& op) {
-  std::vector<Expert> all;
-  const auto bias = [](const Buffer* table, size_t e, const Matrix* m) { return table ? data(table) + int64_t(e) * m->n_out : nullptr; };
-  for (size_t e = 0; e < op.gate.size(); e++)
-    all.push_back({op.gate[e], op.up[e], op.down[e], bias(op.gate_bias, e, op.gate[e]), bias(op.up_bias, e, op.up[e]),
-                   bias(op.down_bias, e, op.down[e])});
-  if (op.shared_gate) all.push_back({op.shared_gate, op.shared_up, op.shared_down});
-  return all;
+  return experts_of<Expert>(
+      op, [](const Buffer* table, size_t e, const Matrix* m) { return table ? data(table) + int64_t(e) * m->n_out : nullptr; });
 }
 
 void MoeRunner::reserve(const MoeOp& op, int64_t max_rows) {

@@ -44,13 +44,13 @@ TARGETS = {
 class Python:
     """An interpreter of this machine, for whose version a wheel is made.
 
-    version: "312". include: its headers. library: the program or library that exports its API.
+    version: "312". include: its headers. shared_library: the program or library that exports its API.
     """
 
     executable: Path
     version: str
     include: Path
-    library: Path
+    shared_library: Path
 
 
 def interrogate(executable: str) -> Python:
@@ -78,7 +78,7 @@ def headers(python: Python, target: Target, folder: Path) -> Path:
 def import_library(python: Python, zig: Path, folder: Path) -> Path:
     """Windows links by a library of names: those that this machine's interpreter of the same version exports, made by zig's dlltool."""
     folder.mkdir(parents=True, exist_ok=True)
-    with python.library.open("rb") as stream:
+    with python.shared_library.open("rb") as stream:
         table = ELFFile(stream).get_section_by_name(".dynsym")
         symbols = {symbol.name: symbol["st_info"]["type"] for symbol in table.iter_symbols() if symbol["st_shndx"] != "SHN_UNDEF"}
     names = sorted(name for name in symbols if name.startswith(("Py", "_Py")))

@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <vector>
+
+#include "backend/backend.h"
 
 namespace tq {
 
@@ -22,6 +25,18 @@ inline void choose_experts(float* logits, int64_t n, int top_k, bool normalize, 
     logits[best] = -1;  // below every probability
   }
   for (int j = 0; normalize && j < top_k; j++) weights[j] /= chosen;
+}
+
+// The matrices of a mixture's experts, the shared one last, as Expert{gate, up, down, and their three biases}. bias(table, e, m): what
+// expert e adds to the product by m, of a table that may be null.
+template <class Expert, class Bias>
+std::vector<Expert> experts_of(const MoeOp& op, const Bias& bias) {
+  std::vector<Expert> all;
+  for (size_t e = 0; e < op.gate.size(); e++)
+    all.push_back({op.gate[e], op.up[e], op.down[e], bias(op.gate_bias, e, op.gate[e]), bias(op.up_bias, e, op.up[e]),
+                   bias(op.down_bias, e, op.down[e])});
+  if (op.shared_gate) all.push_back({op.shared_gate, op.shared_up, op.shared_down});
+  return all;
 }
 
 // Of the shared expert, from the logit of its own router.

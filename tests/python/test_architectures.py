@@ -629,18 +629,21 @@ def test_8_bits_layer_by_layer(references: Any, tmp_path: Path) -> None:
         hidden = exact.hidden
 
 
-@ONE_EACH
-def test_batches_of_several_sequences_equal_transformers(case: Case, references: Any, tmp_path: Path) -> None:
-    """Rows of three sequences in one pass: a prompt that begins, one that goes on, a single token."""
-    reference = references.of(case)
-    model = _core.Model(str(convert(reference.folder, tmp_path / "out.gguf", outtype="f32")), threads=1, precision="f32")
-    ctx = _core.Context(model, n_ctx=128, n_slots=3)
+def assert_three_sequences(ctx: _core.Context, reference: Reference) -> None:
+    """Rows of three sequences in one pass: a prompt that begins, one that goes on, a single token. ctx: of three slots, empty."""
     ctx.eval(reference.tokens[:13], 0, 1)
     ctx.eval(reference.tokens[:30], 0, 2)
     rows = [(0, p) for p in range(9)] + [(1, p) for p in range(13, 20)] + [(2, 30)]
     slots, positions = (np.array(column, np.int32) for column in zip(*rows, strict=True))
     logits = ctx.forward(reference.tokens[positions], positions, slots, np.arange(len(rows), dtype=np.int32))
     assert_close(logits, reference.logits[positions])
+
+
+@ONE_EACH
+def test_batches_of_several_sequences_equal_transformers(case: Case, references: Any, tmp_path: Path) -> None:
+    reference = references.of(case)
+    model = _core.Model(str(convert(reference.folder, tmp_path / "out.gguf", outtype="f32")), threads=1, precision="f32")
+    assert_three_sequences(_core.Context(model, n_ctx=128, n_slots=3), reference)
 
 
 @ONE_EACH

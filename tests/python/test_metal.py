@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import test_architectures as architectures
-from test_architectures import N_PROMPT, N_TOKENS, ONE_EACH, Case, Reference, References, assert_close, convert
+from test_architectures import N_PROMPT, N_TOKENS, ONE_EACH, Case, Reference, References, assert_close, assert_three_sequences, convert
 from turboquant_native import _core
 
 LIBRARY = os.environ.get("TQ_TEST_METAL_EMULATOR", "")
@@ -87,15 +87,9 @@ def test_packed_weights_and_int8_inputs_equal_the_cpu(case: Case, references: Re
 
 @pytest.mark.parametrize("name", NAMES)
 def test_batches_of_several_sequences(name: str, references: References, tmp_path: Path) -> None:
-    """Rows of three sequences in one pass: a prompt that begins, one that goes on, a single token."""
     reference = references.of(named(name))
     ctx = context(convert(reference.folder, tmp_path / "out.gguf", outtype="f32"), "metal", n_slots=3)
-    ctx.eval(reference.tokens[:13], 0, 1)
-    ctx.eval(reference.tokens[:30], 0, 2)
-    rows = [(0, p) for p in range(9)] + [(1, p) for p in range(13, 20)] + [(2, 30)]
-    slots, positions = (np.array(column, np.int32) for column in zip(*rows, strict=True))
-    logits = ctx.forward(reference.tokens[positions], positions, slots, np.arange(len(rows), dtype=np.int32))
-    assert_close(logits, reference.logits[positions])
+    assert_three_sequences(ctx, reference)
 
 
 @pytest.mark.parametrize("name", NAMES)
