@@ -2,7 +2,9 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,3 +114,44 @@ def page(browser_context, site):
 
     with opened(browser_context, site.url) as page:
         yield page
+
+
+# --- of the server's tests
+
+
+@pytest.fixture(scope="module")
+def llama(chat_model: Path) -> Iterator[Any]:
+    from server_tools import HERMES
+    from turboquant_native import Llama
+
+    with Llama(str(chat_model), n_ctx=512, n_slots=4, n_batch=32, n_threads=1, chat_format=HERMES, verbose=False) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def thinker(chat_model: Path) -> Iterator[Any]:
+    from server_tools import THINKING
+    from turboquant_native import Llama
+
+    with Llama(str(chat_model), n_ctx=512, n_slots=2, n_threads=1, chat_format=THINKING, verbose=False) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def client(llama: Any) -> Iterator[Any]:
+    from starlette.testclient import TestClient
+
+    from turboquant_native.server import Settings, create_app
+
+    with TestClient(create_app(llama, Settings(n_slots=4)), raise_server_exceptions=False) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def thinking_client(thinker: Any) -> Iterator[Any]:
+    from starlette.testclient import TestClient
+
+    from turboquant_native.server import Settings, create_app
+
+    with TestClient(create_app(thinker, Settings(n_slots=2)), raise_server_exceptions=False) as opened:
+        yield opened

@@ -32,9 +32,19 @@ TOOLS = [
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 
 
+COLOURS = {"type": "object", "properties": {"c": {"enum": ["red", "blue"]}}, "required": ["c"]}
+
+
 def ask(text: str = "The quick brown fox", **more: Any) -> dict[str, Any]:
     """A chat with one message, the most likely tokens."""
     return {"messages": [{"role": "user", "content": text}], "temperature": 0, **more}
+
+
+def post(client: Any, path: str, body: Any, status: int = 200, **more: Any) -> Any:
+    """The answer to a request that must end with `status`."""
+    response = client.post(path, json=body, **more)
+    assert response.status_code == status, response.text
+    return response.json() if response.headers["content-type"].startswith("application/json") else response.text
 
 
 class Script:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from test_architectures import CASES, N_PROMPT, N_TOKENS, Case, References, convert
+from architecture_cases import CASES, N_PROMPT, N_TOKENS, Case, References, convert
 from turboquant_native import _core
 
 torch = pytest.importorskip("torch")

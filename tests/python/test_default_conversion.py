@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from test_architectures import CHOSEN, Case, References
+from architecture_cases import CHOSEN, Case, References
 from turboquant_native import _core
 from turboquant_native.commands.convert import main
 from turboquant_native.evaluate.evaluation import divergence, normalize

@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 
 from safetensors.numpy import load_file, save_file
 
-from test_architectures import CASES, N_PROMPT, N_TOKENS, Reference, References, assert_close, convert
+from architecture_cases import CASES, N_PROMPT, N_TOKENS, Reference, References, assert_close, convert
 from turboquant_native import _core
 from turboquant_native.api.fit import ModelFile
 from turboquant_native.calibrate.request import Request

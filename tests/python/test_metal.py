@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import test_architectures as architectures
-from test_architectures import N_PROMPT, N_TOKENS, ONE_EACH, Case, Reference, References, assert_close, assert_three_sequences, convert
+import architecture_cases as architectures
+from architecture_cases import N_PROMPT, N_TOKENS, ONE_EACH, Case, Reference, References, assert_close, assert_three_sequences, convert
 from turboquant_native import _core
 
 LIBRARY = os.environ.get("TQ_TEST_METAL_EMULATOR", "")

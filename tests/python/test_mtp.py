@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 import gguf
 from safetensors.numpy import load_file, save_file
 
-from test_architectures import CASES, Case, Reference, References, assert_close, context
+from architecture_cases import CASES, Case, Reference, References, assert_close, context
 from tiny_models import write_gguf
 from turboquant_native.common.errors import ConvertError
 from turboquant_native.convert.conversion import Options, make_plan, write_model

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from test_architectures import ALL, TOLERANCE, Case, References, convert  # noqa: E402
+from architecture_cases import ALL, TOLERANCE, Case, References, convert  # noqa: E402
 from turboquant_native import _core  # noqa: E402
 from turboquant_native.convert.sources import open_source  # noqa: E402
 from turboquant_native.train.network import Network  # noqa: E402
