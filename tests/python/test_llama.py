@@ -451,6 +451,20 @@ def test_interleaved_streams_do_not_disturb_each_other(llm, monkeypatch):
     alone = [text_of(llm(prompt, **options)) for prompt in prompts]
     llm.reset()
     evaluated = counted(llm, monkeypatch)
+    submit, append, second = llm.engine.scheduler.submit, Slot.append, threading.Event()
+
+    def submitted(work, *args, **kwargs):
+        handle = submit(work, *args, **kwargs)
+        if len(work.tokens) == len(prompts[1]):
+            second.set()
+        return handle
+
+    def held(slot, new):  # the first stream does not end before the second is there, however late this thread is
+        append(slot, new)
+        assert len(evaluated) < options["max_tokens"] // 2 or second.wait(60)
+
+    monkeypatch.setattr(llm.engine.scheduler, "submit", submitted)
+    monkeypatch.setattr(Slot, "append", held)
     streams = [llm(prompt, stream=True, **options) for prompt in prompts]
     texts = ["", ""]
     for pair in zip(*streams, strict=False):
