@@ -18,8 +18,7 @@ LIBRARY = os.environ.get("TQ_TEST_METAL_EMULATOR", "")
 ON_DEVICE = not LIBRARY and _core.backends()["metal"].startswith("available")
 pytestmark = pytest.mark.skipif(not LIBRARY and not ON_DEVICE, reason="TQ_TEST_METAL_EMULATOR does not name an emulator")
 
-RECURRENT = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
-NAMES = ["llama-gqa", "qwen3", "gemma3", "qwen2_moe", "gpt_oss"]
+NAMES = ["llama-gqa", "qwen3", "gemma3", "qwen2_moe", "gpt_oss", "qwen3_5", "qwen3_next"]
 
 
 @pytest.fixture(autouse=True)
@@ -57,10 +56,6 @@ def logits_of(ctx: Any, reference: Reference, n_prompt: int = N_PROMPT, n_tokens
 def test_logits_equal_transformers(case: Case, references: References, tmp_path: Path) -> None:
     reference = references.of(case)
     path = convert(reference.folder, tmp_path / "out.gguf", outtype="f32")
-    if case.model_type in RECURRENT:
-        with pytest.raises(_core.UnsupportedError, match=r"device metal: .*run.* on the CPU only"):
-            context(path, "metal")
-        return
     assert_close(logits_of(context(path, "metal"), reference, n_tokens=N_PROMPT + 6), reference.logits[: N_PROMPT + 6])
 
 
@@ -72,8 +67,6 @@ def test_packed_weights_and_int8_inputs_equal_the_cpu(case: Case, references: Re
     roundings of a model do. In short prompts that is rare; long ones attend in half precision, so that many values do. No way is typically
     further from the float path than the CPU's.
     """
-    if case.model_type in RECURRENT:
-        pytest.skip("recurrent layers are refused")
     reference = references.of(case)
     bits = (1, 2, 3, 4, 6, 8)[len(case.name) % 6]
     path = convert(reference.folder, tmp_path / "out.gguf", bits=bits)
