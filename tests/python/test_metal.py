@@ -36,9 +36,9 @@ def named(name: str) -> Case:
     return next(case for case in architectures.CASES if case.name == name)
 
 
-def context(path: Path, device: str, precision: str = "f32", n_slots: int = 1, cache: str = "auto") -> Any:
+def context(path: Path, device: str, precision: str = "f32", n_slots: int = 1, cache: str = "auto", n_ctx: int = N_TOKENS) -> Any:
     model = _core.Model(str(path), threads=1, precision=precision, device=device)
-    return _core.Context(model, n_ctx=N_TOKENS, n_slots=n_slots, cache=cache)
+    return _core.Context(model, n_ctx=n_ctx, n_slots=n_slots, cache=cache)
 
 
 def typical(rows: np.ndarray) -> float:
@@ -87,14 +87,14 @@ def test_batches_of_several_sequences(name: str, references: References, tmp_pat
 
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_tokens_equal_the_cpu(name: str, references: References, tmp_path: Path) -> None:
-    """Chosen on the device, from a packed model with float inputs."""
+    """Chosen on the device, 128 of them, from a packed model with float inputs."""
     reference = references.of(named(name))
     path = convert(reference.folder, tmp_path / "out.gguf", bits=4)
     chosen = []
     for device in ("cpu", "metal"):
-        ctx = context(path, device)
+        ctx = context(path, device, n_ctx=136)
         best, tokens = ctx.eval_best(reference.tokens[:5], 0), []
-        for i in range(24):
+        for i in range(128):
             tokens.append(int(best[0]["token"]))
             best = ctx.eval_best(np.array(tokens[-1:], np.int32), 5 + i)
         chosen.append(tokens)
@@ -124,6 +124,22 @@ def test_caches_in_codes_equal_the_cpu(cache: str, name: str, references: Refere
     for metal in (whole, pieces):
         assert np.isfinite(metal).all() and typical(metal - cpu) <= 0.3 * cost
     assert typical(whole - pieces) <= 0.3 * cost
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next"])
+def test_recurrent_layers_go_back_to_a_snapshot(name: str, references: References, tmp_path: Path) -> None:
+    """To the bit, whatever was in the slot since; and a slot that begins again has forgotten everything."""
+    reference = references.of(named(name))
+    ctx = context(convert(reference.folder, tmp_path / "out.gguf", bits=4), "metal", n_slots=2)
+    ctx.eval(reference.tokens[:9], 0)
+    kept = ctx.snapshot(0)
+    expected = ctx.eval(reference.tokens[9:14], 9)
+    assert np.isfinite(expected).all()
+    for slot in (0, 1):
+        ctx.restore(slot, kept)
+        np.testing.assert_array_equal(ctx.eval(reference.tokens[9:14], 9, slot), expected)
+    ctx.eval(reference.tokens[:9], 0)
+    np.testing.assert_array_equal(ctx.eval(reference.tokens[9:14], 9), expected)
 
 
 def test_layers_are_split_between_devices(references: References, tmp_path: Path) -> None:
