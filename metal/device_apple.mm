@@ -54,9 +54,9 @@ id<MTLLibrary> library_of(id<MTLDevice> device) {
   static std::mutex mutex;
   static std::map<uint64_t, id<MTLLibrary>> compiled;  // by the device's number in the system
   const std::lock_guard lock(mutex);
-  id<MTLLibrary>& library = compiled[[device registryID]];
-  if (!library) library = compile_library(device);
-  return library;
+  const auto known = compiled.find([device registryID]);
+  if (known != compiled.end()) return known->second;
+  return compiled[[device registryID]] = compile_library(device);
 }
 
 class AppleDevice final : public Device {
