@@ -4,7 +4,7 @@
 #   benchmarks/metal_device.sh [FILE.gguf]     with a file: `tqn bench` on it and its greedy text on the GPU against the CPU
 # Needs Xcode's command line tools (xcode-select --install) and Python >= 3.10. REPORT: where the report goes (metal-report.txt).
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 REPORT=${REPORT:-metal-report.txt}
 VENV=${VENV:-build/metal-venv}
 BUILD=${BUILD:-build/metal-device}

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "backend/backend.h"
+#include "backend/row_runs.h"
 #include "views.h"
 
 namespace tq::cuda {
@@ -159,9 +160,7 @@ constexpr int spans_of(int64_t positions) {
                                  : kShortSpans + (positions - kShort + kLongSpan - 1) / kLongSpan);
 }
 // Rows that follow each other in one slot, at most kQueryTile, for the prompt kernel.
-struct QueryRun {
-  int32_t first_row, count;
-};
+using QueryRun = RowRun;
 inline constexpr int kQueryTile = 64;
 inline constexpr int kMaxHeadDim = 512, kMaxRunHeadDim = 256;  // of attend_rows, of attend_runs
 

@@ -1,7 +1,6 @@
 #include "program.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "device.h"
 #include "format/cache.h"
@@ -19,33 +18,6 @@ float* at(const Plane& plane) { return data(plane.buffer); }
 OutputView view(const LinearOutput& out) { return {at(out.y) + out.y_offset, out.y.width, data(out.bias), out.alpha, out.add}; }
 
 SourceView view(const LinearInput& in) { return {in.kind, in.activation, at(in.x), at(in.up), data(in.weight), in.eps, nullptr}; }
-
-// Consecutive rows of one slot at consecutive positions, at most kQueryTile long.
-std::vector<QueryRun> find_runs(const Batch& b) {
-  std::vector<QueryRun> runs;
-  for (size_t r = 0; r < b.tokens.size(); r++) {
-    const bool joins = r > 0 && b.slots[r] == b.slots[r - 1] && b.positions[r] == b.positions[r - 1] + 1 && runs.back().count < kQueryTile;
-    if (joins)
-      runs.back().count++;
-    else
-      runs.push_back({int32_t(r), 1});
-  }
-  return runs;
-}
-
-// The batch's rows by slot, and each slot's place among them: what recurrent layers go through.
-void find_sequences(const Batch& b, std::vector<int32_t>& order, std::vector<QueryRun>& sequences) {
-  order.resize(b.slots.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t x, int32_t y) { return b.slots[size_t(x)] < b.slots[size_t(y)]; });
-  sequences.clear();
-  for (size_t i = 0; i < order.size(); i++) {
-    if (i > 0 && b.slots[size_t(order[i])] == b.slots[size_t(order[i - 1])])
-      sequences.back().count++;
-    else
-      sequences.push_back({int32_t(i), 1});
-  }
-}
 
 // Rows that decode over codes at once: their spans' states take some memory.
 int64_t coded_rows(const AttentionOp& op) {
@@ -138,12 +110,13 @@ void CudaProgram::stage(const Batch& b) {
   const int rows = int(b.tokens.size());
   if (rows > max_rows_)
     throw Error(Cause::invalid_argument, "batch of " + std::to_string(rows) + " rows, prepared for " + std::to_string(max_rows_));
-  runs_ = find_runs(b);
+  runs_ = consecutive_runs(b, kQueryTile);
   int32_t* to = staged_;
   for (const auto& values : {b.tokens, b.positions, b.slots, b.output_rows}) std::copy(values.begin(), values.end(), to), to += max_rows_;
   std::copy_n(reinterpret_cast<const int32_t*>(runs_.data()), runs_.size() * 2, staged_ + kRuns * max_rows_);
-  find_sequences(b, order_, sequences_);
-  std::copy(order_.begin(), order_.end(), staged_ + kOrder * max_rows_);
+  RowsBySlot by_slot = rows_by_slot(b);
+  sequences_ = std::move(by_slot.sequences);
+  std::copy(by_slot.order.begin(), by_slot.order.end(), staged_ + kOrder * max_rows_);
   int32_t* sequences =
       std::copy_n(reinterpret_cast<const int32_t*>(sequences_.data()), sequences_.size() * 2, staged_ + kSequences * max_rows_);
   std::fill(sequences, staged_ + kSequences * max_rows_ + 2 * rows, 0);  // a graph launches as many as there may be

@@ -58,7 +58,6 @@ class CudaProgram final : public Program {
   DeviceMemory inputs_;        // the same on the device
   BatchView batch_;
   std::vector<QueryRun> runs_, sequences_;
-  std::vector<int32_t> order_;
   int64_t generation_ = 0;
   std::map<std::pair<int, int>, cudaGraphExec_t> graphs_;  // by rows and output rows
 };

@@ -27,6 +27,7 @@ TQ_CONSTANT uint32_t kAttentionThreads = 128;
 TQ_CONSTANT uint32_t kMaxHeadDim = 512, kMaxSplits = 32;
 TQ_CONSTANT uint32_t kRunThreads = 128, kRunQueries = 32, kRunKeys = 32, kMaxRunHeadDim = 128;  // of attend_runs
 TQ_CONSTANT uint32_t kCodedThreads = 64, kSpanPositions = 512;
+TQ_CONSTANT uint32_t kConvolveThreads = 256, kStateColumns = 32, kMaxStateKeys = 512;
 TQ_CONSTANT uint32_t kTopThreads = 256, kTopPiece = 2048;
 TQ_CONSTANT uint32_t kRouteThreads = 1024, kMaxExperts = 1024, kMaxRoutes = 4096, kMaxChoices = 32;
 
@@ -145,6 +146,18 @@ struct CodedArgs {
   AttentionArgs attention;
   RotationArgs rotation;
   uint32_t k_bits, v_bits, first_row;
+};
+// The gated delta net (format/delta_net.h), heads of at most kMaxStateKeys elements
+// delta_convolve_{128,512}  heads of up to so many elements
+//   1 qkv  2 conv  3 rate  4 dt_bias  5 alpha  6 beta (both become factors)  7 states  8 order (rows by slot)  9 positions  10 slots
+//   11 convolved; grid (ceil((heads of queries, keys and values + 1) / simdgroups), rows) of kConvolveThreads
+// delta_recur_{32,64,128,256,512}  keys of up to so many elements
+//   1 qkv  2 convolved  3 alpha  4 beta  5 states  6 order  7 positions  8 slots  9 sequences (first place in the order, count)  10 out
+//   grid (n_value_heads, ceil(value_dim / kStateColumns), sequences) of delta_threads(key_dim)
+constexpr inline uint32_t delta_threads(uint32_t key_dim) { return kStateColumns / 2 * (key_dim <= 128 ? 8 : key_dim <= 256 ? 16 : 32); }
+struct DeltaArgs {
+  uint32_t n_key_heads, n_value_heads, key_dim, value_dim, taps, tiled, conv_width, state_floats;
+  float eps;
 };
 // top  1 x (float: rows, n) or, with kGather, keys (rows, n, uint64)  2 keys out (rows, pieces, k)  3 best (rows, k) Candidate: kLast
 //   grid (ceil(n / kTopPiece), rows) of kTopThreads

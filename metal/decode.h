@@ -128,22 +128,20 @@ struct Table<8> {
 template <int K>
 struct Pair {
   Codes<K> even, odd;
-  // from: the tile's bytes. All lanes of the simdgroup.
-  void load(device const uchar* from, uint lane) {
-    TQ_UNROLL
-    for (int p = 0; p < K; p++) {
-      const uint2 both = *(device const uint2*)(from + p * tqn::kTileLanes + lane % 4 * 8);
-      even.word[p] = both.x, odd.word[p] = both.y;
-    }
-    share(lane);
-  }
-  void share(uint lane) {
-    uint next[Codes<K>::kShared > 0 ? int(Codes<K>::kShared) : 1];
-    TQ_UNROLL
-    for (int i = 0; i < int(Codes<K>::kShared); i++) next[i] = simd_shuffle(even.word[i], ushort((lane & ~3u) | ((lane + 1) & 3u)));
-    reach_into<K>(even, odd.word);
-    reach_into<K>(odd, next);
-  }
 };
+// from: the tile's bytes. All lanes of the simdgroup. (No member: of which memory its `this` would be, MSL leaves open.)
+template <int K>
+inline void load_pair(thread Pair<K>& codes, device const uchar* from, uint lane) {
+  TQ_UNROLL
+  for (int p = 0; p < K; p++) {
+    const uint2 both = *(device const uint2*)(from + p * tqn::kTileLanes + lane % 4 * 8);
+    codes.even.word[p] = both.x, codes.odd.word[p] = both.y;
+  }
+  uint next[Codes<K>::kShared > 0 ? int(Codes<K>::kShared) : 1];
+  TQ_UNROLL
+  for (int i = 0; i < int(Codes<K>::kShared); i++) next[i] = simd_shuffle(codes.even.word[i], ushort((lane & ~3u) | ((lane + 1) & 3u)));
+  reach_into<K>(codes.even, codes.odd.word);
+  reach_into<K>(codes.odd, next);
+}
 
 }  // namespace tq

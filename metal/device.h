@@ -60,7 +60,7 @@ class Device {
 };
 
 // The machine's device of that number. Throws Error(unsupported) that says why there is none: no such device, one that is too old, a
-// system that is too old.
+// system that is too old, kernels that do not compile (refusals.h).
 std::unique_ptr<Device> open_device(int number);
 
 }  // namespace tq::metal

@@ -1,14 +1,16 @@
-// Apple's GPUs. Kernels are compiled from the source that CMake has put together (kernels_source.cpp) when the first one is asked for.
+// Apple's GPUs. Kernels are compiled from the source that CMake has put together (kernels_source.cpp) when a device is first opened.
 #import <Foundation/Foundation.h>
 #import <Metal/Metal.h>
 #include <unistd.h>
 
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <vector>
 
 #include "common/error.h"
 #include "device.h"
+#include "refusals.h"
 
 namespace tq::metal {
 
@@ -38,9 +40,28 @@ constexpr int kLaunchesAtOnce = 64;
 
 id<MTLBuffer> buffer_of(const Bound& b) { return static_cast<const AppleMemory*>(b.memory)->buffer; }
 
+id<MTLLibrary> compile_library(id<MTLDevice> device) {
+  MTLCompileOptions* options = [MTLCompileOptions new];
+  options.fastMathEnabled = NO;  // infinities are used
+  options.languageVersion = MTLLanguageVersion3_0;
+  NSError* error = nil;
+  id<MTLLibrary> library = [device newLibraryWithSource:[NSString stringWithUTF8String:kKernelsSource] options:options error:&error];
+  if (!library) throw no_library(text([device name]), reason(error));
+  return library;
+}
+// Once a process for each device: whoever asks whether a device can serve learns whether its kernels compile.
+id<MTLLibrary> library_of(id<MTLDevice> device) {
+  static std::mutex mutex;
+  static std::map<uint64_t, id<MTLLibrary>> compiled;  // by the device's number in the system
+  const std::lock_guard lock(mutex);
+  const auto known = compiled.find([device registryID]);
+  if (known != compiled.end()) return known->second;
+  return compiled[[device registryID]] = compile_library(device);
+}
+
 class AppleDevice final : public Device {
  public:
-  explicit AppleDevice(id<MTLDevice> device) : device_(device), queue_([device newCommandQueue]) {
+  explicit AppleDevice(id<MTLDevice> device) : device_(device), queue_([device newCommandQueue]), library_(library_of(device)) {
     if (!queue_) throw Error(Cause::out_of_memory, name() + " gives no command queue");
   }
   ~AppleDevice() override {  // nothing may still use memory that is freed after this
@@ -57,7 +78,7 @@ class AppleDevice final : public Device {
       id<MTLBuffer> buffer = nil;
       if (bytes <= limits().buffer_bytes)
         buffer = [device_ newBufferWithLength:NSUInteger(bytes) options:MTLResourceStorageModeShared];
-      if (!buffer) throw Error(Cause::out_of_memory, "device metal: cannot allocate " + std::to_string(bytes) + " bytes on " + name());
+      if (!buffer) throw no_memory(bytes, name());
       std::memset([buffer contents], 0, size_t(bytes));
       return std::make_unique<AppleMemory>(buffer);
     }
@@ -138,23 +159,13 @@ class AppleDevice final : public Device {
     encoder_ = nil, command_ = nil, launches_ = 0;
   }
 
-  void compile_library() {
-    MTLCompileOptions* options = [MTLCompileOptions new];
-    options.fastMathEnabled = NO;  // infinities are used
-    options.languageVersion = MTLLanguageVersion3_0;
-    NSError* error = nil;
-    library_ = [device_ newLibraryWithSource:[NSString stringWithUTF8String:kKernelsSource] options:options error:&error];
-    if (!library_) throw Error(Cause::unsupported, "device metal: the kernels do not compile on " + name() + ": " + reason(error));
-  }
-
   std::unique_ptr<ApplePipeline> compile(const std::string& kernel) {
     @autoreleasepool {
-      if (!library_) compile_library();
       NSError* error = nil;
       id<MTLFunction> function = [library_ newFunctionWithName:[NSString stringWithUTF8String:kernel.c_str()]];
       if (!function) throw Error(Cause::unsupported, "device metal: no kernel " + kernel);
       id<MTLComputePipelineState> state = [device_ newComputePipelineStateWithFunction:function error:&error];
-      if (!state) throw Error(Cause::unsupported, "device metal: " + kernel + " does not compile on " + name() + ": " + reason(error));
+      if (!state) throw no_pipeline(kernel, name(), reason(error));
       if ([state threadExecutionWidth] != 32)
         throw Error(Cause::unsupported, "device metal: simdgroups of " + std::to_string([state threadExecutionWidth]) + " on " + name());
       return std::make_unique<ApplePipeline>(kernel, state);
@@ -163,7 +174,7 @@ class AppleDevice final : public Device {
 
   const id<MTLDevice> device_;
   const id<MTLCommandQueue> queue_;
-  id<MTLLibrary> library_ = nil;
+  const id<MTLLibrary> library_;
   std::map<std::string, std::unique_ptr<ApplePipeline>> pipelines_;
   std::vector<id<MTLCommandBuffer>> committed_;
   id<MTLCommandBuffer> command_ = nil;
@@ -181,10 +192,10 @@ std::unique_ptr<Device> open_device(int number) {
         throw Error(Cause::unsupported, "no device " + std::to_string(number) + ", this machine has " + std::to_string([all count]));
       id<MTLDevice> device = [all objectAtIndex:NSUInteger(number)];
       if (![device supportsFamily:MTLGPUFamilyApple7])
-        throw Error(Cause::unsupported, text([device name]) + " is older than Apple's M1 (family Apple7), which is needed");
+        throw old_gpu(text([device name]));
       return std::make_unique<AppleDevice>(device);
     }
-    throw Error(Cause::unsupported, "macOS 13 or later is needed");
+    throw old_system();
   }
 }
 

@@ -80,7 +80,7 @@ inline void multiply_strip(device const uchar* strip, uint tiles, device const u
   for (uint step = first; step < last; step++) {
     const uint wanted = step * kStepTiles + sg * kSimdTiles + lane / kTileQuads, tile = min(wanted, tiles - 1);
     Pair<K> codes;
-    codes.load(strip + ulong(tile) * tqn::tile_bytes(K), lane);
+    load_pair<K>(codes, strip + ulong(tile) * tqn::tile_bytes(K), lane);
     float4 in[M];
     TQ_UNROLL
     for (int m = 0; m < M; m++)

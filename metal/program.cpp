@@ -40,7 +40,7 @@ MetalProgram::MetalProgram(std::vector<Op> ops, int64_t max_rows, Precision prec
 void MetalProgram::reserve() {
   int64_t floats = 0;
   for (const Op& op : ops_) {
-    if (op.kind == Op::delta_net) unsupported("recurrent layers (gated delta net) run on the CPU only");
+    if (op.kind == Op::delta_net) check_delta_net(op.delta_net_op.shape);
     if (op.kind == Op::linear) {
       std::vector<const MetalMatrix*> matrices;
       for (const LinearOutput& out : op.linear_op.out) matrices.push_back(&metal(out.matrix));
@@ -68,27 +68,24 @@ void MetalProgram::reserve() {
     if (a.growth.beta != 0 && !grown) growths_.push_back({a.growth, floats}), floats += max_rows_;
   }
   angles_.reserve(floats * 4);
-  inputs_.reserve(max_rows_ * 6 * 4);
-  tokens_ = inputs_.at(), positions_ = inputs_.at(max_rows_ * 4), slots_ = inputs_.at(max_rows_ * 8);
-  output_rows_ = inputs_.at(max_rows_ * 12), runs_at_ = inputs_.at(max_rows_ * 16);
+  inputs_.reserve(max_rows_ * 9 * 4);
+  const auto part = [&](int64_t i) { return inputs_.at(max_rows_ * i * 4); };
+  tokens_ = part(0), positions_ = part(1), slots_ = part(2), output_rows_ = part(3), order_ = part(4);
+  runs_at_ = part(5), sequences_at_ = part(7);
 }
 
 void MetalProgram::stage(const Batch& b) {
   rows_ = int64_t(b.tokens.size()), n_outputs_ = int64_t(b.output_rows.size());
   if (rows_ > max_rows_)
     throw Error(Cause::invalid_argument, "batch of " + std::to_string(rows_) + " rows, prepared for " + std::to_string(max_rows_));
+  runs_ = consecutive_runs(b, kRunQueries);
+  RowsBySlot by_slot = rows_by_slot(b);
+  sequences_ = std::move(by_slot.sequences);
   int32_t* to = inputs_.data<int32_t>();
-  for (const auto& values : {b.tokens, b.positions, b.slots, b.output_rows}) std::copy(values.begin(), values.end(), to), to += max_rows_;
-  runs_.clear();  // rows of one slot at consecutive positions
-  for (size_t r = 0; r < b.tokens.size(); r++) {
-    const bool joins =
-        r > 0 && b.slots[r] == b.slots[r - 1] && b.positions[r] == b.positions[r - 1] + 1 && runs_.back().count < kRunQueries;
-    if (joins)
-      runs_.back().count++;
-    else
-      runs_.push_back({uint32_t(r), 1});
-  }
-  std::copy(runs_.begin(), runs_.end(), reinterpret_cast<Run*>(to));
+  for (const auto& values : {b.tokens, b.positions, b.slots, b.output_rows, std::span<const int32_t>(by_slot.order)})
+    std::copy(values.begin(), values.end(), to), to += max_rows_;
+  for (const auto* pairs : {&runs_, &sequences_})
+    std::copy(pairs->begin(), pairs->end(), reinterpret_cast<RowRun*>(to)), to += 2 * max_rows_;
   fill_angles(b);
 }
 
@@ -133,8 +130,8 @@ void MetalProgram::encode(const Op& op) {
       return encode(op.top_op);
     case Op::moe:
       return encode(op.moe_op);
-    case Op::delta_net:  // refused above
-      return;
+    case Op::delta_net:
+      return encode(op.delta_net_op);
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 
+#include "backend/row_runs.h"
 #include "moe.h"
 
 namespace tq::metal {
@@ -10,6 +11,8 @@ inline bool same_table(const RopeTable& a, const RopeTable& b) {
   return a.inv_freq == b.inv_freq && a.dims == b.dims && a.magnitude == b.magnitude;
 }
 inline bool same_growth(const QueryGrowth& a, const QueryGrowth& b) { return a.beta == b.beta && a.length == b.length; }
+
+void check_delta_net(const DeltaNetShape& shape);  // refuses heads that the kernels have no room for
 
 class MetalProgram final : public Program {
  public:
@@ -20,9 +23,6 @@ class MetalProgram final : public Program {
   void run(const Batch& batch);
 
  private:
-  struct Run {
-    uint32_t first, count;  // rows, as attend_runs reads them
-  };
   void reserve();
   void reserve_attention(const AttentionOp& op);
   void stage(const Batch& batch);
@@ -35,6 +35,7 @@ class MetalProgram final : public Program {
   void encode(const AddNormOp& op);
   void encode(const AttentionOp& op);
   void encode(const SoftCapOp& op);
+  void encode(const DeltaNetOp& op);
   void encode(const TopOp& op);
   // What attention's kernels share: their arguments, and what they read beside queries, keys and values.
   struct AttentionLaunch {
@@ -66,9 +67,10 @@ class MetalProgram final : public Program {
   std::vector<Angles> tables_;
   std::vector<Growth> growths_;
   std::map<int64_t, std::shared_ptr<const Rotation>> rotations_;  // by head size
-  Allocation angles_, inputs_;  // inputs_: tokens, positions, slots, output rows, runs: max_rows int32 (runs: pairs) each
-  Bound tokens_, positions_, slots_, output_rows_, runs_at_;
-  std::vector<Run> runs_;
+  // inputs_: tokens, positions, slots, output rows, rows by slot, then the pairs of runs and of sequences: max_rows of each.
+  Allocation angles_, inputs_;
+  Bound tokens_, positions_, slots_, output_rows_, order_, runs_at_, sequences_at_;
+  std::vector<RowRun> runs_, sequences_;
   int64_t rows_ = 0, n_outputs_ = 0;
 };
 

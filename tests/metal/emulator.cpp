@@ -5,14 +5,14 @@
 #include <cstring>
 #include <vector>
 
-#include "common/error.h"
+#include "../../metal/refusals.h"
 #include "shim.h"
 
 namespace tq::metal {
 namespace {
 
 constexpr int64_t kPageBytes = 16384;
-constexpr int64_t kMostBytes = int64_t(1) << 34;  // of all buffers together, so that running out of memory can be tried
+constexpr int64_t kMostBytes = int64_t(1) << 34;  // of a buffer, so that running out of memory can be tried
 constexpr int kThreads = 1;                       // a thread of its own for each launch would have to make its fibers anew
 
 class EmulatedMemory final : public Memory {
@@ -35,20 +35,32 @@ class EmulatedPipeline final : public Pipeline {
   const shim::Kernel& kernel;
 };
 
+// What goes wrong, so that tests can see what becomes of it: TQ_METAL_EMULATOR_FAULT is old-system, old-gpu, library, pipeline=KERNEL or
+// memory=BYTES (of one buffer).
+std::string fault() {
+  const char* wanted = std::getenv("TQ_METAL_EMULATOR_FAULT");
+  return wanted ? wanted : "";
+}
+constexpr const char *kName = "emulator on the CPU", *kAskedFor = "asked for by TQ_METAL_EMULATOR_FAULT";
+
 char* address(const Bound& b) { return static_cast<char*>(b.memory->data()) + b.offset; }
 
 class EmulatedDevice final : public Device {
  public:
   EmulatedDevice() {
+    if (fault_ == "old-system") throw old_system();
+    if (fault_ == "old-gpu") throw old_gpu(kName);
+    if (fault_ == "library") throw no_library(kName, kAskedFor);
+    if (fault_.starts_with("memory=")) most_bytes_ = std::atoll(fault_.c_str() + 7);
     const char* order = std::getenv("TQ_METAL_EMULATOR_ORDER");
     if (order && std::string(order) == "descending") order_ = shim::Order::descending;
     for (int i = 0; i < shim::kernel_count(); i++) pipelines_.emplace_back(shim::kernel_at(i));
   }
-  std::string name() const override { return "emulator on the CPU"; }
-  Limits limits() const override { return {kMostBytes, kMostBytes, kPageBytes, 1}; }
+  std::string name() const override { return kName; }
+  Limits limits() const override { return {most_bytes_, most_bytes_, kPageBytes, 1}; }
   std::unique_ptr<Memory> allocate(int64_t bytes) override {
-    void* data = bytes <= kMostBytes ? std::calloc(1, size_t(bytes)) : nullptr;
-    if (!data) throw Error(Cause::out_of_memory, "device metal: cannot allocate " + std::to_string(bytes) + " bytes");
+    void* data = bytes <= most_bytes_ ? std::calloc(1, size_t(bytes)) : nullptr;
+    if (!data) throw no_memory(bytes, kName);
     return std::make_unique<EmulatedMemory>(data, bytes, true);
   }
   std::unique_ptr<Memory> view(const void* data, int64_t bytes) override {
@@ -56,6 +68,7 @@ class EmulatedDevice final : public Device {
     return std::make_unique<EmulatedMemory>(const_cast<void*>(data), bytes, false);
   }
   const Pipeline& pipeline(const std::string& kernel) override {
+    if (fault_ == "pipeline=" + kernel) throw no_pipeline(kernel, kName, kAskedFor);
     for (const EmulatedPipeline& p : pipelines_)
       if (kernel == p.kernel.name) return p;
     shim::fail("no kernel %s", kernel.c_str());
@@ -78,6 +91,8 @@ class EmulatedDevice final : public Device {
   void wait() override {}
 
  private:
+  const std::string fault_ = fault();
+  int64_t most_bytes_ = kMostBytes;
   shim::Order order_ = shim::Order::ascending;
   std::vector<EmulatedPipeline> pipelines_;
 };

@@ -5,6 +5,7 @@
 #include "attention.metal"
 #include "attention_runs.metal"
 #include "coded.metal"
+#include "delta_net.metal"
 #include "dense.metal"
 #include "gemm.metal"
 #include "gemv.metal"

@@ -18,8 +18,7 @@ LIBRARY = os.environ.get("TQ_TEST_METAL_EMULATOR", "")
 ON_DEVICE = not LIBRARY and _core.backends()["metal"].startswith("available")
 pytestmark = pytest.mark.skipif(not LIBRARY and not ON_DEVICE, reason="TQ_TEST_METAL_EMULATOR does not name an emulator")
 
-RECURRENT = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
-NAMES = ["llama-gqa", "qwen3", "gemma3", "qwen2_moe", "gpt_oss"]
+NAMES = ["llama-gqa", "qwen3", "gemma3", "qwen2_moe", "gpt_oss", "qwen3_5", "qwen3_next"]
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +36,9 @@ def named(name: str) -> Case:
     return next(case for case in architectures.CASES if case.name == name)
 
 
-def context(path: Path, device: str, precision: str = "f32", n_slots: int = 1, cache: str = "auto") -> Any:
+def context(path: Path, device: str, precision: str = "f32", n_slots: int = 1, cache: str = "auto", n_ctx: int = N_TOKENS) -> Any:
     model = _core.Model(str(path), threads=1, precision=precision, device=device)
-    return _core.Context(model, n_ctx=N_TOKENS, n_slots=n_slots, cache=cache)
+    return _core.Context(model, n_ctx=n_ctx, n_slots=n_slots, cache=cache)
 
 
 def typical(rows: np.ndarray) -> float:
@@ -57,10 +56,6 @@ def logits_of(ctx: Any, reference: Reference, n_prompt: int = N_PROMPT, n_tokens
 def test_logits_equal_transformers(case: Case, references: References, tmp_path: Path) -> None:
     reference = references.of(case)
     path = convert(reference.folder, tmp_path / "out.gguf", outtype="f32")
-    if case.model_type in RECURRENT:
-        with pytest.raises(_core.UnsupportedError, match=r"device metal: .*run.* on the CPU only"):
-            context(path, "metal")
-        return
     assert_close(logits_of(context(path, "metal"), reference, n_tokens=N_PROMPT + 6), reference.logits[: N_PROMPT + 6])
 
 
@@ -72,8 +67,6 @@ def test_packed_weights_and_int8_inputs_equal_the_cpu(case: Case, references: Re
     roundings of a model do. In short prompts that is rare; long ones attend in half precision, so that many values do. No way is typically
     further from the float path than the CPU's.
     """
-    if case.model_type in RECURRENT:
-        pytest.skip("recurrent layers are refused")
     reference = references.of(case)
     bits = (1, 2, 3, 4, 6, 8)[len(case.name) % 6]
     path = convert(reference.folder, tmp_path / "out.gguf", bits=bits)
@@ -94,14 +87,14 @@ def test_batches_of_several_sequences(name: str, references: References, tmp_pat
 
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_tokens_equal_the_cpu(name: str, references: References, tmp_path: Path) -> None:
-    """Chosen on the device, from a packed model with float inputs."""
+    """Chosen on the device, 128 of them, from a packed model with float inputs."""
     reference = references.of(named(name))
     path = convert(reference.folder, tmp_path / "out.gguf", bits=4)
     chosen = []
     for device in ("cpu", "metal"):
-        ctx = context(path, device)
+        ctx = context(path, device, n_ctx=136)
         best, tokens = ctx.eval_best(reference.tokens[:5], 0), []
-        for i in range(24):
+        for i in range(128):
             tokens.append(int(best[0]["token"]))
             best = ctx.eval_best(np.array(tokens[-1:], np.int32), 5 + i)
         chosen.append(tokens)
@@ -131,6 +124,22 @@ def test_caches_in_codes_equal_the_cpu(cache: str, name: str, references: Refere
     for metal in (whole, pieces):
         assert np.isfinite(metal).all() and typical(metal - cpu) <= 0.3 * cost
     assert typical(whole - pieces) <= 0.3 * cost
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next"])
+def test_recurrent_layers_go_back_to_a_snapshot(name: str, references: References, tmp_path: Path) -> None:
+    """To the bit, whatever was in the slot since; and a slot that begins again has forgotten everything."""
+    reference = references.of(named(name))
+    ctx = context(convert(reference.folder, tmp_path / "out.gguf", bits=4), "metal", n_slots=2)
+    ctx.eval(reference.tokens[:9], 0)
+    kept = ctx.snapshot(0)
+    expected = ctx.eval(reference.tokens[9:14], 9)
+    assert np.isfinite(expected).all()
+    for slot in (0, 1):
+        ctx.restore(slot, kept)
+        np.testing.assert_array_equal(ctx.eval(reference.tokens[9:14], 9, slot), expected)
+    ctx.eval(reference.tokens[:9], 0)
+    np.testing.assert_array_equal(ctx.eval(reference.tokens[9:14], 9), expected)
 
 
 def test_layers_are_split_between_devices(references: References, tmp_path: Path) -> None:

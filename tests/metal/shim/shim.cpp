@@ -167,7 +167,7 @@ Meeting Group::meet(const void* value, size_t bytes, const char* operation) {
   const uint32_t parity = me.meetings & 1;
   if (bytes > sizeof(Slot)) fail("%s of %zu bytes", operation, bytes);
   if (simd.arrived == 0) simd.operation = operation, simd.active[parity] = 0;
-  if (std::string_view(simd.operation) != operation)
+  if (simd.operation != operation && std::string_view(simd.operation) != operation)  // mostly one string: its address decides
     fail("lanes of a simdgroup are at different operations: %s and %s", simd.operation, operation);
   std::memcpy(simd.values[parity][me.ids.lane], value, bytes);
   simd.active[parity] |= 1u << me.ids.lane;

@@ -58,6 +58,7 @@ enum MTLCommandBufferError : NSUInteger { MTLCommandBufferErrorOutOfMemory = 8 }
 @end
 @protocol MTLDevice <NSObject>
 @property(readonly) NSString* name;
+@property(readonly) unsigned long long registryID;
 @property(readonly) NSUInteger maxBufferLength;
 @property(readonly) unsigned long long recommendedMaxWorkingSetSize;
 - (BOOL)supportsFamily:(MTLGPUFamily)family;
