@@ -70,7 +70,7 @@ def interrogate(executable: str) -> Python:
 
 
 def pyconfig(include: Path, multiarch: str | None) -> Path:
-    """The pyconfig.h that this machine's modules are compiled with: Debian keeps it beside the common headers, in a folder of the processor."""
+    """The pyconfig.h that this machine's modules are compiled with: Debian keeps it in a folder of the processor."""
     own = include.parent / (multiarch or "") / include.name / "pyconfig.h"
     return own if own.is_file() else include / "pyconfig.h"
 
