@@ -30,7 +30,7 @@ def _commands(module: bytes) -> Iterator[tuple[int, bytes]]:
         if offset + 24 > len(module):  # the shortest that is read here
             raise ValueError(f"the file ends in its load commands, at byte {len(module)}")
         number, size = struct.unpack_from("<II", module, offset)
-        if size < 24 and number in (_LOAD_DYLIB, _BUILD_VERSION) or size < 8 or offset + size > len(module):
+        if (size < 24 and number in (_LOAD_DYLIB, _BUILD_VERSION)) or size < 8 or offset + size > len(module):
             raise ValueError(f"load command {number:#x} at byte {offset} has {size} bytes")
         yield number, module[offset : offset + size]
         offset += size
@@ -63,7 +63,7 @@ def _faults_on_macos(tag: str, module: bytes, metal: bool) -> Iterator[str]:
 
 
 def faults(wheel: Path, cuda: bool = False, metal: bool = False) -> list[str]:
-    """What is wrong with a wheel, one sentence each; cuda, metal: backends that must be inside. OSError, BadZipFile, ValueError: unreadable."""
+    """What is wrong with a wheel; cuda, metal: backends that must be inside. OSError, BadZipFile, ValueError: unreadable."""
     tag = wheel.stem.split("-")[-1]
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()

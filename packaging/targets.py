@@ -8,8 +8,6 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from elftools.elf.elffile import ELFFile
-
 HERE = Path(__file__).resolve().parent
 
 
@@ -89,6 +87,8 @@ def headers(python: Python, target: Target, folder: Path) -> Path:
 
 def import_library(python: Python, zig: Path, folder: Path) -> Path:
     """Windows links by a library of names: those that this machine's interpreter of the same version exports, made by zig's dlltool."""
+    from elftools.elf.elffile import ELFFile  # of `make wheels` only, and there of Windows only
+
     folder.mkdir(parents=True, exist_ok=True)
     with python.shared_library.open("rb") as stream:
         table = ELFFile(stream).get_section_by_name(".dynsym")

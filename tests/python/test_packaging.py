@@ -75,7 +75,7 @@ def test_python_310_is_the_oldest_everywhere() -> None:
 
 
 def test_debians_pyconfig_of_the_processor_is_found(tmp_path: Path) -> None:
-    pyconfig = _target_module().pyconfig
+    pyconfig = _module("targets").pyconfig
     include = tmp_path / "python3.14"
     own = tmp_path / "x86_64-linux-gnu" / "python3.14" / "pyconfig.h"
     assert pyconfig(include, None) == pyconfig(include, "x86_64-linux-gnu") == include / "pyconfig.h"
@@ -87,7 +87,7 @@ def test_debians_pyconfig_of_the_processor_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("system, expected", [("linux-aarch64", "// processor"), ("macos-arm64", "pyconfig_linux.h")])
 def test_headers_of_a_target(tmp_path: Path, system: str, expected: str) -> None:
-    targets = _target_module()
+    targets = _module("targets")
     include = tmp_path / "python3.12"
     include.mkdir()
     (include / "Python.h").write_text("// header")
@@ -100,11 +100,6 @@ def test_headers_of_a_target(tmp_path: Path, system: str, expected: str) -> None
     assert expected in (made / "pyconfig.h").read_text()
     if system == "macos-arm64":
         assert (made / "pyconfig_linux.h").read_text() == "// processor"
-
-
-def _target_module() -> ModuleType:
-    pytest.importorskip("elftools")
-    return _module("targets")
 
 
 def _macho(oldest: tuple[int, int], *libraries: str) -> bytes:
