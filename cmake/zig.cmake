@@ -3,6 +3,12 @@
 #     -DTQ_TARGET=x86_64-linux-gnu.2.28
 # Targets: ARCH-linux-gnu.GLIBC, ARCH-linux-musl, aarch64-macos.VERSION, x86_64-windows-gnu. libc++ is linked in, none of its symbols shows.
 list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES TQ_ZIG TQ_TARGET)
+if(NOT TQ_ZIG)
+  file(TO_CMAKE_PATH "$ENV{TQ_ZIG}" TQ_ZIG)
+endif()
+if(NOT EXISTS "${TQ_ZIG}")
+  message(FATAL_ERROR "TQ_ZIG: \"${TQ_ZIG}\" is no file; it names zig's program, as a CMake variable or in the environment")
+endif()
 string(REGEX MATCH "^([a-z0-9_]+)-([a-z]+)" ignored "${TQ_TARGET}")
 set(arch ${CMAKE_MATCH_1})
 set(system ${CMAKE_MATCH_2})

@@ -8,8 +8,6 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from elftools.elf.elffile import ELFFile
-
 HERE = Path(__file__).resolve().parent
 
 
@@ -44,12 +42,14 @@ TARGETS = {
 class Python:
     """An interpreter of this machine, for whose version a wheel is made.
 
-    version: "312". include: its headers. shared_library: the program or library that exports its API.
+    version: "312". include: its headers. config: the pyconfig.h of this machine (Debian's of `include` only names one for each processor).
+    shared_library: the program or library that exports its API.
     """
 
     executable: Path
     version: str
     include: Path
+    config: Path
     shared_library: Path
 
 
@@ -57,26 +57,38 @@ def interrogate(executable: str) -> Python:
     """Raises OSError or CalledProcessError when it does not run."""
     script = (
         "import json, sys, sysconfig as s; v = s.get_config_var; "
-        "print(json.dumps([s.get_config_var('py_version_nodot'), s.get_path('include'), v('LDLIBRARY'), v('LIBDIR'), sys.executable]))"
+        "print(json.dumps([v('py_version_nodot'), s.get_path('include'), v('MULTIARCH'), v('LDLIBRARY'), v('LIBDIR'), sys.executable]))"
     )
-    version, include, name, folder, path = json.loads(subprocess.run([executable, "-c", script], check=True, capture_output=True).stdout)
+    told = subprocess.run([executable, "-c", script], check=True, capture_output=True).stdout
+    version, include, multiarch, name, folder, path = json.loads(told)
     shared = Path(folder) / name
-    return Python(Path(executable), version, Path(include), shared if name.endswith(".so") else Path(path))
+    return Python(
+        Path(executable), version, Path(include), pyconfig(Path(include), multiarch), shared if name.endswith(".so") else Path(path)
+    )
+
+
+def pyconfig(include: Path, multiarch: str | None) -> Path:
+    """The pyconfig.h that this machine's modules are compiled with: Debian keeps it in a folder of the processor."""
+    own = include.parent / (multiarch or "") / include.name / "pyconfig.h"
+    return own if own.is_file() else include / "pyconfig.h"
 
 
 def headers(python: Python, target: Target, folder: Path) -> Path:
     """The folder of the target's Python headers: this machine's, and for macOS and Windows a pyconfig.h that says what differs there."""
-    if target.system == "linux":  # of 64 bits, little endian: pyconfig.h says the same in all that extension modules see
-        return python.include
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(python.include, folder)
-    (folder / "pyconfig.h").replace(folder / "pyconfig_linux.h")
-    shutil.copy(HERE / "pyconfig" / f"{target.system}.h", folder / "pyconfig.h")
+    shutil.copytree(python.include, folder)  # times of files stay, so that another run compiles nothing anew
+    if target.system == "linux":  # of 64 bits, little endian: pyconfig.h says the same in all that extension modules see
+        shutil.copy2(python.config, folder / "pyconfig.h")
+    else:
+        shutil.copy2(python.config, folder / "pyconfig_linux.h")
+        shutil.copy2(HERE / "pyconfig" / f"{target.system}.h", folder / "pyconfig.h")
     return folder
 
 
 def import_library(python: Python, zig: Path, folder: Path) -> Path:
     """Windows links by a library of names: those that this machine's interpreter of the same version exports, made by zig's dlltool."""
+    from elftools.elf.elffile import ELFFile  # of `make wheels` only, and there of Windows only
+
     folder.mkdir(parents=True, exist_ok=True)
     with python.shared_library.open("rb") as stream:
         table = ELFFile(stream).get_section_by_name(".dynsym")

