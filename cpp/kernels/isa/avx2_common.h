@@ -15,6 +15,7 @@ inline constexpr int kDirectTokens = 1;
 inline constexpr int kSide = 1, kHalves = 1, kParts = 1;
 inline constexpr int kPanelRegisters = 2;
 inline constexpr int kRowBytes = 32;
+inline constexpr int kFloatRegisters = 16;
 
 using F32 = __m256;
 using I32 = __m256i;
@@ -166,7 +167,7 @@ inline void store_values(int8_t* p, Bytes w) { store32(p, w.v); }
 inline void store_sums(int32_t* acc, const I32* sums, int32_t start) { store_i32(acc, _mm256_add_epi32(*sums, set1_i32(start))); }
 
 // Caches in codes: a row of four key channels, with the offset that dot() wants; pairs of positions of kValueChannels value channels.
-inline constexpr int kValueChannels = 8;
+inline constexpr int kValueChannels = 8, kValueSide = 2;
 inline Row with_key_offset(Row w) { return kOffset ? _mm256_xor_si256(w, _mm256_set1_epi8(char(kOffset))) : w; }
 using Wide = __m256i;
 using PairSums = __m256i;
@@ -177,7 +178,6 @@ inline Wide pair_weights(const int16_t* w) {
   return _mm256_set1_epi32(both);
 }
 inline PairSums no_sums() { return _mm256_setzero_si256(); }
-inline PairSums add_products(PairSums sum, Wide v, Wide w) { return _mm256_add_epi32(sum, _mm256_madd_epi16(v, w)); }
 inline void store_channels(int32_t* out, PairSums sum) { store_i32(out, sum); }
 
 class Levels {

@@ -16,6 +16,7 @@ inline constexpr int kLanes = 16;
 inline constexpr int kSide = 2, kHalves = 1, kParts = 1;
 inline constexpr int kPanelRegisters = 4;
 inline constexpr int kRowBytes = 64;
+inline constexpr int kFloatRegisters = 32;
 
 using F32 = __m512;
 using I32 = __m512i;
@@ -136,7 +137,7 @@ inline void store_sums(int32_t* acc, const I32* sums, int32_t start) {
 }
 
 // Caches in codes, as in avx2_common.h: value channels of two blocks side by side.
-inline constexpr int kValueChannels = 16;
+inline constexpr int kValueChannels = 16, kValueSide = 2;
 inline Row with_key_offset(Row w) { return kOffset ? _mm512_xor_si512(w, _mm512_set1_epi8(char(kOffset))) : w; }
 using Wide = __m512i;
 using PairSums = __m512i;
@@ -150,7 +151,6 @@ inline Wide pair_weights(const int16_t* w) {
   return _mm512_set1_epi32(both);
 }
 inline PairSums no_sums() { return _mm512_setzero_si512(); }
-inline PairSums add_products(PairSums sum, Wide v, Wide w) { return _mm512_add_epi32(sum, _mm512_madd_epi16(v, w)); }
 inline void store_channels(int32_t* out, PairSums sum) { store_i32(out, sum); }
 
 class Levels {

@@ -17,6 +17,7 @@ inline constexpr bool kPairSums = false;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 6, kFloatTokens = 6;
 inline constexpr int kOffset = 0;
 inline constexpr int kRowBytes = 16;
+inline constexpr int kFloatRegisters = 32;
 
 using F32 = float32x4_t;
 using I32 = int32x4_t;
@@ -140,7 +141,7 @@ inline void store_values(int8_t* p, Bytes w) { vst1q_s8(p, part(w, 0)); }
 inline void store_sums(int32_t* acc, const I32* sums, int32_t start) { store_i32(acc, vaddq_s32(*sums, vdupq_n_s32(start))); }
 
 // Caches in codes: a row of four key channels; pairs of positions of kValueChannels value channels, whose sums are formed at the end.
-inline constexpr int kValueChannels = 8;
+inline constexpr int kValueChannels = 8, kValueSide = 1;
 inline Row with_key_offset(Row w) { return w; }
 struct Wide {
   int16x8_t low, high;
