@@ -66,10 +66,9 @@ struct Work {
     for (int i = 0; i < shape.n_heads; i++) {
       CodedQuery& query = queries[size_t(i)];
       int8_t* at = &coded[size_t(i * shape.head_dim)];
-      query.high = {.codes = at, .scale = isa.quantize(&q[size_t(i * shape.head_dim)], shape.head_dim, at)};
-      for (int c = 0; c < shape.head_dim; c++) query.high.total += at[c];
-      query.low = query.high;
-      query.last = positions, query.max = -INFINITY, query.out = &out[size_t(i * shape.head_dim)];
+      query = {.q = at, .scale = isa.quantize(&q[size_t(i * shape.head_dim)], shape.head_dim, at), .last = positions, .max = -INFINITY};
+      for (int c = 0; c < shape.head_dim; c++) query.total += at[c];
+      query.out = &out[size_t(i * shape.head_dim)];
     }
     // Tiles of codes lie where the numbers lay; what they hold does not matter, but for the scales.
     const auto tiles = [&](std::vector<uint16_t>& cache, int bits) {

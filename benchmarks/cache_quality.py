@@ -5,9 +5,10 @@ whole prompts and token by token, and sentences that are to be found again in it
     python benchmarks/cache_quality.py MODEL --text FILE --needles --depth 4096,8192,16384,32768
 
 Prints Markdown, a row as soon as it is known. KLD in nats over the last --rows positions before each depth; "by token": the last 32 of them
-computed one at a time. --needles: at 10, 50 and 90 % of every depth a sentence "The secret number of the ... is 48213." is put into the text;
-behind each depth the model goes on, greedily, from "The secret number of the ... is" for every sentence before it. --convert: only the
-float16 cache reads the whole text; before the last --rows positions of each depth the others take over what it holds, in their types.
+computed one at a time. --needles: at 10, 50 and 90 % of each of up to six depths a sentence "The secret number of the ... is 48213." is put
+into the text; behind each depth the model goes on, greedily, from "The secret number of the ... is" for every sentence before it. --convert:
+only the float16 cache reads the whole text; before the last --rows positions of each depth the others take over what it holds, in their
+types.
 """
 
 import argparse
@@ -25,8 +26,10 @@ from turboquant_native.evaluate.evaluation import divergence, normalize
 
 BY_TOKEN = 32
 PLACES = (0.1, 0.5, 0.9)
-NAMES = "harbour master,old lighthouse,night train,glass factory,botanist,northern bridge,clockmaker,city archive,baker,post office,river pilot,"
-NAMES += "observatory,tailor,salt mine,winter garden,ferryman,printing house,beekeeper"
+NAMES = (
+    "harbour master,old lighthouse,night train,glass factory,botanist,northern bridge,clockmaker,city archive,baker,post office,"
+    "river pilot,observatory,tailor,salt mine,winter garden,ferryman,printing house,beekeeper"
+).split(",")
 ANSWER_TOKENS = 8
 
 
@@ -40,7 +43,7 @@ class Needle:
 def with_needles(vocabulary: Vocabulary, text: np.ndarray, depths: list[int]) -> tuple[np.ndarray, list[Needle]]:
     """The text's tokens with a sentence at every place of every depth."""
     rng, needles = np.random.default_rng(1), []
-    for at, name in zip(sorted(int(place * depth) for place in PLACES for depth in depths), NAMES.split(","), strict=False):
+    for at, name in zip(sorted(int(place * depth) for place in PLACES for depth in depths), NAMES, strict=False):
         number = str(rng.integers(10_000, 100_000))
         sentence = vocabulary.encode(f" The secret number of the {name} is {number}. ", False)
         text = np.concatenate([text[:at], np.array(sentence, np.int32), text[at:]])
@@ -89,12 +92,12 @@ def cells(exact: tuple[np.ndarray, np.ndarray], coded: tuple[np.ndarray, np.ndar
 def read(args: argparse.Namespace, model: Any, vocabulary: Vocabulary, tokens: np.ndarray, needles: list[Needle], window: int) -> None:
     readers = {cache: Reader(model, vocabulary, cache, max(args.depths) + 64) for cache in ["f16", *args.caches]}
     for depth in args.depths:
-        asked = [needle for needle in needles if needle.end <= depth]
+        asked, exact = [needle for needle in needles if needle.end <= depth], None
         for cache, reader in readers.items():
             if args.convert and cache != "f16":
                 reader.take_over(readers["f16"], depth - args.rows)
             rows = reader.advance(tokens, depth, args.rows)
-            exact = rows if cache == "f16" else exact
+            exact = rows if exact is None else exact
             found = f"{sum(map(reader.finds, asked))} of {len(asked)}" if asked else ""
             print(f"| {cache} | {depth} | {window} | {len(rows[0])} | {cells(exact, rows)} | {found} |", flush=True)
 

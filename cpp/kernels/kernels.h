@@ -79,17 +79,12 @@ struct DeltaRows {
   const float *decay = nullptr, *beta = nullptr;  // one number each
   float* out = nullptr;                           // (value_dim)
 };
-// A vector rounded to int8, padded with zeros.
-struct CodedVector {
-  const int8_t* codes = nullptr;  // (padded(head_dim))
-  float scale = 0;                // what one step stands for
-  int32_t total = 0;              // sum of the codes
-};
-// One query head of one row, which reads the positions below `last` of a CodedCache. It is high + low: `low` is what rounding to `high`
-// left out, and is read where keys have 8 bits, whose own rounding would otherwise count no more than the query's. (max, sum, out): the
-// state of its softmax, as in AttentionQuery.
+// One query head of one row, which reads the positions below `last` of a CodedCache. (max, sum, out): the state of its softmax, as in
+// AttentionQuery.
 struct CodedQuery {
-  CodedVector high, low;
+  const int8_t* q = nullptr;  // (padded(head_dim)), zeros behind head_dim
+  float scale = 0;            // what one step of q stands for
+  int32_t total = 0;          // sum of q
   int64_t last = 0;
   float max = 0, sum = 0;
   float* out = nullptr;  // (padded(head_dim))

@@ -53,23 +53,13 @@ struct Side {
 };
 
 struct Query {
-  Query(const Kernels& isa, int head_dim, int64_t last) : high(size_t(tqn::cache::padded(head_dim))), low(high.size()), out(high.size()) {
-    auto x = normals(head_dim);
-    const auto round = [&](std::vector<int8_t>& codes) {
-      kernels::CodedVector part{codes.data(), isa.quantize(x.data(), head_dim, codes.data()), 0};
-      for (const int8_t c : codes) part.total += c;
-      for (size_t c = 0; c < x.size(); c++) x[c] -= part.scale * float(codes[c]);
-      return part;
-    };
-    query.high = round(high), query.low = round(low);
-    query.last = last, query.max = -INFINITY, query.out = out.data();
+  Query(const Kernels& isa, int head_dim, int64_t last) : codes(size_t(tqn::cache::padded(head_dim))), out(codes.size()) {
+    const auto x = normals(head_dim);
+    query.scale = isa.quantize(x.data(), head_dim, codes.data());
+    for (const int8_t c : codes) query.total += c;
+    query.q = codes.data(), query.last = last, query.max = -INFINITY, query.out = out.data();
   }
-  // What is compared with keys of so many bits.
-  double number(int bits, int64_t c) const {
-    const double coarse = double(high[size_t(c)]) * query.high.scale;
-    return bits == 8 ? coarse + double(low[size_t(c)]) * query.low.scale : coarse;
-  }
-  std::vector<int8_t> high, low;
+  std::vector<int8_t> codes;
   std::vector<float> out;
   CodedQuery query;
 };
@@ -166,7 +156,7 @@ TEST("kernels over codes: every instruction set, several queries, ends within a 
               double sum = 0;
               for (int64_t p = 0; p < found.last; p++) {
                 double score = 0;
-                for (int c = 0; c < dim; c++) score += queries[i].number(k_bits, c) * k.exact[size_t(p * dim + c)];
+                for (int c = 0; c < dim; c++) score += double(queries[i].codes[size_t(c)]) * found.scale * k.exact[size_t(p * dim + c)];
                 score *= shape.scale;
                 if (shape.soft_cap > 0) score = shape.soft_cap * std::tanh(score / shape.soft_cap);
                 const double weight = std::exp(score);

@@ -3,7 +3,6 @@
 // it gives does not depend on how a text was cut into batches. For the same reason positions are read in spans of fixed length, each from a
 // fresh softmax, whose states are merged in order, whether one thread reads them one after the other or several at once.
 #include <cmath>
-#include <numeric>
 
 #include "backend/cpu/attention.h"
 #include "format/cache.h"
@@ -77,13 +76,15 @@ class CodedAttentionStep final : public Step {
  private:
   // The queries of all rows, (rows, n_heads), as integers.
   struct Prepared {
-    int8_t* codes;                  // (rows * n_heads, 2, padded)
-    kernels::CodedVector* vectors;  // (rows * n_heads, 2): high, low
+    int8_t* codes;  // (rows * n_heads, padded)
+    float* scale;
+    int32_t* total;
   };
   Prepared take_prepared(Arena& arena, int64_t rows) const {
-    const int64_t n = 2 * rows * op_.shape.n_heads;
+    const int64_t n = rows * op_.shape.n_heads;
     int8_t* codes = arena.take<int8_t>(n * padded_);
-    return {codes, arena.take<kernels::CodedVector>(n)};
+    float* scale = arena.take<float>(n);
+    return {codes, scale, arena.take<int32_t>(n)};
   }
   // States of (row, head, span).
   struct Partials {
@@ -135,19 +136,13 @@ class CodedAttentionStep final : public Step {
     float* q = row(op_.q, r) + head * dim_;
     turn_query(w, op_, angles_, r, q);
     w.k.rotate(*plan_, q, q);
-    const int64_t at = 2 * (r * op_.shape.n_heads + head);
+    const int64_t at = r * op_.shape.n_heads + head;
     int8_t* codes = prepared.codes + at * padded_;
-    Arena arena(w.scratch);
-    float* rest = arena.take<float>(dim_);
-    const kernels::CodedVector high = rounded(w, q, codes);
-    for (int64_t d = 0; d < dim_; d++) rest[d] = q[d] - high.scale * float(codes[d]);
-    prepared.vectors[at] = high, prepared.vectors[at + 1] = rounded(w, rest, codes + padded_);
-  }
-
-  kernels::CodedVector rounded(const Worker& w, const float* x, int8_t* codes) const {
-    const float scale = w.k.quantize(x, dim_, codes);
+    prepared.scale[at] = w.k.quantize(q, dim_, codes);
     std::fill(codes + dim_, codes + padded_, int8_t(0));
-    return {codes, scale, std::accumulate(codes, codes + dim_, int32_t(0))};
+    int32_t total = 0;
+    for (int64_t d = 0; d < dim_; d++) total += codes[d];
+    prepared.total[at] = total;
   }
 
   void encode(const Worker& w, int64_t r, int64_t kv_head) const {
@@ -172,8 +167,9 @@ class CodedAttentionStep final : public Step {
     int64_t n = 0;
     for (int64_t r = rows.first; r < rows.last; r++)
       for (int64_t head = kv_head * group_; head < (kv_head + 1) * group_; head++, n++) {
-        const kernels::CodedVector* parts = prepared.vectors + 2 * (r * op_.shape.n_heads + head);
-        own.queries[n] = {parts[0], parts[1], w.batch.positions[r], -INFINITY, 0, own.span_out + n * padded_};
+        const int64_t at = r * op_.shape.n_heads + head;
+        own.queries[n] = {prepared.codes + at * padded_, prepared.scale[at], prepared.total[at], w.batch.positions[r], -INFINITY, 0,
+                          own.span_out + n * padded_};
       }
     return n;
   }

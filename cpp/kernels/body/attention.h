@@ -32,11 +32,10 @@ inline float key_score(const float* q, const typename Element::Type* k, int n) {
   return total;
 }
 
-// P positions for each of N queries, kLanes / P of them apart, as far as row_sums brings them before it needs the others:
-// parts[g * kLanes / P] is one register of query g. q (N, dim).
+// P positions for each of N queries, as far as row_sums brings them before it needs the others: parts[g * kLanes / P] is one register of
+// query g.
 template <class Element, int N, int P>
 inline void key_parts(const AttentionQuery* queries, const typename Element::Type* k, int64_t stride, int dim, F32* parts) {
-  constexpr int kApart = kLanes / P;
   F32 sums[N][P];
   for (auto& row : sums)
     for (F32& lane : row) lane = set1(0);
@@ -44,24 +43,25 @@ inline void key_parts(const AttentionQuery* queries, const typename Element::Typ
     F32 q[N];
     for (int g = 0; g < N; g++) q[g] = load(queries[g].q + i);
     for (int p = 0; p < P; p++) {
-      const F32 key = Element::load(k + p * kApart * stride + i);
+      const F32 key = Element::load(k + p * stride + i);
       for (int g = 0; g < N; g++) sums[g][p] = fma(q[g], key, sums[g][p]);
     }
   }
-  for (int g = 0; g < N; g++) parts[g * kApart] = row_sums<kLanes / 2, kApart>(sums[g]);
+  for (int g = 0; g < N; g++) parts[g * (kLanes / P)] = row_sums<1, P>(sums[g]);
 }
 
 // scores[g * kPositions + i] of the block's positions i < count.
 template <class Element, int N>
 inline void block_scores(const AttentionShape& shape, const AttentionQuery* queries, const typename Element::Type* k, int64_t stride,
                          int count, float* scores) {
-  constexpr int kTogether = side_by_side(N, kLanes), kApart = kLanes / kTogether;
+  constexpr int kTogether = side_by_side(N, kLanes), kSteps = kLanes / kTogether;
   int i = 0;
   if (shape.head_dim % kLanes == 0)
     for (; i + kLanes <= count; i += kLanes) {
-      F32 parts[N * kApart];
-      for (int c = 0; c < kApart; c++) key_parts<Element, N, kTogether>(queries, k + (i + c) * stride, stride, shape.head_dim, parts + c);
-      for (int g = 0; g < N; g++) store(scores + g * kPositions + i, set1(shape.scale) * row_sums<kApart / 2>(parts + g * kApart));
+      F32 parts[N * kSteps];
+      for (int c = 0; c < kSteps; c++)
+        key_parts<Element, N, kTogether>(queries, k + (i + c * kTogether) * stride, stride, shape.head_dim, parts + c);
+      for (int g = 0; g < N; g++) store(scores + g * kPositions + i, set1(shape.scale) * row_sums<kTogether>(parts + g * kSteps));
     }
   for (; i < count; i++)
     for (int g = 0; g < N; g++) scores[g * kPositions + i] = shape.scale * key_score<Element>(queries[g].q, k + i * stride, shape.head_dim);

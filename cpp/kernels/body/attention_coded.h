@@ -8,17 +8,16 @@ namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr float kWeightMax = 32767;  // of a value's weight in a tile
 
-// acc[g * kTile + l] = q_g . k_l for R registers of positions l and N queries, of which `part` is read.
+// acc[g * kTile + l] = q_g . k_l for R registers of positions l and N queries.
 template <int Bits, int R, int N>
-inline void key_products(const CodedQuery* queries, CodedVector CodedQuery::* part, const uint8_t* k, int64_t dim, const Levels& levels,
-                         int32_t* acc) {
+inline void key_products(const CodedQuery* queries, const uint8_t* k, int64_t dim, const Levels& levels, int32_t* acc) {
   const auto at = [&](int64_t group, int r) { return reinterpret_cast<const int8_t*>(k) + group * tqn::cache::kTile * 4 + r * kRowBytes; };
   I32 sums[N][R];
   for (int g = 0; g < N; g++)
-    for (int r = 0; r < R; r++) sums[g][r] = set1_i32(-kOffset * (queries[g].*part).total);
+    for (int r = 0; r < R; r++) sums[g][r] = set1_i32(-kOffset * queries[g].total);
   const auto add = [&](const Row* rows, int64_t c) {
     for (int g = 0; g < N; g++) {
-      const Acts a = broadcast_acts((queries[g].*part).codes + c);
+      const Acts a = broadcast_acts(queries[g].q + c);
       for (int r = 0; r < R; r++) sums[g][r] = dot(sums[g][r], rows[r], a);
     }
   };
@@ -41,11 +40,10 @@ inline void key_products(const CodedQuery* queries, CodedVector CodedQuery::* pa
 }
 
 template <int N>
-inline void tile_products(int bits, const CodedQuery* queries, CodedVector CodedQuery::* part, const uint8_t* k, int64_t dim,
-                          const Levels& levels, int32_t* acc) {
+inline void tile_products(int bits, const CodedQuery* queries, const uint8_t* k, int64_t dim, const Levels& levels, int32_t* acc) {
   constexpr int kRegisters = kPanelRegisters, kStep = kRegisters * kLanes;
   for (int l = 0; l < tqn::cache::kTile; l += kStep)
-    (bits == 8 ? key_products<8, kRegisters, N> : key_products<4, kRegisters, N>)(queries, part, k + 4 * l, dim, levels, acc + l);
+    (bits == 8 ? key_products<8, kRegisters, N> : key_products<4, kRegisters, N>)(queries, k + 4 * l, dim, levels, acc + l);
 }
 
 inline void scales_of(const uint8_t* tile, int bits, int64_t dim, float* scales) {
@@ -76,24 +74,14 @@ inline void round_weights(const float* weights, TileWeights& out) {
   for (int l = 0; l < kTile; l++) out.weight[l] = int16_t(int32_t(rounded[l]));
 }
 
-// The products of a query's two parts with a tile's keys.
-struct Products {
-  const int32_t* high;
-  const int32_t* low;  // or null
-};
-
 // From the products of a query with a tile's keys: its softmax moves on over the tile's first `count` positions, and the weights of their
 // values are left in `out`. Returns what the sums so far are to be multiplied by.
-inline float weigh(const AttentionShape& shape, CodedQuery& query, int count, Products products, const float* k_scale, const float* v_scale,
-                   TileWeights& out) {
+inline float weigh(const AttentionShape& shape, CodedQuery& query, int count, const int32_t* acc, const float* k_scale,
+                   const float* v_scale, TileWeights& out) {
   constexpr int kTile = tqn::cache::kTile;
   alignas(64) float scores[kTile];
-  const F32 high = set1(shape.scale * query.high.scale), low = set1(shape.scale * query.low.scale);
-  for (int l = 0; l < kTile; l += kLanes) {
-    F32 score = high * to_f32(load_i32(products.high + l));
-    if (products.low) score = fma(low, to_f32(load_i32(products.low + l)), score);
-    store(scores + l, load(k_scale + l) * score);
-  }
+  const F32 factor = set1(shape.scale * query.scale);
+  for (int l = 0; l < kTile; l += kLanes) store(scores + l, factor * load(k_scale + l) * to_f32(load_i32(acc + l)));
   if (shape.soft_cap > 0) soft_cap(scores, shape.soft_cap, count);
   const float most = largest_of(scores, count, query.max);
   for (int l = count; l < kTile; l++) scores[l] = most;  // they may be anything
@@ -108,46 +96,34 @@ inline float weigh(const AttentionShape& shape, CodedQuery& query, int count, Pr
   return before;
 }
 
-template <int Bits>
-inline Wide wide_values(const uint8_t* v, int64_t c, int pair, const Levels& levels) {
-  constexpr int64_t kBlock = tqn::cache::kTile / 2 * 16;  // bytes of 8 channels, or of 16 in 4 bits
-  const uint8_t* p = v + c / (Bits == 8 ? 8 : 16) * kBlock + 16 * pair;
-  if constexpr (Bits == 8) return wide_8(p, kBlock);
-  return levels.wide_4(p, tqn::cache::value_in_upper_half(c));
-}
-
-// C times kValueChannels channels from c on.
-template <int Bits, int N, int C>
-inline void add_value_channels(CodedQuery* queries, const uint8_t* v, int64_t c, const Levels& levels, const TileWeights* weights,
-                               const float* before) {
-  PairSums products[N][C];
-  for (auto& row : products)
-    for (PairSums& sums : row) sums = no_sums();
-  for (int pair = 0; pair < tqn::cache::kTile / 2; pair++) {
-    Wide values[C];
-    for (int j = 0; j < C; j++) values[j] = wide_values<Bits>(v, c + j * kValueChannels, pair, levels);
-    for (int g = 0; g < N; g++) {
-      const Wide weight = pair_weights(weights[g].weight + 2 * pair);
-      for (int j = 0; j < C; j++) products[g][j] = add_products(products[g][j], values[j], weight);
-    }
+// sums[g * stride + i]: of channel c + i, i < 8, for each of N queries.
+template <int Bits, int N>
+inline void value_products(const uint8_t* v, int64_t c, const Levels& levels, const TileWeights* weights, int32_t* sums, int64_t stride) {
+  constexpr int kPairBytes = 16, kBlock = tqn::cache::kTile / 2 * kPairBytes;  // of 8 channels, or of 16 in 4 bits
+  const uint8_t* block = v + c / (Bits == 8 ? 8 : 16) * kBlock;
+  PairSums products[N];
+  for (int g = 0; g < N; g++) products[g] = no_sums();
+  for (int i = 0; i < tqn::cache::kTile / 2 / kPairs; i++) {
+    const uint8_t* p = block + i * kPairs * kPairBytes;
+    const Wide values = Bits == 8 ? wide_8(p) : levels.wide_4(p, tqn::cache::value_in_upper_half(c));
+    for (int g = 0; g < N; g++) products[g] = add_products(products[g], values, pair_weights(weights[g].weight + 2 * kPairs * i));
   }
-  alignas(64) int32_t sums[kValueChannels];
-  for (int g = 0; g < N; g++)
-    for (int j = 0; j < C; j++) {
-      store_channels(sums, products[g][j]);
-      float* out = queries[g].out + c + j * kValueChannels;
-      for (int i = 0; i < kValueChannels; i += kLanes)
-        store(out + i, fma(to_f32(load_i32(sums + i)), set1(weights[g].step), load(out + i) * set1(before[g])));
-    }
+  for (int g = 0; g < N; g++) store_channels(sums + g * stride, products[g]);
 }
 
 template <int Bits, int N>
 inline void add_coded_values(CodedQuery* queries, const uint8_t* v, int64_t dim, const Levels& levels, const TileWeights* weights,
                              const float* before) {
-  int64_t c = 0;
-  for (; c + kValueSide * kValueChannels <= dim; c += kValueSide * kValueChannels)
-    add_value_channels<Bits, N, kValueSide>(queries, v, c, levels, weights, before);
-  for (; c < dim; c += kValueChannels) add_value_channels<Bits, N, 1>(queries, v, c, levels, weights, before);
+  constexpr int kStep = tqn::cache::kChannels;
+  alignas(64) int32_t sums[N * kStep];
+  for (int64_t c = 0; c < dim; c += kStep) {
+    for (int i = 0; i < kStep; i += 8) value_products<Bits, N>(v, c + i, levels, weights, sums + i, kStep);
+    for (int g = 0; g < N; g++) {
+      float* out = queries[g].out + c;
+      for (int i = 0; i < kStep; i += kLanes)
+        store(out + i, fma(to_f32(load_i32(sums + g * kStep + i)), set1(weights[g].step), load(out + i) * set1(before[g])));
+    }
+  }
 }
 
 inline int count_of(const CodedQuery& query, int64_t first) {
@@ -159,19 +135,14 @@ inline void attend_tile(const AttentionShape& shape, const CodedCache& cache, in
   const int64_t dim = tqn::cache::padded(shape.head_dim), first = tile * tqn::cache::kTile;
   const uint8_t* k = cache.k + tile * tqn::cache::tile_bytes(cache.k_bits, dim);
   const uint8_t* v = cache.v + tile * tqn::cache::tile_bytes(cache.v_bits, dim);
-  constexpr int kTile = tqn::cache::kTile;
-  const bool both = cache.k_bits == 8;
-  alignas(64) int32_t acc[2][N * kTile];
+  alignas(64) int32_t acc[N * tqn::cache::kTile];
   alignas(64) float k_scale[tqn::cache::kTile], v_scale[tqn::cache::kTile];
   TileWeights weights[N];
   float before[N];
-  tile_products<N>(cache.k_bits, queries, &CodedQuery::high, k, dim, levels, acc[0]);
-  if (both) tile_products<N>(cache.k_bits, queries, &CodedQuery::low, k, dim, levels, acc[1]);
+  tile_products<N>(cache.k_bits, queries, k, dim, levels, acc);
   scales_of(k, cache.k_bits, dim, k_scale), scales_of(v, cache.v_bits, dim, v_scale);
-  for (int g = 0; g < N; g++) {
-    const Products products{acc[0] + g * kTile, both ? acc[1] + g * kTile : nullptr};
-    before[g] = weigh(shape, queries[g], count_of(queries[g], first), products, k_scale, v_scale, weights[g]);
-  }
+  for (int g = 0; g < N; g++)
+    before[g] = weigh(shape, queries[g], count_of(queries[g], first), acc + g * tqn::cache::kTile, k_scale, v_scale, weights[g]);
   (cache.v_bits == 8 ? add_coded_values<8, N> : add_coded_values<4, N>)(queries, v, dim, levels, weights, before);
 }
 

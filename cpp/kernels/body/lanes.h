@@ -16,14 +16,15 @@ inline void transpose(F32* v) {
   }
 }
 
-// Lane i of the result is the sum of v[i]; v is used up. With Apart > 1, v holds every Apart-th register of those, and the stages end
-// where the others are needed: row_sums<Apart / 2> of what all of them give is the result.
-template <int D = kLanes / 2, int Apart = 1>
+// Lane i of the result is the sum of v[i]; v is used up. In steps: row_sums<1, D> of every D registers, then row_sums<D> of what they give.
+template <int D = 1, int End = kLanes>
 inline F32 row_sums(F32* v) {
-  if constexpr (D >= Apart) {
-    constexpr int kHalf = D / Apart;
-    for (int i = 0; i < kHalf; i++) v[i] = exchange_low<D>(v[i], v[i + kHalf]) + exchange_high<D>(v[i], v[i + kHalf]);
-    return row_sums<D / 2, Apart>(v);
+  if constexpr (D < End) {
+    for (int i = 0; i < End / D / 2; i++) {
+      const F32 a = v[2 * i], b = v[2 * i + 1];
+      v[i] = exchange_low<D>(a, b) + exchange_high<D>(a, b);
+    }
+    return row_sums<2 * D, End>(v);
   } else {
     return v[0];
   }
