@@ -1,89 +1,105 @@
 """What a quantized key/value cache costs at length: KL divergence from the model's own float16 cache at several depths of a real text, for
-whole prompts and token by token, and a sentence that is to be found again in a long text.
+whole prompts and token by token, and sentences that are to be found again in it.
 
     python benchmarks/cache_quality.py MODEL --text FILE [--depth 2048,8192] [--cache k8v8,k8v4] [--windows 2] [--precision f32] [--gpu]
-    python benchmarks/cache_quality.py MODEL --text FILE --needle --depth 4096,32768 [--gpu]
+    python benchmarks/cache_quality.py MODEL --text FILE --needles --depth 4096,8192,16384,32768
 
-Prints Markdown. KLD in nats over the last --rows positions before each depth; "by token": the last 32 of them computed one at a time.
+Prints Markdown, a row as soon as it is known. KLD in nats over the last --rows positions before each depth; "by token": the last 32 of them
+computed one at a time. --needles: at 10, 50 and 90 % of each of up to six depths a sentence "The secret number of the ... is 48213." is put
+into the text; behind each depth the model goes on, greedily, from "The secret number of the ... is" for every sentence before it. --convert:
+only the float16 cache reads the whole text; before the last --rows positions of each depth the others take over what it holds, in their
+types.
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from turboquant_native import Llama, _core
-from turboquant_native.engine.cache_types import CHOICES, types_of
+from turboquant_native import _core
+from turboquant_native.engine.cache_types import CHOICES
 from turboquant_native.engine.devices import device
 from turboquant_native.engine.vocabulary import Vocabulary
 from turboquant_native.evaluate.evaluation import divergence, normalize
 
 BY_TOKEN = 32
-NEEDLE, QUESTION, ANSWER = "The secret number of the harbour master is 48213.", "What is the secret number of the harbour master?", "48213"
 PLACES = (0.1, 0.5, 0.9)
+NAMES = (
+    "harbour master,old lighthouse,night train,glass factory,botanist,northern bridge,clockmaker,city archive,baker,post office,"
+    "river pilot,observatory,tailor,salt mine,winter garden,ferryman,printing house,beekeeper"
+).split(",")
+ANSWER_TOKENS = 8
 
 
-def rows_at(model: Any, cache: str, tokens: np.ndarray, depths: list[int], rows: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Log-probabilities of the last rows before each depth, and of the last few of these computed one at a time."""
-    context = _core.Context(model, n_ctx=max(depths), n_batch=512, cache=cache)
-    found, at = [], 0
-    for depth in depths:
-        context.eval(tokens[at : depth - rows], at, 0, "none")
-        whole = normalize(context.eval(tokens[depth - rows : depth], depth - rows, 0, "all"))
-        singles = [context.eval(tokens[i : i + 1], i, 0, "all") for i in range(depth - BY_TOKEN, depth)]
-        found.append((whole, normalize(np.concatenate(singles))))
-        at = depth
-    context.close()
-    return found
+@dataclass(frozen=True)
+class Needle:
+    name: str
+    number: str
+    end: int  # of its sentence in the text, in tokens
 
 
-def divergences(args: argparse.Namespace, caches: list[str], depths: list[int]) -> None:
-    model = _core.Model(args.model, device=device(-1 if args.gpu else 0, args.model), threads=args.threads, precision=args.precision)
-    vocabulary = Vocabulary(model.file.metadata, len(model.file.metadata["tokenizer.ggml.tokens"]))
-    text = np.array(vocabulary.encode(args.text.read_text(encoding="utf-8")), np.int32)
-    found: dict[tuple[str, int], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
-    for window in range(args.windows):
-        tokens = text[window * max(depths) : (window + 1) * max(depths)]
-        if len(tokens) < max(depths):
-            raise SystemExit(f"{args.text} has {len(text)} tokens, {(window + 1) * max(depths)} are needed")
-        reference = rows_at(model, "f16", tokens, depths, args.rows)
-        for cache in caches:
-            for depth, exact, coded in zip(depths, reference, rows_at(model, cache, tokens, depths, args.rows), strict=True):
-                whole, single = (divergence(a, b) for a, b in zip(exact, coded, strict=True))
-                same = exact[0].argmax(axis=1) == coded[0].argmax(axis=1)
-                found.setdefault((cache, depth), []).append((whole, single, same))
-    print(f"{Path(args.model).name}, {model.backend}, {args.precision}\n")
-    print(
-        "| cache | depth | positions | KLD, prompts | median | 99 % | KLD by token | same first token |\n|---|---|---|---|---|---|---|---|"
-    )
-    for (cache, depth), parts in found.items():
-        whole, single, same = (np.concatenate(column) for column in zip(*parts, strict=True))
-        print(
-            f"| {cache} | {depth} | {len(whole)} | {whole.mean():.4f} | {np.median(whole):.4f} | {np.quantile(whole, 0.99):.3f} | "
-            f"{single.mean():.4f} | {same.mean():.1%} |"
-        )
+def with_needles(vocabulary: Vocabulary, text: np.ndarray, depths: list[int]) -> tuple[np.ndarray, list[Needle]]:
+    """The text's tokens with a sentence at every place of every depth."""
+    rng, needles = np.random.default_rng(1), []
+    for at, name in zip(sorted(int(place * depth) for place in PLACES for depth in depths), NAMES, strict=False):
+        number = str(rng.integers(10_000, 100_000))
+        sentence = vocabulary.encode(f" The secret number of the {name} is {number}. ", False)
+        text = np.concatenate([text[:at], np.array(sentence, np.int32), text[at:]])
+        needles.append(Needle(name, number, at + len(sentence)))
+    return text, needles
 
 
-def needle(args: argparse.Namespace, caches: list[str], depths: list[int]) -> None:
-    print(f"{Path(args.model).name}: the sentence was found, of {len(PLACES)} places (10, 50, 90 %)\n")
-    print(f"| cache | {' | '.join(map(str, depths))} |\n|---|{'---|' * len(depths)}")
-    for cache in caches:
-        type_k, type_v = types_of(cache)
-        cells = []
-        options: dict[str, Any] = {"n_gpu_layers": -1 if args.gpu else 0, "n_threads": args.threads or None, "verbose": False}
-        with Llama(args.model, n_ctx=max(depths), type_k=type_k, type_v=type_v, precision=args.precision, **options) as llm:
-            hay = llm.tokenize(args.text.read_bytes())
-            for depth in depths:
-                hits = 0
-                for place in PLACES:
-                    text = llm.detokenize(hay[: depth - 160]).decode("utf-8", "ignore")
-                    cut = text.index(" ", int(place * len(text)))
-                    content = f"{text[:cut]} {NEEDLE}{text[cut:]}\n\n{QUESTION} Answer with the number."
-                    answer = llm.create_chat_completion([{"role": "user", "content": content}], max_tokens=24, temperature=0)
-                    hits += ANSWER in answer["choices"][0]["message"]["content"]
-                cells.append(f"{hits}/{len(PLACES)}")
-        print(f"| {cache} | {' | '.join(cells)} |", flush=True)
+class Reader:
+    """One type of cache on its way through a text."""
+
+    def __init__(self, model: Any, vocabulary: Vocabulary, cache: str, n_ctx: int) -> None:
+        self.context = _core.Context(model, n_ctx=n_ctx, n_batch=512, cache=cache)
+        self.vocabulary, self.at = vocabulary, 0
+
+    def take_over(self, other: "Reader", n: int) -> None:
+        """The other's first n positions, in this one's type of cache."""
+        self.context.load(0, self.context.convert(other.context.save(0, n), n, "auto"))
+        self.at = n
+
+    def advance(self, tokens: np.ndarray, depth: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities of the last rows before `depth`, and of the last few of these computed one at a time."""
+        if self.at < depth - rows:
+            self.context.eval(tokens[self.at : depth - rows], self.at, 0, "none")
+        whole = normalize(self.context.eval(tokens[depth - rows : depth], depth - rows, 0, "all"))
+        singles = [self.context.eval(tokens[i : i + 1], i, 0, "all") for i in range(depth - BY_TOKEN, depth)]
+        self.at = depth
+        return whole, normalize(np.concatenate(singles))
+
+    def finds(self, needle: Needle) -> bool:
+        prompt = self.vocabulary.encode(f"\n\nThe secret number of the {needle.name} is", False)
+        tokens, at, answer = np.array(prompt, np.int32), self.at, []
+        for _ in range(ANSWER_TOKENS):
+            logits = self.context.eval(tokens, at, 0, "last")
+            at += len(tokens)
+            tokens = np.array([logits.argmax()], np.int32)
+            answer.append(int(tokens[0]))
+        return needle.number.encode() in self.vocabulary.decode(answer)
+
+
+def cells(exact: tuple[np.ndarray, np.ndarray], coded: tuple[np.ndarray, np.ndarray]) -> str:
+    whole, single = (divergence(a, b) for a, b in zip(exact, coded, strict=True))
+    same = (exact[0].argmax(axis=1) == coded[0].argmax(axis=1)).mean()
+    return f"{whole.mean():.4f} | {np.median(whole):.4f} | {np.quantile(whole, 0.99):.3f} | {single.mean():.4f} | {same:.1%}"
+
+
+def read(args: argparse.Namespace, model: Any, vocabulary: Vocabulary, tokens: np.ndarray, needles: list[Needle], window: int) -> None:
+    readers = {cache: Reader(model, vocabulary, cache, max(args.depths) + 64) for cache in ["f16", *args.caches]}
+    for depth in args.depths:
+        asked, exact = [needle for needle in needles if needle.end <= depth], None
+        for cache, reader in readers.items():
+            if args.convert and cache != "f16":
+                reader.take_over(readers["f16"], depth - args.rows)
+            rows = reader.advance(tokens, depth, args.rows)
+            exact = rows if exact is None else exact
+            found = f"{sum(map(reader.finds, asked))} of {len(asked)}" if asked else ""
+            print(f"| {cache} | {depth} | {window} | {len(rows[0])} | {cells(exact, rows)} | {found} |", flush=True)
 
 
 def main() -> None:
@@ -91,20 +107,30 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--depth", default="2048,4096,8192")
-    parser.add_argument("--cache", help=f"of {', '.join(CHOICES)} (default: all)")
+    parser.add_argument("--cache", default=",".join(CHOICES), help="default: %(default)s")
     parser.add_argument("--windows", type=int, default=1)
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--precision", choices=("int8", "f32"), default="int8")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--gpu", action="store_true")
-    parser.add_argument("--needle", action="store_true")
+    parser.add_argument("--needles", action="store_true")
+    parser.add_argument("--convert", action="store_true")
     args = parser.parse_args()
-    depths = sorted(int(part) for part in args.depth.split(","))
-    caches = args.cache.split(",") if args.cache else list(CHOICES)
-    if args.needle:
-        needle(args, caches, depths)
-    else:
-        divergences(args, [cache for cache in caches if cache != "f16"], depths)
+    args.depths = sorted(int(part) for part in args.depth.split(","))
+    args.caches = [cache for cache in args.cache.split(",") if cache != "f16"]
+    model = _core.Model(args.model, device=device(-1 if args.gpu else 0, args.model), threads=args.threads, precision=args.precision)
+    vocabulary = Vocabulary(model.file.metadata, len(model.file.metadata["tokenizer.ggml.tokens"]))
+    text, most = np.array(vocabulary.encode(args.text.read_text(encoding="utf-8")), np.int32), max(args.depths)
+    if len(text) < args.windows * most:
+        raise SystemExit(f"{args.text} has {len(text)} tokens, {args.windows * most} are needed")
+    print(f"{Path(args.model).name}, {model.backend}, {args.precision}\n")
+    print("| cache | depth | window | positions | KLD, prompts | median | 99 % | KLD by token | same first token | sentences found |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for window in range(args.windows):
+        tokens, needles = text[window * most : (window + 1) * most], []
+        if args.needles:
+            tokens, needles = with_needles(vocabulary, tokens, args.depths)
+        read(args, model, vocabulary, tokens, needles, window)
 
 
 if __name__ == "__main__":

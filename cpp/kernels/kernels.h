@@ -7,6 +7,7 @@
 // decode to, S the sparse matrix of outliers: weights that are kept in float16. R is the rotation that its inputs go through.
 #pragma once
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -57,6 +58,14 @@ struct AttentionShape {
   float soft_cap = 0;  // 0: scores stay as they are; else they become soft_cap * tanh(score / soft_cap)
 };
 
+// One query head of one row, and the state of its softmax: the largest score so far, the sum of exp(score - max), and the sum of
+// exp(score - max) * v. States of separate ranges of positions can be merged. The result is out / sum.
+struct AttentionQuery {
+  const float* q = nullptr;  // (head_dim)
+  float* out = nullptr;      // (head_dim), zeros at first
+  float max = -std::numeric_limits<float>::infinity(), sum = 0;
+};
+
 // Keys and values of one key/value head in codes (format/cache.h), from position 0 on.
 struct CodedCache {
   int k_bits = 0, v_bits = 0;  // 8 or 4
@@ -71,7 +80,7 @@ struct DeltaRows {
   float* out = nullptr;                           // (value_dim)
 };
 // One query head of one row, which reads the positions below `last` of a CodedCache. (max, sum, out): the state of its softmax, as in
-// Kernels::attention.
+// AttentionQuery.
 struct CodedQuery {
   const int8_t* q = nullptr;  // (padded(head_dim)), zeros behind head_dim
   float scale = 0;            // what one step of q stands for
@@ -126,14 +135,12 @@ struct Kernels {
   void (*rope_pairs)(float* x, const float* cos, const float* sin, int dims);
   void (*to_f16)(const float* x, int64_t n, uint16_t* out);
   void (*to_f32)(const uint16_t* x, int64_t n, float* out);
-  // One query head q (head_dim) reads the cached positions [first, last): k and v are rows of head_dim float16, `stride` elements apart.
-  // The state of its softmax so far is (max, sum, out): the largest score, the sum of exp(score - max), and the sum of exp(score - max) * v
-  // (head_dim); before the first call (-inf, 0, zeros). Calls for further positions go on from there, and states of separate ranges of
-  // positions can be merged. The result is out / sum.
-  void (*attention)(const AttentionShape& shape, const float* q, const uint16_t* k, const uint16_t* v, int64_t stride, int64_t first,
-                    int64_t last, float* max, float* sum, float* out);
-  void (*attention_f32)(const AttentionShape& shape, const float* q, const float* k, const float* v, int64_t stride, int64_t first,
-                        int64_t last, float* max, float* sum, float* out);  // the same for k and v in float32
+  // n query heads of one key/value head go on over the cached positions [first, last): k and v are rows of head_dim float16, `stride`
+  // elements apart, which all queries read together. What a query gets does not depend on the others, to the bit.
+  void (*attention)(const AttentionShape& shape, AttentionQuery* queries, int64_t n, const uint16_t* k, const uint16_t* v, int64_t stride,
+                    int64_t first, int64_t last);
+  void (*attention_f32)(const AttentionShape& shape, AttentionQuery* queries, int64_t n, const float* k, const float* v, int64_t stride,
+                        int64_t first, int64_t last);  // the same for k and v in float32
   // out = silu(sum over the taps of weights[tap * stride + i] * rows[tap][i]), i below n.
   void (*convolve)(const float* const* rows, int taps, const float* weights, int64_t stride, int64_t n, float* out);
   // The delta rule for the columns [first, last) of a head's state (key_dim, stride), in place. The results of a column depend on the

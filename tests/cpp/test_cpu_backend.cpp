@@ -268,9 +268,9 @@ void check_attention(const AttentionCase& t, int threads) {
   for (int h = 0; h < t.heads; h++) sinks.push_back(float(sink(h)));
   const Plane sink_plane = device.plane(t.heads, sinks);
   const RopeTable table = !t.turns ? RopeTable{} : RopeTable{device.plane(t.dim / 2, inv_freq).buffer, t.dim, 1, t.pairs};
-  // The prompt at once, then one row at a time, as a model runs.
+  // The prompt at once, then one to three rows at a time, as a model runs.
   for (int64_t first = 0; first < n;) {
-    const int64_t rows = first == 0 ? prompt : 1;
+    const int64_t rows = first == 0 ? prompt : std::min(1 + first % 3, n - first);
     const auto part = [&](const Floats& x, int heads) {
       return Floats(x.begin() + first * heads * t.dim, x.begin() + (first + rows) * heads * t.dim);
     };
@@ -317,7 +317,72 @@ TEST("attention: ropes and none, growing queries, sinks, groups, windows, soft c
     check_attention({2, 2, 32, 0, 0, false, false, false, {.beta = 0.2f, .length = 282}}, threads);
     check_attention({4, 2, 16, 60, 0, false, true, true, {}, true}, threads);
     check_attention({3, 1, 16, 0, 0, false, false, true, {}, true}, threads);
+    check_attention({7, 1, 64, 0, 0, false, false, true, {}, true}, threads);
+    check_attention({6, 2, 48, 100, 3.0f, false, false}, threads);
+    check_attention({6, 2, 80, 0, 0, false, true}, threads);
   }
+}
+
+TEST("attention: slots of uneven lengths in one pass, several rows of one, read only what is theirs") {
+  const int64_t capacity = 210;
+  for (const bool f32 : {false, true})
+    for (const int threads : {1, 3}) {
+      const AttentionCase t{6, 2, 32, 0, 0, false, f32, false};
+      Device device(threads);
+      const auto all = [&](int64_t rows, int heads) { return random_floats(rows * heads * t.dim); };
+      const int64_t cache = 3 * t.kv_heads * capacity * t.dim * (f32 ? 4 : 2);
+      device.buffers = {device.backend->allocate(cache), device.backend->allocate(cache)};
+      Buffer *const k_cache = device.buffers[0].get(), *const v_cache = device.buffers[1].get();
+      const auto run = [&](const Rows& rows, const Floats& q, const Floats& k, const Floats& v) {
+        const Plane out = device.plane(int64_t(rows.tokens.size()), t.heads * t.dim);
+        Op op{.kind = Op::attention};
+        op.attention_op = {.q = device.plane(t.heads * t.dim, q),
+                           .k = device.plane(t.kv_heads * t.dim, k),
+                           .v = device.plane(t.kv_heads * t.dim, v),
+                           .out = out,
+                           .shape = {t.heads, t.kv_heads, t.dim, 0.3f, 0},
+                           .k_cache = k_cache,
+                           .v_cache = v_cache,
+                           .cache_f32 = f32,
+                           .capacity = capacity};
+        device.run(op, rows.batch());
+        return device.read(out);
+      };
+      struct Text {
+        int64_t before, rows;
+        Floats q, k, v;
+      };
+      std::vector<Text> texts;
+      Rows together(0);
+      Floats q, k, v;
+      for (const auto& [before, rows] : {std::pair<int64_t, int64_t>{199, 2}, {1, 1}, {66, 3}}) {
+        const int32_t slot = int32_t(texts.size());
+        texts.push_back({before, rows, all(before + rows, t.heads), all(before + rows, t.kv_heads), all(before + rows, t.kv_heads)});
+        const auto part = [&](const Floats& x, int heads, int64_t first, int64_t last) {
+          return Floats(x.begin() + first * heads * t.dim, x.begin() + last * heads * t.dim);
+        };
+        const Text& text = texts.back();
+        run(Rows(before, 0, slot), part(text.q, t.heads, 0, before), part(text.k, t.kv_heads, 0, before),
+            part(text.v, t.kv_heads, 0, before));
+        const auto append = [&](Floats& to, const Floats& x, int heads) {
+          const Floats rest = part(x, heads, before, before + rows);
+          to.insert(to.end(), rest.begin(), rest.end());
+        };
+        append(q, text.q, t.heads), append(k, text.k, t.kv_heads), append(v, text.v, t.kv_heads);
+        for (int64_t i = 0; i < rows; i++) {
+          together.tokens.push_back(0), together.slots.push_back(slot);
+          together.positions.push_back(int32_t(before + i));
+        }
+      }
+      const Floats found = run(together, q, k, v);
+      auto at = found.begin();
+      for (const Text& text : texts) {
+        const auto expected = attention(t, {}, text.q, text.k, text.v, text.before + text.rows);
+        const int64_t width = text.rows * t.heads * t.dim;
+        check_near({at, at + width}, {expected.end() - width, expected.end()}, f32 ? 1e-4 : 1e-2, "rows of a slot");
+        at += width;
+      }
+    }
 }
 
 TEST("embedding: whole rows of a table, and some of its columns") {

@@ -496,13 +496,62 @@ TEST("attention over a float16 cache, in one range and in merged ranges") {
         }
         for (int p = 0; p < positions; p++)
           for (int i = 0; i < head_dim; i++) expected[i] += weight[p] / total * f16_to_f32(v[p * stride + i]);
-        float most = -INFINITY, sum = 0;
         std::vector<float> out(head_dim);
+        kernels::AttentionQuery query{.q = q.data(), .out = out.data()};
         const int cut = positions / 3;  // a second call goes on from the first one's state
-        isa->attention(shape, q.data(), k.data(), v.data(), stride, 0, cut, &most, &sum, out.data());
-        isa->attention(shape, q.data(), k.data(), v.data(), stride, cut, positions, &most, &sum, out.data());
-        for (int i = 0; i < head_dim; i++) CHECK_NEAR(out[i] / sum, expected[i], 2e-5);
+        isa->attention(shape, &query, 1, k.data(), v.data(), stride, 0, cut);
+        isa->attention(shape, &query, 1, k.data(), v.data(), stride, cut, positions);
+        for (int i = 0; i < head_dim; i++) CHECK_NEAR(out[i] / query.sum, expected[i], 2e-5);
       }
+}
+
+namespace {
+
+struct Attended {
+  float max, sum;
+  std::vector<float> out;
+  bool operator==(const Attended&) const = default;
+};
+
+// n queries over [first, last), `together` of them in a call.
+template <class Kernel, class Element>
+std::vector<Attended> attend(Kernel kernel, const kernels::AttentionShape& shape, const std::vector<float>& q, int64_t together,
+                             const Element* k, const Element* v, int64_t stride, int64_t first, int64_t last) {
+  const int64_t dim = shape.head_dim, n = int64_t(q.size()) / dim;
+  std::vector<float> out(q.size());
+  std::vector<kernels::AttentionQuery> queries;
+  for (int64_t i = 0; i < n; i++) queries.push_back({.q = q.data() + i * dim, .out = out.data() + i * dim});
+  for (int64_t i = 0; i < n; i += together) kernel(shape, &queries[size_t(i)], std::min(together, n - i), k, v, stride, first, last);
+  std::vector<Attended> found;
+  for (const auto& query : queries) found.push_back({query.max, query.sum, {query.out, query.out + dim}});
+  return found;
+}
+
+}  // namespace
+
+TEST("queries that read a cache together get the bits that each gets alone, from float16 and float32") {
+  for (const Kernels* isa : kernels::all_kernels())
+    for (const int dim : {12, 16, 64, 80, 96})
+      for (const int n : {1, 2, 3, 4, 7, 9})
+        for (const auto& [first, last] : {std::pair<int64_t, int64_t>{0, 1}, {0, 64}, {5, 150}}) {
+          const kernels::AttentionShape shape{.n_heads = n, .n_kv_heads = 1, .head_dim = dim, .scale = 0.2f, .soft_cap = n % 2 ? 4.f : 0.f};
+          const int64_t stride = dim + 3;
+          const auto q = normals(n * dim);
+          std::vector<uint16_t> k(size_t(last * stride)), v(k.size());
+          std::vector<float> exact_k(k.size()), exact_v(k.size());
+          for (size_t i = 0; i < k.size(); i++) {
+            k[i] = f32_to_f16(normal()), v[i] = f32_to_f16(normal());
+            exact_k[i] = f16_to_f32(k[i]), exact_v[i] = f16_to_f32(v[i]);
+          }
+          const auto alone = attend(isa->attention, shape, q, 1, k.data(), v.data(), stride, first, last);
+          CHECK(attend(isa->attention, shape, q, n, k.data(), v.data(), stride, first, last) == alone);
+          const auto exact = attend(isa->attention_f32, shape, q, 1, exact_k.data(), exact_v.data(), stride, first, last);
+          CHECK(attend(isa->attention_f32, shape, q, n, exact_k.data(), exact_v.data(), stride, first, last) == exact);
+          for (size_t i = 0; i < alone.size(); i++) {
+            CHECK_NEAR(alone[i].sum / exact[i].sum, 1, 1e-5);
+            for (size_t c = 0; c < size_t(dim); c++) CHECK_NEAR(alone[i].out[c] / alone[i].sum, exact[i].out[c] / exact[i].sum, 1e-5);
+          }
+        }
 }
 
 TEST("the gated delta net: convolution and recurrence against the oracle, whatever is computed together") {

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kMinRange = 128;  // positions; shorter ranges cost more to merge than they save
 constexpr int64_t kBlock = 64;      // positions converted at once: 64 KiB of keys and values where heads have 128 channels
-constexpr int64_t kMinShared = 8;   // queries; fewer read the float16 cache as it is
+constexpr int64_t kMinShared = 8;   // queries; fewer read float16 as it is, once for all query heads of a row
 
 class AttentionStep final : public Step {
  public:
@@ -101,21 +101,16 @@ class AttentionStep final : public Step {
     return std::clamp<int64_t>((wanted + units - 1) / units, 1, std::max<int64_t>(longest / kMinRange, 1));
   }
 
-  // One query head of one row, and the state of its softmax.
-  struct Query {
-    const float* q;
-    float* out;
-    float max, sum;
-    Range span;
-  };
   struct Own {
-    float *k, *v;  // (kBlock, head_dim)
-    Query* queries;
+    float *k, *v;                      // (kBlock, head_dim)
+    kernels::AttentionQuery* queries;  // (rows, group)
+    Range* spans;                      // (rows) what they read, ascending
   };
   Own take_own(Arena& arena) const {
     float* k = arena.take<float>(kBlock * op_.shape.head_dim);
     float* v = arena.take<float>(kBlock * op_.shape.head_dim);
-    return {k, v, arena.take<Query>(kMaxUnitRows * group())};
+    kernels::AttentionQuery* queries = arena.take<kernels::AttentionQuery>(kMaxUnitRows * group());
+    return {k, v, queries, arena.take<Range>(kMaxUnitRows)};
   }
 
   // Rows of one slot.
@@ -124,21 +119,19 @@ class AttentionStep final : public Step {
     Arena arena(w.scratch);
     const Own own = take_own(arena);
     int64_t n = 0;
-    for (int64_t r = rows.first; r < rows.last; r++)
+    for (int64_t r = rows.first; r < rows.last; r++) {
+      const Range all = span(w, r);
+      const int64_t length = all.last - all.first;
+      own.spans[r - rows.first] = {all.first + length * range / ranges, all.first + length * (range + 1) / ranges};
       for (int64_t head = kv_head * group(); head < (kv_head + 1) * group(); head++) {
-        const Range all = span(w, r);
-        const int64_t length = all.last - all.first;
         float* out = ranges == 1 ? row(op_.out, r) + head * dim : partials.out + partial(r, head, range, ranges) * dim;
         std::fill_n(out, dim, 0.f);
-        own.queries[n++] = {row(op_.q, r) + head * dim,
-                            out,
-                            -INFINITY,
-                            0,
-                            {all.first + length * range / ranges, all.first + length * (range + 1) / ranges}};
+        own.queries[n++] = {.q = row(op_.q, r) + head * dim, .out = out};
       }
-    read_cache(w, own, n, cache_offset(w, rows.first, kv_head));
+    }
+    read_cache(w, own, rows.last - rows.first, cache_offset(w, rows.first, kv_head));
     for (int64_t i = 0; i < n; i++) {
-      const Query& query = own.queries[i];
+      const kernels::AttentionQuery& query = own.queries[i];
       const int64_t at = partial(rows.first + i / group(), kv_head * group() + i % group(), range, ranges);
       if (ranges > 1) {
         partials.max[at] = query.max, partials.sum[at] = query.sum;
@@ -151,29 +144,34 @@ class AttentionStep final : public Step {
 
   int64_t partial(int64_t r, int64_t head, int64_t range, int64_t ranges) const { return (r * op_.shape.n_heads + head) * ranges + range; }
 
-  // Spans of the queries ascend.
-  void read_cache(const Worker& w, const Own& own, int64_t n, int64_t offset) const {
-    const int64_t dim = op_.shape.head_dim, first = own.queries[0].span.first, last = own.queries[n - 1].span.last;
-    if (op_.cache_f32) return read_block(w, own, n, data(op_.k_cache) + offset, data(op_.v_cache) + offset, {0, last});
-    const uint16_t *k = data<uint16_t>(op_.k_cache) + offset, *v = data<uint16_t>(op_.v_cache) + offset;
-    if (n < kMinShared) {
-      for (Query* q = own.queries; q < own.queries + n; q++)
-        w.k.attention(op_.shape, q->q, k, v, dim, q->span.first, q->span.last, &q->max, &q->sum, q->out);
-      return;
-    }
+  void read_cache(const Worker& w, const Own& own, int64_t rows, int64_t offset) const {
+    const int64_t dim = op_.shape.head_dim, first = own.spans[0].first, last = own.spans[rows - 1].last;
+    const bool convert = !op_.cache_f32 && rows * group() >= kMinShared;
     for (int64_t at = first; at < last; at += kBlock) {
       const Range block{at, std::min(at + kBlock, last)};
-      w.k.to_f32(k + at * dim, (block.last - at) * dim, own.k);
-      w.k.to_f32(v + at * dim, (block.last - at) * dim, own.v);
-      read_block(w, own, n, own.k, own.v, block);
+      const int64_t begin = offset + at * dim;
+      if (op_.cache_f32) {
+        read_block(own, rows, block, w.k.attention_f32, data(op_.k_cache) + begin, data(op_.v_cache) + begin);
+        continue;
+      }
+      const uint16_t *k = data<uint16_t>(op_.k_cache) + begin, *v = data<uint16_t>(op_.v_cache) + begin;
+      if (!convert) {
+        read_block(own, rows, block, w.k.attention, k, v);
+        continue;
+      }
+      w.k.to_f32(k, (block.last - at) * dim, own.k);
+      w.k.to_f32(v, (block.last - at) * dim, own.v);
+      read_block(own, rows, block, w.k.attention_f32, own.k, own.v);
     }
   }
 
   // k and v start at position block.first.
-  void read_block(const Worker& w, const Own& own, int64_t n, const float* k, const float* v, Range block) const {
-    for (Query* q = own.queries; q < own.queries + n; q++) {
-      const int64_t first = std::max(q->span.first, block.first) - block.first, last = std::min(q->span.last, block.last) - block.first;
-      if (first < last) w.k.attention_f32(op_.shape, q->q, k, v, op_.shape.head_dim, first, last, &q->max, &q->sum, q->out);
+  template <class Kernel, class Element>
+  void read_block(const Own& own, int64_t rows, Range block, Kernel kernel, const Element* k, const Element* v) const {
+    for (int64_t r = 0; r < rows; r++) {
+      const int64_t first = std::max(own.spans[r].first, block.first), last = std::min(own.spans[r].last, block.last);
+      if (first < last)
+        kernel(op_.shape, own.queries + r * group(), group(), k, v, op_.shape.head_dim, first - block.first, last - block.first);
     }
   }
 

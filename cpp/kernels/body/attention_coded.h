@@ -3,11 +3,9 @@
 #pragma once
 #include "format/cache.h"
 #include "kernels/body/attention.h"
-#include "kernels/body/dispatch.h"
 
 namespace tq::kernels::TQ_ISA_NAMESPACE {
 
-inline constexpr int kQueries = 4;
 inline constexpr float kWeightMax = 32767;  // of a value's weight in a tile
 
 // acc[g * kTile + l] = q_g . k_l for R registers of positions l and N queries.
@@ -89,7 +87,7 @@ inline float weigh(const AttentionShape& shape, CodedQuery& query, int count, co
   for (int l = count; l < kTile; l++) scores[l] = most;  // they may be anything
   for (int l = 0; l < kTile; l += kLanes) store(scores + l, exp(load(scores + l) - set1(most)));
   for (int l = count; l < kTile; l++) scores[l] = 0;
-  const float before = query.sum > 0 ? __builtin_expf(query.max - most) : 0;
+  const float before = rescaled(query.sum, query.max, most);
   query.sum = query.sum * before + sum_of(scores, kTile);
   query.max = most;
   for (int l = 0; l < kTile; l += kLanes) store(scores + l, load(scores + l) * load(v_scale + l));
@@ -98,25 +96,32 @@ inline float weigh(const AttentionShape& shape, CodedQuery& query, int count, co
   return before;
 }
 
+// sums[g * stride + i]: of channel c + i, i < 8, for each of N queries.
+template <int Bits, int N>
+inline void value_products(const uint8_t* v, int64_t c, const Levels& levels, const TileWeights* weights, int32_t* sums, int64_t stride) {
+  constexpr int kPairBytes = 16, kBlock = tqn::cache::kTile / 2 * kPairBytes;  // of 8 channels, or of 16 in 4 bits
+  const uint8_t* block = v + c / (Bits == 8 ? 8 : 16) * kBlock;
+  PairSums products[N];
+  for (int g = 0; g < N; g++) products[g] = no_sums();
+  for (int i = 0; i < tqn::cache::kTile / 2 / kPairs; i++) {
+    const uint8_t* p = block + i * kPairs * kPairBytes;
+    const Wide values = Bits == 8 ? wide_8(p) : levels.wide_4(p, tqn::cache::value_in_upper_half(c));
+    for (int g = 0; g < N; g++) products[g] = add_products(products[g], values, pair_weights(weights[g].weight + 2 * kPairs * i));
+  }
+  for (int g = 0; g < N; g++) store_channels(sums + g * stride, products[g]);
+}
+
 template <int Bits, int N>
 inline void add_coded_values(CodedQuery* queries, const uint8_t* v, int64_t dim, const Levels& levels, const TileWeights* weights,
                              const float* before) {
-  constexpr int64_t kBlock = tqn::cache::kTile / 2 * 16;  // bytes of 8 channels, or of 16 in 4 bits
-  alignas(64) int32_t sums[kValueChannels];
-  for (int64_t c = 0; c < dim; c += kValueChannels) {
-    const uint8_t* block = v + c / (Bits == 8 ? 8 : 16) * kBlock;
-    PairSums products[N];
-    for (int g = 0; g < N; g++) products[g] = no_sums();
-    for (int pair = 0; pair < tqn::cache::kTile / 2; pair++) {
-      const Wide values =
-          Bits == 8 ? wide_8(block + 16 * pair, kBlock) : levels.wide_4(block + 16 * pair, tqn::cache::value_in_upper_half(c));
-      for (int g = 0; g < N; g++) products[g] = add_products(products[g], values, pair_weights(weights[g].weight + 2 * pair));
-    }
+  constexpr int kStep = tqn::cache::kChannels;
+  alignas(64) int32_t sums[N * kStep];
+  for (int64_t c = 0; c < dim; c += kStep) {
+    for (int i = 0; i < kStep; i += 8) value_products<Bits, N>(v, c + i, levels, weights, sums + i, kStep);
     for (int g = 0; g < N; g++) {
-      store_channels(sums, products[g]);
       float* out = queries[g].out + c;
-      for (int i = 0; i < kValueChannels; i += kLanes)
-        store(out + i, fma(to_f32(load_i32(sums + i)), set1(weights[g].step), load(out + i) * set1(before[g])));
+      for (int i = 0; i < kStep; i += kLanes)
+        store(out + i, fma(to_f32(load_i32(sums + g * kStep + i)), set1(weights[g].step), load(out + i) * set1(before[g])));
     }
   }
 }

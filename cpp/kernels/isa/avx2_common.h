@@ -15,6 +15,7 @@ inline constexpr int kDirectTokens = 1;
 inline constexpr int kSide = 1, kHalves = 1, kParts = 1;
 inline constexpr int kPanelRegisters = 2;
 inline constexpr int kRowBytes = 32;
+inline constexpr int kFloatRegisters = 16;
 
 using F32 = __m256;
 using I32 = __m256i;
@@ -165,19 +166,18 @@ inline Row part(Bytes w, int) { return w.v; }
 inline void store_values(int8_t* p, Bytes w) { store32(p, w.v); }
 inline void store_sums(int32_t* acc, const I32* sums, int32_t start) { store_i32(acc, _mm256_add_epi32(*sums, set1_i32(start))); }
 
-// Caches in codes: a row of four key channels, with the offset that dot() wants; pairs of positions of kValueChannels value channels.
-inline constexpr int kValueChannels = 8;
+// Caches in codes: a row of four key channels, with the offset that dot() wants; pairs of positions of 8 value channels.
+inline constexpr int kPairs = 1;
 inline Row with_key_offset(Row w) { return kOffset ? _mm256_xor_si256(w, _mm256_set1_epi8(char(kOffset))) : w; }
 using Wide = __m256i;
 using PairSums = __m256i;
-inline Wide wide_8(const uint8_t* p, int64_t) { return _mm256_cvtepi8_epi16(load16(p)); }
+inline Wide wide_8(const uint8_t* p) { return _mm256_cvtepi8_epi16(load16(p)); }
 inline Wide pair_weights(const int16_t* w) {
   int32_t both;
   std::memcpy(&both, w, 4);
   return _mm256_set1_epi32(both);
 }
 inline PairSums no_sums() { return _mm256_setzero_si256(); }
-inline PairSums add_products(PairSums sum, Wide v, Wide w) { return _mm256_add_epi32(sum, _mm256_madd_epi16(v, w)); }
 inline void store_channels(int32_t* out, PairSums sum) { store_i32(out, sum); }
 
 class Levels {

@@ -26,6 +26,8 @@ inline I32 dot(I32 acc, Row w, Acts a) {
   return add_widened(acc, _mm512_maddubs_epi16(_mm512_abs_epi8(w), signed_acts));
 }
 
+inline PairSums add_products(PairSums sum, Wide v, Wide w) { return _mm512_add_epi32(sum, _mm512_madd_epi16(v, w)); }
+
 template <int, int>
 Bytes next_lane(Bytes b, const uint8_t*) {
   return {_mm512_alignr_epi8(_mm512_shuffle_i64x2(b.v, b.v, 0xB1), b.v, 1)};

@@ -16,6 +16,7 @@ inline constexpr int kLanes = 16;
 inline constexpr int kSide = 2, kHalves = 1, kParts = 1;
 inline constexpr int kPanelRegisters = 4;
 inline constexpr int kRowBytes = 64;
+inline constexpr int kFloatRegisters = 32;
 
 using F32 = __m512;
 using I32 = __m512i;
@@ -135,34 +136,35 @@ inline void store_sums(int32_t* acc, const I32* sums, int32_t start) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(acc), _mm256_add_epi32(both, _mm256_set1_epi32(start)));
 }
 
-// Caches in codes, as in avx2_common.h: value channels of two blocks side by side.
-inline constexpr int kValueChannels = 16;
+// Caches in codes, as in avx2_common.h: two pairs of positions at a time, so that memory is read in order; the pairs of a channel side by
+// side, so that their weights are one broadcast.
+inline constexpr int kPairs = 2;
 inline Row with_key_offset(Row w) { return kOffset ? _mm512_xor_si512(w, _mm512_set1_epi8(char(kOffset))) : w; }
 using Wide = __m512i;
 using PairSums = __m512i;
-inline __m128i load_quarter(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
-inline Wide wide_8(const uint8_t* p, int64_t next_block) {
-  return _mm512_cvtepi8_epi16(_mm256_inserti128_si256(_mm256_castsi128_si256(load_quarter(p)), load_quarter(p + next_block), 1));
+inline Wide wide(__m256i values) {
+  return _mm512_permutexvar_epi32(register_of<int32_t>([](int i) { return i / 2 + i % 2 * 8; }), _mm512_cvtepi8_epi16(values));
 }
+inline Wide wide_8(const uint8_t* p) { return wide(load_half(p)); }
 inline Wide pair_weights(const int16_t* w) {
-  int32_t both;
-  std::memcpy(&both, w, 4);
-  return _mm512_set1_epi32(both);
+  int64_t both;
+  std::memcpy(&both, w, 8);
+  return _mm512_set1_epi64(both);
 }
 inline PairSums no_sums() { return _mm512_setzero_si512(); }
-inline PairSums add_products(PairSums sum, Wide v, Wide w) { return _mm512_add_epi32(sum, _mm512_madd_epi16(v, w)); }
-inline void store_channels(int32_t* out, PairSums sum) { store_i32(out, sum); }
+inline void store_channels(int32_t* out, PairSums sum) {
+  const __m512i total = _mm512_add_epi32(sum, _mm512_srli_epi64(sum, 32));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi64_epi32(total));
+}
 
 class Levels {
  public:
   Levels() : values_(repeat16(tqn::cache::kLevel)), rows_(kOffset ? _mm512_xor_si512(values_, _mm512_set1_epi8(char(kOffset))) : values_) {}
   Row lower_row(Row codes) const { return _mm512_shuffle_epi8(rows_, _mm512_and_si512(codes, _mm512_set1_epi8(15))); }
   Row upper_row(Row codes) const { return lower_row(_mm512_srli_epi16(codes, 4)); }
-  Wide wide_4(const uint8_t* p, bool) const {
-    const __m128i codes = load_quarter(p);
-    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(codes), _mm_srli_epi16(codes, 4), 1);
-    const __m256i indices = _mm256_and_si256(both, _mm256_set1_epi8(15));
-    return _mm512_cvtepi8_epi16(_mm256_shuffle_epi8(_mm512_castsi512_si256(values_), indices));
+  Wide wide_4(const uint8_t* p, bool upper) const {
+    const __m256i codes = upper ? _mm256_srli_epi16(load_half(p), 4) : load_half(p);
+    return wide(_mm256_shuffle_epi8(_mm512_castsi512_si256(values_), _mm256_and_si256(codes, _mm256_set1_epi8(15))));
   }
 
  private:

@@ -17,6 +17,7 @@ namespace tq::kernels::avx512vbmi {
 
 inline I32 dot(I32 acc, Row w, Acts a) { return _mm512_dpbusd_epi32(acc, w, a); }
 inline I32 small_dot(I32 acc, Row w, Acts a) { return dot(acc, w, a); }
+inline PairSums add_products(PairSums sum, Wide v, Wide w) { return _mm512_dpwssd_epi32(sum, v, w); }
 
 template <int, int>
 Bytes next_lane(Bytes b, const uint8_t*) {

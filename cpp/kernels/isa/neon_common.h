@@ -17,6 +17,7 @@ inline constexpr bool kPairSums = false;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 6, kFloatTokens = 6;
 inline constexpr int kOffset = 0;
 inline constexpr int kRowBytes = 16;
+inline constexpr int kFloatRegisters = 32;
 
 using F32 = float32x4_t;
 using I32 = int32x4_t;
@@ -139,8 +140,8 @@ inline Row part(Bytes w, int) { return vreinterpretq_s8_u8(w.v); }
 inline void store_values(int8_t* p, Bytes w) { vst1q_s8(p, part(w, 0)); }
 inline void store_sums(int32_t* acc, const I32* sums, int32_t start) { store_i32(acc, vaddq_s32(*sums, vdupq_n_s32(start))); }
 
-// Caches in codes: a row of four key channels; pairs of positions of kValueChannels value channels, whose sums are formed at the end.
-inline constexpr int kValueChannels = 8;
+// Caches in codes: a row of four key channels; pairs of positions of 8 value channels, whose sums are formed at the end.
+inline constexpr int kPairs = 1;
 inline Row with_key_offset(Row w) { return w; }
 struct Wide {
   int16x8_t low, high;
@@ -149,7 +150,7 @@ struct PairSums {
   int32x4_t v[4];
 };
 inline Wide widened(int8x16_t v) { return {vmovl_s8(vget_low_s8(v)), vmovl_high_s8(v)}; }
-inline Wide wide_8(const uint8_t* p, int64_t) { return widened(vreinterpretq_s8_u8(vld1q_u8(p))); }
+inline Wide wide_8(const uint8_t* p) { return widened(vreinterpretq_s8_u8(vld1q_u8(p))); }
 inline Wide pair_weights(const int16_t* w) {
   int32_t both;
   std::memcpy(&both, w, 4);

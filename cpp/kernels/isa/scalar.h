@@ -11,10 +11,11 @@
 //   kPairSums: small values are summed as Pairs instead (add_pairs, no_pairs, add_widened), 16-bit sums of two products.
 //   kDirectTokens: so many tokens are multiplied straight from the decoder's registers.
 //   kPanelRegisters x kPanelTokens: accumulators of the panel kernels, what the register file holds; kFloatTokens: in place of the latter
-//   for floats.  kPanelSide: the tokens, and the tiles, that one operand of the panel kernels takes (dot_panel.h: 1; neoni8mm.h: 2).
-//   Caches in codes (format/cache.h): with_key_offset makes of keys what dot takes; Levels looks up 4-bit codes. Wide: pairs of positions
-//   of kValueChannels channels as int16, PairSums their int32 sums per channel; wide_8 and wide_4 read them (8 bits: the next 8 channels
-//   stand so many bytes further; 4 bits: the upper or lower halves, where a register does not take both).
+//   for floats.  kFloatRegisters: F32s that the register file holds.  kPanelSide: the tokens, and the tiles, that one operand of the panel
+//   kernels takes (dot_panel.h: 1; neoni8mm.h: 2). Caches in codes (format/cache.h): with_key_offset makes of keys what dot takes; Levels
+//   looks up 4-bit codes. Wide: kPairs pairs of positions of 8 channels as int16, PairSums the int32 sums of their products; wide_8 and
+//   wide_4 (of the upper or the lower halves) read them, pair_weights makes one of the weights of as many pairs, store_channels sums up for
+//   each channel.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -30,6 +31,7 @@ inline constexpr int kDirectTokens = 1;
 inline constexpr int kSide = 1, kHalves = 1, kParts = 8;
 inline constexpr bool kPairSums = false;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 2, kFloatTokens = 2;
+inline constexpr int kFloatRegisters = 16;
 inline constexpr int kOffset = 0;
 
 using F32 = float;
@@ -146,7 +148,7 @@ inline void store_sums(int32_t* acc, const I32* sums, int32_t start) {
   for (int i = 0; i < kParts; i++) acc[i] = sums[i] + start;
 }
 
-inline constexpr int kValueChannels = 8;
+inline constexpr int kPairs = 1;
 inline Row with_key_offset(Row w) { return w; }
 struct Wide {
   int16_t v[16];
@@ -154,7 +156,7 @@ struct Wide {
 struct PairSums {
   int32_t v[8];
 };
-inline Wide wide_8(const uint8_t* p, int64_t) {
+inline Wide wide_8(const uint8_t* p) {
   Wide w;
   for (int i = 0; i < 16; i++) w.v[i] = int8_t(p[i]);
   return w;
