@@ -2,12 +2,15 @@
 
 #include <algorithm>
 
+#include "bindings/bindings.h"
 #include "bindings/gguf_file.h"
 #include "common/error.h"
 #include "common/parallel.h"
 #include "common/text.h"
 #include "kernels/kernels.h"
 #include "model/architectures.h"
+#include "model/graph.h"
+#include "model/state.h"
 
 namespace tq::bindings {
 
@@ -119,6 +122,16 @@ static py::list places(const GgufFile& self) {
   return list;
 }
 
+// Floats in which a mixture works for one token: for each expert that the token uses its input, gate and up, its output, and the forms of
+// input and hidden values as bytes. They are scratch, which the layers share.
+static int64_t expert_floats(const FeedForward& part, int64_t n_embd) {
+  const auto* parallel = std::get_if<ParallelConfig>(&part);
+  const auto* e = parallel ? &parallel->experts : std::get_if<ExpertsConfig>(&part);
+  if (!e) return 0;
+  const int64_t n_ff = std::max(e->n_ff, e->n_ff_shared);
+  return (e->n_used + (e->n_ff_shared > 0)) * (2 * n_embd + 2 * n_ff + (n_embd + n_ff + 3) / 4);
+}
+
 // (n_kv_heads, head_dim, window) of each layer, as the engine reads them.
 static py::list attention_layers(const GgufFile& self) {
   py::list layers;
@@ -126,6 +139,23 @@ static py::list attention_layers(const GgufFile& self) {
     if (const auto* a = std::get_if<AttentionConfig>(&layer.mixer); a && a->kv_layer < 0)
       layers.append(py::make_tuple(a->n_kv_heads, a->head_dim, a->window));
   return layers;
+}
+
+// Of a context with one slot, on one device.
+static py::dict context_memory(const GgufFile& self, int64_t n_ctx, const std::string& cache) {
+  if (n_ctx < 0 || n_ctx > INT32_MAX) throw Error(Cause::invalid_argument, "n_ctx: " + std::to_string(n_ctx));
+  const Config c = read_config(self.file());
+  const CacheElements types = elements_of(parse_cache(cache));
+  int64_t positions = 0, recurrent = 0, experts = 0;
+  for (const LayerConfig& layer : c.layers) {
+    const StateShape shape = state_shape(layer, types);
+    (std::holds_alternative<RecurrentState>(shape) ? recurrent : positions) += slot_bytes(shape, n_ctx);
+    experts = std::max(experts, expert_floats(layer.feed_forward, c.n_embd));
+  }
+  py::dict d;
+  d["positions"] = positions, d["recurrent"] = recurrent, d["row"] = plane_floats(c) * int64_t(sizeof(float));
+  d["expert_row"] = experts * int64_t(sizeof(float));
+  return d;
 }
 
 static py::dict quantized(GgufFile& self) {
@@ -215,6 +245,7 @@ void bind_gguf(py::module_& m) {
       .def_property_readonly("data_offset", [](const GgufFile& self) { return self.file().data_offset(); })
       .def_property_readonly("metadata", &GgufFile::metadata)
       .def("attention_layers", &attention_layers)
+      .def("context_memory", &context_memory, py::arg("n_ctx"), py::arg("cache"))
       .def("tensors", &tensors)
       .def("places", &places)
       .def("data", &data, py::arg("name"))

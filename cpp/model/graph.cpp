@@ -225,23 +225,42 @@ BufferPtr allocate_plane(Backend& backend, int64_t rows, int64_t width) {
   return width > 0 ? backend.allocate(rows * width * int64_t(sizeof(float))) : nullptr;
 }
 
-Planes allocate_planes(Backend& backend, const Config& c, const PlaneNeeds& needs) {
+// The planes of the layers [first, last), but for those of logits, and how wide each is; 0: there is none.
+static std::vector<std::pair<BufferPtr Planes::*, int64_t>> plane_widths(const Config& c, int64_t first, int64_t last) {
   Widest widest{.n_ff = c.n_embd_layer};
-  for (int64_t i = needs.first_layer; i < needs.last_layer; i++) {
+  for (int64_t i = first; i < last; i++) {
     const LayerConfig& layer = c.layers[size_t(i)];
     std::visit([&](const auto& part) { widest.note(part); }, layer.mixer);
     std::visit([&](const auto& part) { widest.note(part); }, layer.feed_forward);
   }
-  const auto plane = [&](int64_t width) { return allocate_plane(backend, needs.rows, width); };
+  return {{&Planes::x, c.n_embd},
+          {&Planes::q, widest.q},
+          {&Planes::k, widest.kv},
+          {&Planes::v, widest.kv},
+          {&Planes::attended, widest.heads},
+          {&Planes::output_gate, widest.output_gate},
+          {&Planes::convolved, widest.convolved},
+          {&Planes::alpha, widest.value_heads},
+          {&Planes::beta, widest.value_heads},
+          {&Planes::gate, widest.n_ff},
+          {&Planes::up, widest.n_ff},
+          {&Planes::branch, c.post_norms ? c.n_embd : 0},
+          {&Planes::experts, widest.beside ? c.n_embd : 0},
+          {&Planes::embedded, c.n_embd_layer > 0 ? c.n_embd : 0},
+          {&Planes::per_layer, c.n_embd_layer},
+          {&Planes::projected, c.n_embd_layer}};
+}
+
+int64_t plane_floats(const Config& c) {
+  int64_t total = 0;
+  for (const auto& [plane, width] : plane_widths(c, 0, c.n_layers())) total += width;
+  return total;
+}
+
+Planes allocate_planes(Backend& backend, const Config& c, const PlaneNeeds& needs) {
   Planes p;
-  p.x = plane(c.n_embd);
-  p.q = plane(widest.q), p.k = plane(widest.kv), p.v = plane(widest.kv), p.attended = plane(widest.heads);
-  p.output_gate = plane(widest.output_gate), p.convolved = plane(widest.convolved);
-  p.alpha = plane(widest.value_heads), p.beta = plane(widest.value_heads);
-  p.gate = plane(widest.n_ff), p.up = plane(widest.n_ff);
-  if (c.post_norms) p.branch = plane(c.n_embd);
-  if (widest.beside) p.experts = plane(c.n_embd);
-  if (c.n_embd_layer > 0) p.embedded = plane(c.n_embd), p.per_layer = plane(c.n_embd_layer), p.projected = plane(c.n_embd_layer);
+  for (const auto& [plane, width] : plane_widths(c, needs.first_layer, needs.last_layer))
+    p.*plane = allocate_plane(backend, needs.rows, width);
   if (needs.logit_rows == 0) return p;
   p.logits = allocate_plane(backend, needs.logit_rows, c.n_vocab);
   p.best = backend.allocate(needs.logit_rows * kMaxCandidates * int64_t(sizeof(Candidate)));

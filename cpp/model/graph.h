@@ -34,6 +34,8 @@ struct PlaneNeeds {
 };
 Planes allocate_planes(Backend& backend, const Config& c, const PlaneNeeds& needs);
 BufferPtr allocate_plane(Backend& backend, int64_t rows, int64_t width);
+// Floats that a row of a batch takes in the planes of a model that runs on one device, those of logits aside.
+int64_t plane_floats(const Config& c);
 
 // The types of the caches that `type` asks for; throws unsupported where a backend of the model does not have it.
 CacheElements cache_elements(const Model& model, CacheType type);

@@ -42,6 +42,12 @@ StateShape state_shape(const LayerConfig& layer, CacheElements cache) {
   return std::visit([&](const auto& mixer) { return shape_of(mixer, cache); }, layer.mixer);
 }
 
+int64_t slot_bytes(const StateShape& shape, int64_t capacity) {
+  if (const auto* r = std::get_if<RecurrentState>(&shape)) return r->bytes;
+  const auto* a = std::get_if<AttentionState>(&shape);
+  return a ? a->n_kv_heads * (a->k.bytes_of(capacity) + a->v.bytes_of(capacity)) : 0;
+}
+
 double max_state_bytes(const StateShape& shape, int64_t capacity) {
   const auto* a = std::get_if<AttentionState>(&shape);
   if (const auto* r = std::get_if<RecurrentState>(&shape)) return double(r->bytes);

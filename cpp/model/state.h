@@ -51,6 +51,7 @@ using StateShape = std::variant<AttentionState, RecurrentState, SharedState>;
 
 // Where others keep codes, layers with a window, whose caches stay small, and those that other layers share keep numbers, float16.
 StateShape state_shape(const LayerConfig& layer, CacheElements cache);
+int64_t slot_bytes(const StateShape& shape, int64_t capacity);      // of a slot of so many positions
 double max_state_bytes(const StateShape& shape, int64_t capacity);  // of its largest buffer, a slot; int64_t may not hold it
 
 // A contiguous part of a buffer.

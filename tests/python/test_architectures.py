@@ -4,6 +4,7 @@ The engine's float path is float32 throughout, as the reference is.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from architecture_cases import (
     N_PROMPT,
     N_TOKENS,
     ONE_EACH,
+    TOLERANCE,
     Case,
     Reference,
     References,
@@ -31,6 +33,7 @@ from tiny_models import write_gguf
 from turboquant_native import _core
 from turboquant_native.convert.architectures import ARCHITECTURES
 from turboquant_native.convert.sources import open_source
+from turboquant_native.engine.head import read_head
 
 torch = pytest.importorskip("torch")
 
@@ -136,6 +139,27 @@ def test_saved_states_go_on(case: Case, references: Any, tmp_path: Path) -> None
     first.eval(reference.tokens[:N_PROMPT], 0)
     second.load(0, first.save(0, N_PROMPT))
     assert_close(second.eval(reference.tokens[N_PROMPT:], N_PROMPT, logits="all"), reference.logits[N_PROMPT:])
+
+
+@ONE_EACH
+def test_scores_equal_transformers(case: Case, references: Any, tmp_path: Path) -> None:
+    """A head for each token on what the output norm gives, as `...ForTokenClassification` has it."""
+    reference, folder = references.of(case), tmp_path / "source"
+    shutil.copytree(reference.folder, folder)
+    score = torch.randn(3, BASE["hidden_size"] if "hidden_size" not in case.config else case.config["hidden_size"])
+    save_file({**load_file(folder / "model.safetensors"), "score.weight": score.numpy()}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["ModelForTokenClassification"]}
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key not in ("id2label", "label2id")}))
+    path = convert(folder, tmp_path / "out.gguf", outtype="f32")
+    head = read_head(_core.GgufFile(path), score.shape[1])
+    assert head is not None and head.kind == "token"
+    with torch.no_grad():
+        ids = torch.from_numpy(reference.tokens[None].astype(np.int64))
+        theirs = (reference.model.model(ids).last_hidden_state[0] @ score.T).numpy()
+    rows = np.arange(N_TOKENS, dtype=np.int32)
+    ours = head(context(path).embed(reference.tokens, rows, np.zeros_like(rows), rows))
+    assert ours.shape == (N_TOKENS, 3) and np.isfinite(ours).all()
+    assert np.abs(ours - theirs).max() <= TOLERANCE * max(1, np.abs(theirs).max())
 
 
 @ALL

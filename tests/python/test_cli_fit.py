@@ -3,6 +3,7 @@
 import json
 import threading
 
+import numpy as np
 import pytest
 
 from tiny_models import LLAMA, llama_tensors, save_llama, write_gguf
@@ -11,10 +12,14 @@ from turboquant_native.api import fit, machine
 from turboquant_native.commands.cli import main
 from turboquant_native.common import memory
 from turboquant_native.convert import synthetic
+from turboquant_native.convert.synthetic_shapes import GptOssShape, RecurrentShape
+from turboquant_native.engine.snapshots import SNAPSHOTS_A_SLOT
 
 SHAPES = (
     synthetic.Shape(2, 64, 96, 4, 2, 16, 128, architecture="qwen2", tied=False, qkv_bias=True),
     synthetic.Shape(3, 96, 64, 6, 3, 16, 300, architecture="llama", tied=True),
+    RecurrentShape(5, 64, 96, 4, 2, 16, 128, n_key_heads=2, n_value_heads=4, state_dim=24, rope_dims=8),
+    GptOssShape(2, 64, 128, 4, 2, 16, 128, n_experts=8, n_used=2),
 )
 
 
@@ -33,9 +38,12 @@ def test_the_estimate_is_what_the_engine_takes(tmp_path, shape, n_ctx, n_batch):
     context = _core.Context(model, n_ctx=n_ctx, n_batch=n_batch)
     taken = context.memory_bytes
     context.close()
-    assert n_ctx * found.shape.position_bytes("f16") + found.shape.workspace(min(n_batch, n_ctx)) == taken
-    assert 0.9 * found.token_bytes <= model.weight_bytes <= found.token_bytes  # the engine counts matrices alone
-    assert found.shape.n_ctx_train == model.config["n_ctx_train"]
+    memory = found.memory(n_ctx, min(n_batch, n_ctx))
+    assert memory.cache + memory.states + memory.planes == taken
+    assert (memory.states > 0) == isinstance(shape, RecurrentShape) and (memory.scratch > 0) == isinstance(shape, GptOssShape)
+    read = found.token_bytes - 2 * memory.states
+    assert 0.8 * read <= model.weight_bytes <= read  # the engine counts matrices alone, of a mixture those of the experts that a token uses
+    assert found.n_ctx_train == model.config["n_ctx_train"]
     model.close()
 
 
@@ -44,18 +52,49 @@ def test_windowed_layers_keep_16_bits(tmp_path, cache):
     keys = {"attention.sliding_window": 32, "attention.sliding_window_pattern": 2, "context_length": 192}
     path = write_gguf(tmp_path / "model.gguf", "llama", LLAMA, llama_tensors(), keys)
     found, model = fit.ModelFile(path), _core.Model(str(path))
-    assert [layer[2] for layer in found.shape.layers] == [32, 0]
+    assert [layer[2] for layer in found.layers] == [32, 0]
     context = _core.Context(model, n_ctx=192, n_batch=64, cache=cache)
-    assert 192 * found.shape.position_bytes(cache) + found.shape.workspace(64) == context.memory_bytes
+    memory = found.memory(192, 64, cache)
+    assert memory.cache + memory.planes == context.memory_bytes
     context.close()
     model.close()
 
 
-def test_of_experts_those_that_are_used_count(tiny_tqn):
+def test_tied_weights_are_all_read(tiny_tqn):
     file = fit.ModelFile(tiny_tqn)
-    assert file.token_bytes == file.weight_bytes  # tied, no experts: everything is read
-    file.metadata = {**file.metadata, "llama.expert_count": 4, "llama.expert_used_count": 1}
-    assert file.token_bytes == file.weight_bytes  # no tensor of experts
+    assert file.token_bytes == file.weight_bytes
+
+
+def test_recurrent_states_and_their_snapshots_count(tmp_path, monkeypatch, capsys):
+    """The estimate holds when an engine has taken as many snapshots as it ever keeps."""
+    synthetic.write(tmp_path / "model.gguf", SHAPES[2], 4)
+    file, model = fit.ModelFile(tmp_path / "model.gguf"), _core.Model(str(tmp_path / "model.gguf"))
+    context = _core.Context(model, n_ctx=64, n_batch=64)
+    snapshots = []
+    for n in range(SNAPSHOTS_A_SLOT):
+        context.eval(np.array([n], np.int32), n)
+        snapshots.append(context.snapshot(0))
+    taken = context.memory_bytes + sum(snapshot.memory_bytes for snapshot in snapshots)
+    found = file.fit(64, probe=False)
+    assert found.cache + found.states + found.workspace - fit._PROGRAM == taken
+    assert found.states == file.fit(32, probe=False).states == (1 + SNAPSHOTS_A_SLOT) * snapshots[0].memory_bytes
+    states = sum(layer.get("state_bytes", 0) for layer in model.config["layers"])
+    assert states == snapshots[0].memory_bytes and file.token_bytes == file.weight_bytes + 2 * states
+    context.close()
+    model.close()
+    code, out, _ = call(capsys, "run", tmp_path / "model.gguf", "--fit-only", "--ctx", "64")
+    assert code == 0 and "of recurrent layers, snapshots included" in out
+    needed = found.needed
+    monkeypatch.setattr(fit, "available_memory", lambda: needed - 1)
+    assert file.fit(64, probe=False).largest_ctx < 64
+
+
+def test_mixtures_take_scratch(tmp_path):
+    """What a pass over a batch adds to the process beyond the context: the experts' rows, which no context counts."""
+    synthetic.write(tmp_path / "model.gguf", SHAPES[3], 4)
+    file = fit.ModelFile(tmp_path / "model.gguf")
+    rows = 4 * (2 * 64 + 2 * 128 + (64 + 128) // 4)  # input, output, gate, up as floats, two forms as bytes
+    assert file.memory(64, 32).scratch == 32 * 2 * rows
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_sharing_layers_have_no_cache(references: References, tmp_path: Path) ->
     reference = references.of(CASE["gemma4-e"])
     path = tmp_path / "out.gguf"
     opened(reference, path)
-    assert ModelFile(path).shape.layers == ((2, 16, 8), (2, 16, 8), (2, 24, 0))
+    assert ModelFile(path).layers == ((2, 16, 8), (2, 16, 8), (2, 24, 0))
     assert ModelFile(path).fit(32).cache == 32 * 2 * 2 * 2 * (16 + 16 + 24)
 
 

@@ -1,22 +1,25 @@
 """Does a model fit before it is loaded, with how much context, and how fast will it be?
 
-Memory is weights (the mapped file) + keys and values at the whole context + activations of one batch + the program itself. Speed is what
-this machine reads in a second (as earlier answers showed, else its memory bandwidth, a bound from above) over what a token must read.
+Memory is weights (the mapped file) + keys and values at the whole context + recurrent states with all the snapshots of them that may be kept
++ activations of one batch + the program itself. Speed is what this machine reads in a second (as earlier answers showed, else its memory
+bandwidth, a bound from above) over what a token must read, and of recurrent states write.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .._core import FormatError, GgufFile, cached_bytes
+from .._core import FormatError, GgufFile
 from ..common.memory import available_memory
 from ..convert.architectures import PER_LAYER_TABLE
 from ..convert.inspection import EMBEDDINGS, FileSummary, describe
+from ..engine.snapshots import SNAPSHOTS_A_SLOT
 from . import machine
 
 _PROGRAM = 160 << 20  # bytes: interpreter, libraries, tokenizer
@@ -24,28 +27,18 @@ _LOGIT_ROWS, _BEST_BYTES = 64, 64 * 8  # rows of logits that the engine holds, b
 _FLOAT = 4
 _STEP = 256  # positions: contexts are offered in multiples of it
 _UNASKED = 0.9  # of the free memory, for a context that nobody asked for
-_NUMBERS = ("f16", "f32")  # caches without codes
-_OF_LAYERS = ("attention.head_count_kv", ".feed_forward_length")  # a number, or one for each layer: the largest counts
+_EXPERTS = re.compile(r"_exps\.|\.ffn_(gate|up|down)\.\d+\.")  # tensors of all of a layer's experts, or of one
 _RUNS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What of a model's shape decides its memory; widths are numbers of floats."""
+class Memory:
+    """Bytes of a context of one sequence."""
 
-    n_ctx_train: int
-    layers: tuple[tuple[int, int, int], ...]  # (n_kv_heads, head_dim, window) of each
-    row_width: int  # of all activations of one token together
-    n_vocab: int
-
-    def position_bytes(self, cache: str) -> int:
-        """Keys and values of one position in all layers; those with a window keep float16 where the others keep codes."""
-        windowed = cache if cache in _NUMBERS else "f16"
-        return sum(heads * cached_bytes(windowed if window else cache, dim) for heads, dim, window in self.layers)
-
-    def workspace(self, n_batch: int) -> int:
-        """Bytes of activations and logits of a batch."""
-        return _FLOAT * n_batch * self.row_width + min(n_batch, _LOGIT_ROWS) * (_FLOAT * self.n_vocab + _BEST_BYTES)
+    cache: int  # keys and values of all positions
+    states: int  # of recurrent layers, whatever the positions; a snapshot takes as much again
+    planes: int  # activations and logits of a batch
+    scratch: int  # in which mixtures of experts work
 
 
 @dataclass(frozen=True)
@@ -58,6 +51,7 @@ class Fit:
     largest_ctx: int  # that fits, at most what the model was trained for
     weights: int
     cache: int
+    states: int  # of recurrent layers, and of the snapshots of them that may be kept
     workspace: int
     free: int
     tokens_per_second: float
@@ -65,7 +59,7 @@ class Fit:
 
     @property
     def needed(self) -> int:
-        return self.weights + self.cache + self.workspace
+        return self.weights + self.cache + self.states + self.workspace
 
     @property
     def fits(self) -> bool:
@@ -80,16 +74,24 @@ class ModelFile:
     """A model file looked at before it is loaded.
 
     Raises ValueError for weights that the engine does not run (their type by name, and the command that converts them), FormatError for a
-    damaged file, OSError where it cannot be read.
+    damaged file, UnsupportedError for an architecture that the engine lacks, OSError where the file cannot be read.
+
+    Attributes:
+        n_ctx_train: positions that the model was trained for.
+        layers: (n_kv_heads, head_dim, window) of each layer that keeps keys and values.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        file = GgufFile(path)
+        self._file = file = GgufFile(path)
         self.path, self._summary = str(path), describe(file)
         self.metadata = {key: value for key, value in file.metadata.items() if isinstance(value, (str, int, float))}  # no vocabularies
-        self.metadata |= {key: max(file.metadata[key]) for key in file.metadata if key.endswith(_OF_LAYERS) and key not in self.metadata}
         _check_types(self._summary)
-        self.shape = _shape(self.metadata, self._summary, file.attention_layers())
+        self.layers = tuple(file.attention_layers())
+        self.n_ctx_train = self._integer("context_length")
+        embedding = next((tensor for tensor in self._summary.tensors if tensor.name == EMBEDDINGS[0]), None)
+        if embedding is None:
+            raise FormatError(f'"{path}": has no tensor {EMBEDDINGS[0]}')
+        self._n_vocab = embedding.shape[0]
 
     @property
     def weight_bytes(self) -> int:
@@ -98,46 +100,52 @@ class ModelFile:
 
     @property
     def token_bytes(self) -> int:
-        """What one token must read: of an embedding beside an output matrix only a row, of experts only those that are used."""
+        """What one token must read and write: of an embedding beside an output matrix only a row, of experts only those that are used;
+        recurrent states both ways."""
         names = {tensor.name for tensor in self._summary.tensors}
         skipped = (PER_LAYER_TABLE, EMBEDDINGS[0] if EMBEDDINGS[1] in names else None)
         used, experts = (self._integer(key, 0) for key in ("expert_used_count", "expert_count"))
         share = used / experts if experts else 1.0
-        sizes = ((share if "_exps." in t.name else 1.0) * t.bytes for t in self._summary.tensors if t.name not in skipped)
-        return int(sum(sizes))
+        sizes = ((share if _EXPERTS.search(t.name) else 1.0) * t.bytes for t in self._summary.tensors if t.name not in skipped)
+        return int(sum(sizes)) + 2 * self.memory(0, 0).states
+
+    def memory(self, n_ctx: int, n_batch: int, cache: str = "f16") -> Memory:
+        """Of a context of so many positions and rows of a batch, with keys and values of a type."""
+        found = self._file.context_memory(n_ctx, cache)
+        logits = min(n_batch, _LOGIT_ROWS) * (_FLOAT * self._n_vocab + _BEST_BYTES)
+        return Memory(found["positions"], found["recurrent"], n_batch * found["row"] + logits, n_batch * found["expert_row"])
 
     def fit(
         self, n_ctx: int | None, n_batch: int = 512, threads: int = 0, gpu: bool = False, probe: bool = True, cache: str = "f16"
     ) -> Fit:
         """The estimate at a context (None: the model's own, as far as it fits; 0: the model's own). probe: measure the memory's bandwidth
         where nothing better is known. cache: type of keys and values."""
-        shape, free = self.shape, available_memory()
-        position = shape.position_bytes(cache)
+        free, weights = available_memory(), self.weight_bytes
+        rate, measured = machine.reading_rate(threads, gpu, probe)
+        tokens_per_second = rate / max(self.token_bytes, 1)
 
-        def workspace(positions: int) -> int:
-            return shape.workspace(min(n_batch, positions)) + _PROGRAM  # the engine's batch is no longer than its context
-
-        def needed(positions: int) -> int:
-            return self.weight_bytes + positions * position + workspace(positions)
+        def fit_of(positions: int, largest_ctx: int = 0) -> Fit:
+            memory = self.memory(positions, min(n_batch, positions), cache)  # the engine's batch is no longer than its context
+            return Fit(
+                model=self.path,
+                n_ctx=positions,
+                n_ctx_train=self.n_ctx_train,
+                largest_ctx=largest_ctx,
+                weights=weights,
+                cache=memory.cache,
+                states=(1 + SNAPSHOTS_A_SLOT) * memory.states,
+                workspace=memory.planes + memory.scratch + _PROGRAM,
+                free=free,
+                tokens_per_second=tokens_per_second,
+                measured=measured,
+            )
 
         def largest(memory: float) -> int:
-            fitting = bisect_right(range(1, shape.n_ctx_train + 1), memory, key=needed)
-            return fitting if fitting in (shape.n_ctx_train, fitting % _STEP) else fitting // _STEP * _STEP
+            fitting = bisect_right(range(1, self.n_ctx_train + 1), memory, key=lambda positions: fit_of(positions).needed)
+            return fitting if fitting in (self.n_ctx_train, fitting % _STEP) else fitting // _STEP * _STEP
 
-        chosen = (largest(_UNASKED * free) or largest(free) if n_ctx is None else n_ctx) or shape.n_ctx_train
-        rate, measured = machine.reading_rate(threads, gpu, probe)
-        return Fit(
-            model=self.path,
-            n_ctx=chosen,
-            n_ctx_train=shape.n_ctx_train,
-            largest_ctx=largest(free),
-            weights=self.weight_bytes,
-            cache=chosen * position,
-            workspace=workspace(chosen),
-            free=free,
-            tokens_per_second=rate / max(self.token_bytes, 1),
-            measured=measured,
-        )
+        chosen = (largest(_UNASKED * free) or largest(free) if n_ctx is None else n_ctx) or self.n_ctx_train
+        return fit_of(chosen, largest(free))
 
     def _integer(self, key: str, default: int | None = None) -> int:
         return _integer(self.path, self.metadata, key, default)
@@ -165,20 +173,3 @@ def _integer(path: str, metadata: dict[str, Any], key: str, default: int | None)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
         raise FormatError(f'"{path}": {full} must be a whole number, got {value!r}')
     return value
-
-
-def _shape(metadata: dict[str, Any], summary: FileSummary, layers: list[tuple[int, int, int]]) -> Shape:
-    def number(key: str, default: int | None = None) -> int:
-        return _integer(summary.path, metadata, key, default)
-
-    n_embd, heads = number("embedding_length"), max(number("attention.head_count"), 1)
-    head_dim = number("attention.key_length", n_embd // heads)
-    kv_heads = number("attention.head_count_kv", heads)
-    experts = number("expert_count", 0)
-    n_ff = 0 if experts else number("feed_forward_length")
-    embedding = next((tensor for tensor in summary.tensors if tensor.name == EMBEDDINGS[0]), None)
-    if embedding is None:
-        raise FormatError(f'"{summary.path}": has no tensor {EMBEDDINGS[0]}')
-    branch = n_embd if any(tensor.name.endswith("post_ffw_norm.weight") for tensor in summary.tensors) else 0
-    row_width = n_embd + branch + 2 * heads * head_dim + 2 * kv_heads * head_dim + 2 * n_ff
-    return Shape(number("context_length"), tuple(layers), row_width, embedding.shape[0])

@@ -85,7 +85,7 @@ class Opened:
     @property
     def n_ctx_train(self) -> int:
         """Tokens that the model was trained for."""
-        return self.file.shape.n_ctx_train
+        return self.file.n_ctx_train
 
     def has_template(self) -> bool:
         """Whether it can chat."""
@@ -149,7 +149,7 @@ def _cache(file: ModelFile, args: argparse.Namespace) -> str:
     """The cache's type for the estimate: float32 activations have a float32 cache unless it is quantized."""
     choice: str = args.cache
     if choice == "auto":
-        choice = measured_choice(str(file.metadata.get("general.architecture")), (dim for _, dim, _ in file.shape.layers))
+        choice = measured_choice(str(file.metadata.get("general.architecture")), (dim for _, dim, _ in file.layers))
     return "f32" if args.precision == "f32" and choice == "f16" else choice
 
 
@@ -182,7 +182,8 @@ def _refusal(fit: Fit) -> str:
 
 
 def _needs(fit: Fit) -> str:
-    parts = f"weights {size(fit.weights)}, context of {fit.n_ctx} tokens {size(fit.cache)}, workspace {size(fit.workspace)}"
+    states = f"recurrent states {size(fit.states)}, " if fit.states else ""
+    parts = f"weights {size(fit.weights)}, context of {fit.n_ctx} tokens {size(fit.cache)}, {states}workspace {size(fit.workspace)}"
     return f"{size(fit.needed)} ({parts})"
 
 
@@ -194,6 +195,7 @@ def _fit_text(fit: Fit) -> str:
             f"model      {fit.model}",
             f"weights    {size(fit.weights)}",
             f"context    {size(fit.cache)} for {fit.n_ctx} tokens (the model's own: {fit.n_ctx_train})",
+            *([f"states     {size(fit.states)} of recurrent layers, snapshots included"] if fit.states else []),
             f"workspace  {size(fit.workspace)}",
             f"together   {size(fit.needed)} of {size(fit.free)} that are free",
             f"speed      {speed if fit.tokens_per_second else 'unknown'}",

@@ -19,7 +19,7 @@ from .cache_budget import CacheBudget, draft_depth
 from .handle import Handle
 from .pace import Pace
 from .slots import Slot, choose
-from .snapshots import Snapshots
+from .snapshots import SNAPSHOTS_A_SLOT, Snapshots
 from .tokens import Tokens
 from .work import Completing, Work
 
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 _LINGER = 0.5  # seconds that the engine thread waits for more before it ends
 _MAX_ROWS = 128  # positions of one sequence whose logits a pass gives at most; a row of logits may be a megabyte
-_SNAPSHOTS = 4  # times the slots are kept where layers are recurrent
 Result = TypeVar("Result")
 
 
@@ -91,7 +90,7 @@ class Scheduler:
     ) -> None:
         self._open_context, self.max_slots, self.queue_limit = open_context, max(n_slots, max_slots), queue_limit
         self.context = open_context(n_slots)
-        self.snapshots = Snapshots(self.context, _SNAPSHOTS * n_slots)
+        self.snapshots = Snapshots(self.context, SNAPSHOTS_A_SLOT * n_slots)
         self._pace = pace or Pace(self.context.n_batch)
         self.slots = [Slot(index, self.context.n_ctx) for index in range(n_slots)]
         self.counters = Counters()
@@ -360,7 +359,7 @@ class Scheduler:
             if slot.n_tokens:
                 larger.load(slot.index, self.context.save(slot.index, slot.n_tokens))
         self.context.close()
-        self.context, self.snapshots = larger, Snapshots(larger, _SNAPSHOTS * n_slots)
+        self.context, self.snapshots = larger, Snapshots(larger, SNAPSHOTS_A_SLOT * n_slots)
         self.slots += [Slot(index, larger.n_ctx) for index in range(len(self.slots), n_slots)]
         return n_slots
 

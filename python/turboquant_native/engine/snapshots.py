@@ -7,6 +7,8 @@ from .slots import Slot
 
 logger = logging.getLogger(__name__)
 
+SNAPSHOTS_A_SLOT = 4  # are kept of recurrent layers, of all slots together
+
 
 class Snapshots:
     """What a scheduler keeps of its slots' pasts; nothing where the model has attention alone, whose slots go back to any position.
