@@ -17,7 +17,7 @@ PROMPT = np.array([504, 3575, 282, 4649, 314, 253, 1789, 282], np.int32)  # any 
 
 def greedy(path: str, device: str, precision: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The tokens (n), and the two best logits at each (n, 2)."""
-    context = _core.Context(_core.Model(path, device=device, precision=precision), n_ctx=len(PROMPT) + n)
+    context = _core.Context(_core.Model(path, device=device, precision=precision), n_ctx=max(256, len(PROMPT) + n))
     start, tokens, logits = time.time(), [], []
     best = context.eval_best(PROMPT, 0)
     for i in range(n):
