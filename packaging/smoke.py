@@ -57,6 +57,12 @@ def main() -> None:
     if missing := [isa for isa in _expected() if isa not in told["available_isas"]]:
         sys.exit(f"smoke: this processor has {', '.join(missing)}, the core offers {', '.join(told['available_isas'])}")
     print(f"doctor: {told['machine']}, Python {platform.python_version()}, {', '.join(told['available_isas'])}; {told['build']}")
+    made_on_a_mac = "macos" not in told["build"]  # `make wheels` makes them elsewhere, without Metal
+    if sys.platform == "darwin" and made_on_a_mac:
+        metal = told["backends"]["metal"]
+        print(f"metal: {metal}")
+        if "Metal is Apple's" in metal:
+            sys.exit("smoke: the Metal backend is not in this wheel")
     with tempfile.TemporaryDirectory() as folder:
         source = save_llama(Path(folder) / "tiny", {**LLAMA, "max_position_embeddings": 256})
         model = Path(folder) / "tiny.gguf"
