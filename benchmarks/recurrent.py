@@ -1,7 +1,7 @@
 """Models with recurrent layers and mixtures: prompt and decoding beside the limit that memory sets. Prints a table.
 
     python benchmarks/recurrent.py [--shapes qwen3.5-0.8b,qwen3.5-9b,gpt-oss-20b] [--bits 4] [--gpu] [--threads N] [--batch 8,32]
-                                   [--prompt 512] [--generate 64] [--rounds 3] [--bandwidth GB/S] [--work FOLDER] [--alone]
+                                   [--prompt 512] [--generate 64] [--rounds 3] [--bandwidth GB/S] [--work FOLDER] [--alone] [--layers N]
 
 Models of random weights are written as TQN files, all matrices at --bits. A token must read the weights (of a mixture the experts that it
 uses) and read and write the recurrent states: bytes / bandwidth is the least time. Bandwidth is measured in the same run, reading on a CPU,
@@ -13,6 +13,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -136,6 +137,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bandwidth", type=float, help="GB/s")
     parser.add_argument("--work", type=Path, help="where the models are written (default: a temporary folder)")
     parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--layers", type=int, help="so many of the shape's layers, where memory does not hold all")
     return parser.parse_args()
 
 
@@ -149,6 +151,7 @@ def main() -> None:
         path = (args.work or Path(temporary)) / "shape.gguf"
         for name in args.shapes:
             shape = synthetic.SHAPES[name]
+            shape = replace(shape, n_layers=args.layers or shape.n_layers)
             if not args.alone:
                 rows(name, shape, path, args, bandwidth)
             if isinstance(shape, RecurrentShape):

@@ -111,8 +111,8 @@ class GgufFile:
         """(n_kv_heads, head_dim, window) of each layer that has keys of its own; window 0: it sees everything. Raises FormatError and
         UnsupportedError as opening the model does."""
     def context_memory(self, n_ctx: int, cache: str) -> dict[str, int]:
-        """Bytes of a context of one slot on one device: "positions" (keys and values of n_ctx positions), "recurrent" (states of fixed size;
-        a snapshot takes as much again), "row" (planes, for each row of a batch, logits aside), "expert_row" (scratch of mixtures of
+        """Bytes of a context of one slot on one device: "positions" (keys and values of n_ctx positions), "recurrent" (states of fixed
+        size; a snapshot takes as much again), "row" (planes, for each row of a batch, logits aside), "expert_row" (scratch of mixtures of
         experts, likewise). cache: as in Context. ValueError for another cache; else as attention_layers()."""
     def tensors(self) -> list[tuple[str, int, tuple[int, ...]]]:
         """(name, ggml type number, shape in NumPy order), in file order."""

@@ -115,6 +115,25 @@ def test_recurrent_layers_alone_are_equal_to_the_bit(tokens: np.ndarray, tmp_pat
     assert difference_of_slots(model, tokens) == 0
 
 
+def test_rows_of_slots_may_alternate(tokens: np.ndarray, tmp_path: Path) -> None:
+    """Few rows, which a thread follows head by head, and many, whose convolution is cut by rows: the latest inputs of a slot stand before
+    rows of others, some in the batch and some in its state."""
+    folder = save_model(tmp_path / "folder", layer_types=["linear_attention"] * 4)
+    model = _core.Model(convert(folder, tmp_path / "out.gguf"), threads=2)
+    ctx = _core.Context(model, n_ctx=64, n_slots=2)
+    found: list[list[np.ndarray]] = [[], []]
+    at = 0
+    for count in (1, 2, 7, 1, 5, 2):  # positions of both slots in a pass, the second slot's tokens in reverse order
+        rows = [(slot, p) for p in range(at, at + count) for slot in (0, 1)]
+        slots, positions = (np.array(column, np.int32) for column in zip(*rows, strict=True))
+        batch = np.where(slots == 0, tokens[positions], tokens[::-1][positions])
+        for (slot, _), logits in zip(rows, ctx.forward(batch, positions, slots, np.arange(len(rows), dtype=np.int32)), strict=True):
+            found[slot].append(logits)
+        at += count
+    for slot, own in enumerate((tokens, np.ascontiguousarray(tokens[::-1]))):
+        np.testing.assert_array_equal(np.stack(found[slot]), _core.Context(model, n_ctx=64).eval(own[:at], 0, logits="all"))
+
+
 def test_a_slot_starts_anew_returns_and_moves(model: _core.Model, tokens: np.ndarray) -> None:
     ctx = _core.Context(model, n_ctx=64, n_slots=2)
     ctx.eval(tokens[:20], 0)

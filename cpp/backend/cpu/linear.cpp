@@ -166,10 +166,8 @@ class LinearStep final : public Step {
   }
 
   void multiply_all(Worker& w, const Inputs& inputs, const float* plain, int64_t rows, void* scratch) {
-    const auto take = [&] {
-      return rows <= kPrivateRows ? queue_.take_falling(n_units_, w.threads) : queue_.take(n_units_, w.chunk(n_units_));
-    };
-    for (Range todo = take(); todo.first < todo.last; todo = take()) {
+    const int64_t chunk = w.chunk(n_units_);
+    for (Range todo = queue_.take(n_units_, chunk); todo.first < todo.last; todo = queue_.take(n_units_, chunk)) {
       for (const Output& out : outputs_) {
         const int64_t end = out.first_unit + units(*out.product.matrix);
         const Range part{std::max(todo.first, out.first_unit) - out.first_unit, std::min(todo.last, end) - out.first_unit};

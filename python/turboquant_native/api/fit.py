@@ -1,8 +1,8 @@
 """Does a model fit before it is loaded, with how much context, and how fast will it be?
 
-Memory is weights (the mapped file) + keys and values at the whole context + recurrent states with all the snapshots of them that may be kept
-+ activations of one batch + the program itself. Speed is what this machine reads in a second (as earlier answers showed, else its memory
-bandwidth, a bound from above) over what a token must read, and of recurrent states write.
+Memory is weights (the mapped file) + keys and values at the whole context + recurrent states with all the snapshots of them that may be
+kept + activations of one batch + the program itself. Speed is what this machine reads in a second (as earlier answers showed, else its
+memory bandwidth, a bound from above) over what a token must read, and of recurrent states write.
 """
 
 from __future__ import annotations
