@@ -6,9 +6,9 @@ whole prompts and token by token, and sentences that are to be found again in it
 
 Prints Markdown, a row as soon as it is known. KLD in nats over the last --rows positions before each depth; "by token": the last 32 of them
 computed one at a time. --needles: at 10, 50 and 90 % of each of up to six depths a sentence "The secret number of the ... is 48213." is put
-into the text; behind each depth the model goes on, greedily, from "The secret number of the ... is" for every sentence before it. --convert:
-only the float16 cache reads the whole text; before the last --rows positions of each depth the others take over what it holds, in their
-types.
+into the text; behind each depth the model goes on, greedily, from "The secret number of the ... is" for every sentence before it.
+--convert: only the float16 cache reads the whole text; before the last --rows positions of each depth the others take over what it holds,
+in their types.
 """
 
 import argparse
@@ -26,10 +26,26 @@ from turboquant_native.evaluate.evaluation import divergence, normalize
 
 BY_TOKEN = 32
 PLACES = (0.1, 0.5, 0.9)
-NAMES = (
-    "harbour master,old lighthouse,night train,glass factory,botanist,northern bridge,clockmaker,city archive,baker,post office,"
-    "river pilot,observatory,tailor,salt mine,winter garden,ferryman,printing house,beekeeper"
-).split(",")
+NAMES = [
+    "harbour master",
+    "old lighthouse",
+    "night train",
+    "glass factory",
+    "botanist",
+    "northern bridge",
+    "clockmaker",
+    "city archive",
+    "baker",
+    "post office",
+    "river pilot",
+    "observatory",
+    "tailor",
+    "salt mine",
+    "winter garden",
+    "ferryman",
+    "printing house",
+    "beekeeper",
+]
 ANSWER_TOKENS = 8
 
 

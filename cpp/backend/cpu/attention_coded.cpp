@@ -58,15 +58,10 @@ class CodedAttentionStep final : public Step {
     const bool spread = w.parts > 1 && w.rows() * n_kv < kUnitsPerThread * w.parts;
     const int64_t spans = spread ? n_spans(last_position(w)) : 1, total = blocks * n_kv * spans;
     const Partials partials = take_partials(shared, spread ? w.rows() * op_.shape.n_heads * spans : 0);
-    for (Range todo = queue_.take(total, 1); todo.first < todo.last; todo = queue_.take(total, 1)) {
-      const int64_t unit = todo.first, kv_head = unit / spans / blocks, block = unit / spans % blocks;
-      for_slots(w, {block * rows, std::min((block + 1) * rows, w.rows())}, [&](Range part) {
-        if (spread)
-          attend_span(w, prepared, kv_head, part, unit % spans, spans, partials);
-        else
-          attend_all(w, prepared, kv_head, part);
-      });
-    }
+    // Neighbouring spans to one thread: memory in order.
+    const int64_t at_once = spread ? std::max<int64_t>(total / (kUnitsPerThread * w.parts), 1) : 1;
+    for (Range todo = queue_.take(total, at_once); todo.first < todo.last; todo = queue_.take(total, at_once))
+      for (int64_t unit = todo.first; unit < todo.last; unit++) attend(w, prepared, unit, {blocks, rows, spans, spread}, partials);
     if (!spread) return;
     w.barrier();
     const Range heads = w.share(w.rows() * op_.shape.n_heads);
@@ -178,6 +173,20 @@ class CodedAttentionStep final : public Step {
     for (CodedQuery* q = queries; q < queries + n; q++) q->max = -INFINITY, q->sum = 0, std::fill_n(q->out, padded_, 0.f);
     const int64_t last = tqn::cache::tiles(queries[n - 1].last);
     w.k.attention_coded(op_.shape, cache, span * kSpanTiles, std::min((span + 1) * kSpanTiles, last), queries, n);
+  }
+
+  struct Cut {
+    int64_t blocks, rows, spans;  // of rows, rows of a block, spans of a block (1 where a unit reads all of them)
+    bool spread;
+  };
+  void attend(const Worker& w, const Prepared& prepared, int64_t unit, const Cut& cut, const Partials& partials) const {
+    const int64_t kv_head = unit / cut.spans / cut.blocks, first = unit / cut.spans % cut.blocks * cut.rows;
+    for_slots(w, {first, std::min(first + cut.rows, w.rows())}, [&](Range part) {
+      if (cut.spread)
+        attend_span(w, prepared, kv_head, part, unit % cut.spans, cut.spans, partials);
+      else
+        attend_all(w, prepared, kv_head, part);
+    });
   }
 
   void attend_all(const Worker& w, const Prepared& prepared, int64_t kv_head, Range rows) const {
