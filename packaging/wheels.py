@@ -93,7 +93,7 @@ def _promised(wheel: Path, target: Target, out: Path, environment: dict[str, str
     """The wheel under the tag of its target. auditwheel gives Linux's, after a look at every symbol that is needed from outside."""
     if target.system != "linux":
         return Path(shutil.move(wheel, out / wheel.name))
-    command = [sys.executable, "-m", "auditwheel", "repair", "--plat", target.tag, "--only-plat", "-w", str(out), str(wheel)]
+    command = [sys.executable, str(ROOT / "packaging" / "audit.py"), str(wheel), target.tag, str(out)]
     subprocess.run(command, check=True, env=environment)
     return out / wheel.name.replace(f"{target.platform.replace('-', '_')}.whl", f"{target.tag}.whl")
 

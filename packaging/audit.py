@@ -1,0 +1,26 @@
+"""auditwheel for a wheel of another machine: its command line offers only the platforms of the processor and C library that it runs on.
+
+python packaging/audit.py WHEEL TAG OUT
+"""
+
+from __future__ import annotations
+
+import sys
+
+from auditwheel.architecture import Architecture
+from auditwheel.libc import Libc
+from auditwheel.main import main
+
+
+def audit(wheel: str, tag: str, out: str) -> int:
+    """auditwheel's exit code; the wheel goes to the folder `out` under `tag`, such as manylinux_2_28_aarch64."""
+    libc = Libc.MUSL if tag.startswith("musllinux") else Libc.GLIBC
+    architecture = Architecture(next(name for name in ("aarch64", "x86_64") if tag.endswith(name)))
+    Libc.detect = staticmethod(lambda: libc)
+    Architecture.detect = staticmethod(lambda *, bits=None: architecture)
+    sys.argv = ["auditwheel", "repair", "--plat", tag, "--only-plat", "-w", out, wheel]
+    return main() or 0
+
+
+if __name__ == "__main__":
+    sys.exit(audit(*sys.argv[1:]))
