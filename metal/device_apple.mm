@@ -76,8 +76,7 @@ class AppleDevice final : public Device {
   std::unique_ptr<Memory> allocate(int64_t bytes) override {
     @autoreleasepool {
       id<MTLBuffer> buffer = nil;
-      if (bytes <= limits().buffer_bytes)
-        buffer = [device_ newBufferWithLength:NSUInteger(bytes) options:MTLResourceStorageModeShared];
+      if (bytes <= limits().buffer_bytes) buffer = [device_ newBufferWithLength:NSUInteger(bytes) options:MTLResourceStorageModeShared];
       if (!buffer) throw no_memory(bytes, name());
       std::memset([buffer contents], 0, size_t(bytes));
       return std::make_unique<AppleMemory>(buffer);
@@ -191,8 +190,7 @@ std::unique_ptr<Device> open_device(int number) {
       if (number < 0 || NSUInteger(number) >= [all count])
         throw Error(Cause::unsupported, "no device " + std::to_string(number) + ", this machine has " + std::to_string([all count]));
       id<MTLDevice> device = [all objectAtIndex:NSUInteger(number)];
-      if (![device supportsFamily:MTLGPUFamilyApple7])
-        throw old_gpu(text([device name]));
+      if (![device supportsFamily:MTLGPUFamilyApple7]) throw old_gpu(text([device name]));
       return std::make_unique<AppleDevice>(device);
     }
     throw old_system();
