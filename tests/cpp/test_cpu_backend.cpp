@@ -365,7 +365,7 @@ TEST("attention: slots of uneven lengths in one pass, several rows of one, read 
         run(Rows(before, 0, slot), part(text.q, t.heads, 0, before), part(text.k, t.kv_heads, 0, before),
             part(text.v, t.kv_heads, 0, before));
         const auto append = [&](Floats& to, const Floats& x, int heads) {
-          const Floats rest = part(x, heads, before, before + rows);
+          const Floats rest = part(x, heads, text.before, text.before + text.rows);
           to.insert(to.end(), rest.begin(), rest.end());
         };
         append(q, text.q, t.heads), append(k, text.k, t.kv_heads), append(v, text.v, t.kv_heads);
