@@ -85,7 +85,7 @@ class CpuBackend final : public Backend {
     for (const Op& op : program->ops)
       if (op.kind == Op::attention && op.attention_op.rope.inv_freq) add_angles(*program, op.attention_op.rope);
     for (const auto& angles : program->angles) program->steps.push_back(make_angles(*angles)), program->kinds.push_back("attention");
-    add_steps(*program);
+    for (const Op& op : program->ops) program->steps.push_back(make_step(*program, op)), program->kinds.push_back(kind_of(op));
     std::lock_guard lock(mutex_);
     size_scratch(*program);
     return program;
@@ -158,22 +158,6 @@ class CpuBackend final : public Backend {
     program.angles.push_back(std::make_unique<Angles>(Angles{table, allocate(bytes), allocate(bytes)}));
   }
 
-  // Of all operations; the norm of a delta net's results is made where they are.
-  void add_steps(CpuProgram& program) {
-    for (size_t i = 0; i < program.ops.size(); i++) {
-      const Op& op = program.ops[i];
-      const bool fused = op.kind == Op::delta_net && i + 1 < program.ops.size() && norms_heads(program.ops[i + 1], op.delta_net_op);
-      program.steps.push_back(fused ? make_delta_net(op.delta_net_op, &program.ops[i + 1].norm_op) : make_step(program, op));
-      program.kinds.push_back(kind_of(op));
-      i += fused;
-    }
-  }
-
-  static bool norms_heads(const Op& op, const DeltaNetOp& delta) {
-    const auto same = [&](const Plane& plane) { return plane.buffer == delta.out.buffer && plane.width == delta.out.width; };
-    return op.kind == Op::norm && op.norm_op.groups == delta.shape.n_value_heads && same(op.norm_op.x) && same(op.norm_op.y);
-  }
-
   static const char* kind_of(const Op& op) {
     switch (op.kind) {
       case Op::embed:
@@ -221,7 +205,7 @@ class CpuBackend final : public Backend {
       case Op::moe:
         return make_moe(op.moe_op, precision_);
       case Op::delta_net:
-        return make_delta_net(op.delta_net_op, nullptr);
+        return make_delta_net(op.delta_net_op);
     }
     throw Error(Cause::unsupported, "device cpu: operation " + std::to_string(int(op.kind)));
   }

@@ -69,18 +69,8 @@ class WorkQueue {
     const int64_t first = std::min(next_.fetch_add(chunk, std::memory_order_relaxed), total);
     return {first, std::min(first + chunk, total)};
   }
-  // A part of what is left, ever smaller ones down to a single item: threads end together to within an item, for more calls of a kernel.
-  Range take_falling(int64_t total, int threads) {
-    int64_t first = next_.load(std::memory_order_relaxed), last = 0;
-    do {
-      if (first >= total) return {total, total};
-      last = first + (threads == 1 ? total - first : std::max<int64_t>((total - first) / (kFalling * threads), 1));
-    } while (!next_.compare_exchange_weak(first, last, std::memory_order_relaxed));
-    return {first, last};
-  }
 
  private:
-  static constexpr int kFalling = 4;  // a thread that the system stops holds back at most 1 / (4 threads) of the work
   alignas(64) std::atomic<int64_t> next_{0};
 };
 
@@ -143,8 +133,7 @@ StepPtr make_angles(const Angles& angles);
 StepPtr make_linear(const LinearOp& op, Precision precision);
 StepPtr make_attention(const AttentionOp& op, const Angles* angles);
 StepPtr make_coded_attention(const AttentionOp& op, const Angles* angles, std::shared_ptr<const RotationPlan> plan);
-// norm: of each value head's result, in place; null: none.
-StepPtr make_delta_net(const DeltaNetOp& op, const NormOp* norm);
+StepPtr make_delta_net(const DeltaNetOp& op);
 StepPtr make_moe(const MoeOp& op, Precision precision);
 
 }  // namespace tq::cpu
