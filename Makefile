@@ -98,8 +98,8 @@ sanitize-threads: $(TOOLS)
 # The kernels on 64-bit Arm, compiled by Debian's cross compiler and run by qemu: correctness only.
 test-neon: $(TOOLS)
 	$(CONFIGURE) -B build/neon -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake
-	$(CMAKE) --build build/neon --target test_kernels test_cache
-	$(CTEST) --test-dir build/neon --output-on-failure -R "test_kernels|test_cache"
+	$(CMAKE) --build build/neon --target test_kernels test_sequence_kernels test_cache
+	$(CTEST) --test-dir build/neon --output-on-failure -R "test_kernels|test_sequence_kernels|test_cache"
 
 build-cuda: $(TOOLS)
 	$(CONFIGURE) -B build/cuda -DTQ_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=90a

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tiny_models import LLAMA, save_llama
+from tiny_models import LLAMA, THREE_LAYERS, llama_tensors, save_llama
 
 # Tests interrupt themselves; a shell starts its background jobs with interrupts ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -53,6 +53,33 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with a context of 1024, at 6 bits."""
     folder = save_llama(tmp_path_factory.mktemp("chat") / "tiny", {**LLAMA, "max_position_embeddings": 1024})
     return convert(folder, folder.parent / "tiny.gguf", "--bits", "6")
+
+
+@pytest.fixture(scope="session")
+def three_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder: THREE_LAYERS."""
+    return save_llama(tmp_path_factory.mktemp("model") / "hf", THREE_LAYERS, llama_tensors(THREE_LAYERS))
+
+
+@pytest.fixture(scope="session")
+def f32_path(three_layers: Path) -> Path:
+    """That model unquantized."""
+    return convert(three_layers, three_layers / "f32.gguf", "--outtype", "f32")
+
+
+@pytest.fixture(scope="session")
+def packed_path(three_layers: Path) -> Path:
+    """That model at 4 bits, with outliers."""
+    return convert(three_layers, three_layers / "packed.gguf", "--bits", "4", "--outliers", "0.01", "--effort", "none")
+
+
+@pytest.fixture(scope="session", params=["f32", "packed"])
+def model(request: pytest.FixtureRequest, f32_path: Path, packed_path: Path) -> Any:
+    """Unquantized on the float path; packed with int8 activations. A float16 cache of unquantized layers would turn last-bit differences
+    between batch sizes into float16 steps."""
+    from turboquant_native._core import Model
+
+    return Model(str(f32_path), precision="f32") if request.param == "f32" else Model(str(packed_path))
 
 
 @pytest.fixture(scope="session")

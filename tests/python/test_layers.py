@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tiny_models import LLAMA, llama_tensors, write_gguf
+from tiny_models import LLAMA, THREE_LAYERS, llama_tensors, write_gguf
 from turboquant_native._core import Context, FormatError, LayerRunner, Model
 
 Floats = NDArray[np.float64]
 HEADS, KV_HEADS, FEED_FORWARD, DIM = [4, 2, 6], [2, 2, 1], [80, 40, 120], 12
-CONFIG = {**LLAMA, "num_hidden_layers": 3}
+CONFIG = THREE_LAYERS
 KEYS = {
     "attention.head_count": HEADS,
     "attention.head_count_kv": KV_HEADS,

@@ -25,6 +25,7 @@ LLAMA = {
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
+THREE_LAYERS = {**LLAMA, "num_hidden_layers": 3}
 TEXT = "The quick brown fox jumps over the lazy dog, 12345 times! Naïve café. 我想在apple工作1314151天 🚀\n\n  def f(x):\n\treturn x ** 2\n"
 
 
