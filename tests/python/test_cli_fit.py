@@ -1,6 +1,7 @@
 """Whether a model fits: the estimate against what the engine takes, memory that is free, refusals and warnings of `tqn run`."""
 
 import json
+import subprocess
 import sys
 import threading
 
@@ -90,20 +91,27 @@ def test_recurrent_states_and_their_snapshots_count(tmp_path, monkeypatch, capsy
     assert file.fit(64, probe=False).largest_ctx < 64
 
 
+_TAKEN = """
+import sys
+import numpy as np
+from turboquant_native import _core
+from turboquant_native.common.memory import own_memory
+model = _core.Model(sys.argv[1], threads=2)
+before = own_memory()
+context = _core.Context(model, n_ctx=512, n_batch=512)
+context.eval(np.arange(512, dtype=np.int32) % 128, 0)
+print(own_memory() - before - context.memory_bytes)
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process itself holds")
 def test_mixtures_take_the_scratch_of_the_estimate(tmp_path):
-    """What a pass of a whole batch adds to the process beside the context's own memory: the experts' rows, which no context counts."""
-    shape = GptOssShape(2, 512, 1024, 4, 2, 16, 128, n_experts=8, n_used=4)
-    synthetic.write(tmp_path / "model.gguf", shape, 4)
-    expected = fit.ModelFile(tmp_path / "model.gguf").memory(512, 512).scratch
-    model = _core.Model(str(tmp_path / "model.gguf"), threads=2)
-    before = memory.own_memory()
-    context = _core.Context(model, n_ctx=512, n_batch=512)
-    context.eval(np.arange(512, dtype=np.int32) % 128, 0)
-    taken = memory.own_memory() - before - context.memory_bytes
+    """What a pass of a whole batch adds to a new process beside the context's own memory: the experts' rows, which no context counts."""
+    path = tmp_path / "model.gguf"
+    synthetic.write(path, GptOssShape(2, 512, 1024, 4, 2, 16, 128, n_experts=8, n_used=4), 4)
+    expected = fit.ModelFile(path).memory(512, 512).scratch
+    taken = int(subprocess.run([sys.executable, "-c", _TAKEN, str(path)], check=True, capture_output=True, text=True).stdout)
     assert expected > 20 << 20 and 0.8 * expected < taken < 1.3 * expected, (taken, expected)
-    context.close()
-    model.close()
 
 
 @pytest.fixture
