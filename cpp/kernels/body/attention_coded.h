@@ -8,9 +8,17 @@ namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr float kWeightMax = 32767;  // of a value's weight in a tile
 
+// The processor's own prefetching stays within a page and does not follow keys whose registers lie 256 bytes apart: what a loop reads of
+// one tile it asks for of the next.
+constexpr int kLine = 64;
+inline void prefetch_lines(const void* p, int bytes) {
+  for (int i = 0; i < bytes; i += kLine) __builtin_prefetch(static_cast<const uint8_t*>(p) + i);
+}
+
 // acc[g * kTile + l] = q_g . k_l for R registers of positions l and N queries.
 template <int Bits, int R, int N>
 inline void key_products(const CodedQuery* queries, const uint8_t* k, int64_t dim, const Levels& levels, int32_t* acc) {
+  const int64_t next = tqn::cache::tile_bytes(Bits, dim);
   const auto at = [&](int64_t group, int r) { return reinterpret_cast<const int8_t*>(k) + group * tqn::cache::kTile * 4 + r * kRowBytes; };
   I32 sums[N][R];
   for (int g = 0; g < N; g++)
@@ -24,11 +32,13 @@ inline void key_products(const CodedQuery* queries, const uint8_t* k, int64_t di
   Row rows[R];
   if constexpr (Bits == 8) {
     for (int64_t c = 0; c < dim; c += 4) {
+      prefetch_lines(at(c / 4, 0) + next, R * kRowBytes);
       for (int r = 0; r < R; r++) rows[r] = with_key_offset(load_row(at(c / 4, r)));
       add(rows, c);
     }
   } else {
     for (int64_t c = 0; c < dim; c += 8) {
+      prefetch_lines(at(c / 8, 0) + next, R * kRowBytes);
       for (int r = 0; r < R; r++) rows[r] = levels.lower_row(load_row(at(c / 8, r)));
       add(rows, c);
       for (int r = 0; r < R; r++) rows[r] = levels.upper_row(load_row(at(c / 8, r)));
@@ -98,13 +108,14 @@ inline float weigh(const AttentionShape& shape, CodedQuery& query, int count, co
 
 // sums[g * stride + i]: of channel c + i, i < 8, for each of N queries.
 template <int Bits, int N>
-inline void value_products(const uint8_t* v, int64_t c, const Levels& levels, const TileWeights* weights, int32_t* sums, int64_t stride) {
+inline void value_products(const uint8_t* v, int64_t c, int64_t next, const Levels& levels, const TileWeights* weights, int32_t* sums, int64_t stride) {
   constexpr int kPairBytes = 16, kBlock = tqn::cache::kTile / 2 * kPairBytes;  // of 8 channels, or of 16 in 4 bits
   const uint8_t* block = v + c / (Bits == 8 ? 8 : 16) * kBlock;
   PairSums products[N];
   for (int g = 0; g < N; g++) products[g] = no_sums();
   for (int i = 0; i < tqn::cache::kTile / 2 / kPairs; i++) {
     const uint8_t* p = block + i * kPairs * kPairBytes;
+    if (i * kPairs * kPairBytes % kLine == 0 && !(Bits == 4 && tqn::cache::value_in_upper_half(c))) prefetch_lines(p + next, 1);
     const Wide values = Bits == 8 ? wide_8(p) : levels.wide_4(p, tqn::cache::value_in_upper_half(c));
     for (int g = 0; g < N; g++) products[g] = add_products(products[g], values, pair_weights(weights[g].weight + 2 * kPairs * i));
   }
@@ -115,9 +126,10 @@ template <int Bits, int N>
 inline void add_coded_values(CodedQuery* queries, const uint8_t* v, int64_t dim, const Levels& levels, const TileWeights* weights,
                              const float* before) {
   constexpr int kStep = tqn::cache::kChannels;
+  const int64_t next = tqn::cache::tile_bytes(Bits, dim);
   alignas(64) int32_t sums[N * kStep];
   for (int64_t c = 0; c < dim; c += kStep) {
-    for (int i = 0; i < kStep; i += 8) value_products<Bits, N>(v, c + i, levels, weights, sums + i, kStep);
+    for (int i = 0; i < kStep; i += 8) value_products<Bits, N>(v, c + i, next, levels, weights, sums + i, kStep);
     for (int g = 0; g < N; g++) {
       float* out = queries[g].out + c;
       for (int i = 0; i < kStep; i += kLanes)
