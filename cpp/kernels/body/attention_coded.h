@@ -8,18 +8,20 @@ namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr float kWeightMax = 32767;  // of a value's weight in a tile
 
-// The processor's own prefetching stays within a page and does not follow keys whose registers lie 256 bytes apart: what a loop reads of
-// one tile it asks for of the next.
+// While a tile is read, lines of the next one are asked for, in the order of memory: the processor's own prefetching stays within a page,
+// and does not follow loops that go through a tile in steps.
 constexpr int kLine = 64;
-inline void prefetch_lines(const void* p, int bytes) {
-  for (int i = 0; i < bytes; i += kLine) __builtin_prefetch(static_cast<const uint8_t*>(p) + i);
+template <int Bytes>
+inline void prefetch(const uint8_t* p) {
+  for (int i = 0; i < Bytes; i += kLine) __builtin_prefetch(p + i);
 }
 
-// acc[g * kTile + l] = q_g . k_l for R registers of positions l and N queries.
+// acc[g * kTile + l] = q_g . k_l for R registers of positions l and N queries. `next`: as many bytes of the next tile.
 template <int Bits, int R, int N>
-inline void key_products(const CodedQuery* queries, const uint8_t* k, int64_t dim, const Levels& levels, int32_t* acc) {
-  const int64_t next = tqn::cache::tile_bytes(Bits, dim);
+inline void key_products(const CodedQuery* queries, const uint8_t* k, const uint8_t* next, int64_t dim, const Levels& levels,
+                         int32_t* acc) {
   const auto at = [&](int64_t group, int r) { return reinterpret_cast<const int8_t*>(k) + group * tqn::cache::kTile * 4 + r * kRowBytes; };
+  constexpr int kBytes = R * kRowBytes;
   I32 sums[N][R];
   for (int g = 0; g < N; g++)
     for (int r = 0; r < R; r++) sums[g][r] = set1_i32(-kOffset * queries[g].total);
@@ -32,13 +34,13 @@ inline void key_products(const CodedQuery* queries, const uint8_t* k, int64_t di
   Row rows[R];
   if constexpr (Bits == 8) {
     for (int64_t c = 0; c < dim; c += 4) {
-      prefetch_lines(at(c / 4, 0) + next, R * kRowBytes);
+      prefetch<kBytes>(next + c / 4 * kBytes);
       for (int r = 0; r < R; r++) rows[r] = with_key_offset(load_row(at(c / 4, r)));
       add(rows, c);
     }
   } else {
     for (int64_t c = 0; c < dim; c += 8) {
-      prefetch_lines(at(c / 8, 0) + next, R * kRowBytes);
+      prefetch<kBytes>(next + c / 8 * kBytes);
       for (int r = 0; r < R; r++) rows[r] = levels.lower_row(load_row(at(c / 8, r)));
       add(rows, c);
       for (int r = 0; r < R; r++) rows[r] = levels.upper_row(load_row(at(c / 8, r)));
@@ -51,9 +53,11 @@ inline void key_products(const CodedQuery* queries, const uint8_t* k, int64_t di
 
 template <int N>
 inline void tile_products(int bits, const CodedQuery* queries, const uint8_t* k, int64_t dim, const Levels& levels, int32_t* acc) {
-  constexpr int kRegisters = kPanelRegisters, kStep = kRegisters * kLanes;
-  for (int l = 0; l < tqn::cache::kTile; l += kStep)
-    (bits == 8 ? key_products<8, kRegisters, N> : key_products<4, kRegisters, N>)(queries, k + 4 * l, dim, levels, acc + l);
+  constexpr int kTile = tqn::cache::kTile, kRegisters = kPanelRegisters, kStep = kRegisters * kLanes;
+  const int64_t bytes = tqn::cache::code_bytes(bits, dim) * kStep / kTile;
+  const uint8_t* next = k + tqn::cache::tile_bytes(bits, dim);
+  for (int l = 0; l < kTile; l += kStep, next += bytes)
+    (bits == 8 ? key_products<8, kRegisters, N> : key_products<4, kRegisters, N>)(queries, k + 4 * l, next, dim, levels, acc + l);
 }
 
 inline void scales_of(const uint8_t* tile, int bits, int64_t dim, float* scales) {
@@ -106,20 +110,25 @@ inline float weigh(const AttentionShape& shape, CodedQuery& query, int count, co
   return before;
 }
 
-// sums[g * stride + i]: of channel c + i, i < 8, for each of N queries.
+// sums[g * kChannels + i]: of channel c + i, i < kChannels, for each of N queries.
 template <int Bits, int N>
-inline void value_products(const uint8_t* v, int64_t c, int64_t next, const Levels& levels, const TileWeights* weights, int32_t* sums, int64_t stride) {
+inline void value_products(const uint8_t* v, int64_t c, int64_t next, const Levels& levels, const TileWeights* weights, int32_t* sums) {
   constexpr int kPairBytes = 16, kBlock = tqn::cache::kTile / 2 * kPairBytes;  // of 8 channels, or of 16 in 4 bits
-  const uint8_t* block = v + c / (Bits == 8 ? 8 : 16) * kBlock;
-  PairSums products[N];
-  for (int g = 0; g < N; g++) products[g] = no_sums();
+  constexpr int kBytes = kPairs * kPairBytes * Bits / 4;                       // that a step of the loop reads
+  const uint8_t* block = v + c / 8 * kBlock * Bits / 8;
+  PairSums low[N], high[N];
+  for (int g = 0; g < N; g++) low[g] = high[g] = no_sums();
   for (int i = 0; i < tqn::cache::kTile / 2 / kPairs; i++) {
     const uint8_t* p = block + i * kPairs * kPairBytes;
-    if (i * kPairs * kPairBytes % kLine == 0 && !(Bits == 4 && tqn::cache::value_in_upper_half(c))) prefetch_lines(p + next, 1);
-    const Wide values = Bits == 8 ? wide_8(p) : levels.wide_4(p, tqn::cache::value_in_upper_half(c));
-    for (int g = 0; g < N; g++) products[g] = add_products(products[g], values, pair_weights(weights[g].weight + 2 * kPairs * i));
+    if (i * kBytes % kLine == 0) prefetch<kBytes>(block + next + i * kBytes);
+    const Wide a = Bits == 8 ? wide_8(p) : levels.wide_4(p, false), b = Bits == 8 ? wide_8(p + kBlock) : levels.wide_4(p, true);
+    for (int g = 0; g < N; g++) {
+      const Wide weight = pair_weights(weights[g].weight + 2 * kPairs * i);
+      low[g] = add_products(low[g], a, weight), high[g] = add_products(high[g], b, weight);
+    }
   }
-  for (int g = 0; g < N; g++) store_channels(sums + g * stride, products[g]);
+  for (int g = 0; g < N; g++)
+    store_channels(sums + g * tqn::cache::kChannels, low[g]), store_channels(sums + g * tqn::cache::kChannels + 8, high[g]);
 }
 
 template <int Bits, int N>
@@ -129,7 +138,7 @@ inline void add_coded_values(CodedQuery* queries, const uint8_t* v, int64_t dim,
   const int64_t next = tqn::cache::tile_bytes(Bits, dim);
   alignas(64) int32_t sums[N * kStep];
   for (int64_t c = 0; c < dim; c += kStep) {
-    for (int i = 0; i < kStep; i += 8) value_products<Bits, N>(v, c + i, next, levels, weights, sums + i, kStep);
+    value_products<Bits, N>(v, c, next, levels, weights, sums);
     for (int g = 0; g < N; g++) {
       float* out = queries[g].out + c;
       for (int i = 0; i < kStep; i += kLanes)
