@@ -8,12 +8,12 @@ namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr float kWeightMax = 32767;  // of a value's weight in a tile
 
-// While a tile is read, lines of the next one are asked for, in the order of memory: the processor's own prefetching stays within a page,
-// and does not follow loops that go through a tile in steps.
+// While a tile is read, lines of the next one are asked for, in the order of memory, as far as the second-level cache: the processor's own
+// prefetching stays within a page, and does not follow loops that go through a tile in steps.
 constexpr int kLine = 64;
 template <int Bytes>
 inline void prefetch(const uint8_t* p) {
-  for (int i = 0; i < Bytes; i += kLine) __builtin_prefetch(p + i);
+  for (int i = 0; i < Bytes; i += kLine) __builtin_prefetch(p + i, 0, 2);
 }
 
 // acc[g * kTile + l] = q_g . k_l for R registers of positions l and N queries. `next`: as many bytes of the next tile.
