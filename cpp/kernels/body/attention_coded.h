@@ -8,12 +8,13 @@ namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr float kWeightMax = 32767;  // of a value's weight in a tile
 
-// While a tile is read, lines of the next one are asked for, in the order of memory, as far as the second-level cache: the processor's own
-// prefetching stays within a page, and does not follow loops that go through a tile in steps.
+// While a tile is read, lines of the next one are asked for, in the order of memory: the processor's own prefetching stays within a page,
+// and does not follow loops that go through a tile in steps. 8 bits: as far as the second-level cache, since more lines are under way than
+// the first one can wait for.
 constexpr int kLine = 64;
-template <int Bytes>
+template <int Bits, int Bytes>
 inline void prefetch(const uint8_t* p) {
-  for (int i = 0; i < Bytes; i += kLine) __builtin_prefetch(p + i, 0, 2);
+  for (int i = 0; i < Bytes; i += kLine) __builtin_prefetch(p + i, 0, Bits == 8 ? 2 : 3);
 }
 
 // acc[g * kTile + l] = q_g . k_l for R registers of positions l and N queries. `next`: as many bytes of the next tile.
@@ -34,13 +35,13 @@ inline void key_products(const CodedQuery* queries, const uint8_t* k, const uint
   Row rows[R];
   if constexpr (Bits == 8) {
     for (int64_t c = 0; c < dim; c += 4) {
-      prefetch<kBytes>(next + c / 4 * kBytes);
+      prefetch<Bits, kBytes>(next + c / 4 * kBytes);
       for (int r = 0; r < R; r++) rows[r] = with_key_offset(load_row(at(c / 4, r)));
       add(rows, c);
     }
   } else {
     for (int64_t c = 0; c < dim; c += 8) {
-      prefetch<kBytes>(next + c / 8 * kBytes);
+      prefetch<Bits, kBytes>(next + c / 8 * kBytes);
       for (int r = 0; r < R; r++) rows[r] = levels.lower_row(load_row(at(c / 8, r)));
       add(rows, c);
       for (int r = 0; r < R; r++) rows[r] = levels.upper_row(load_row(at(c / 8, r)));
@@ -72,9 +73,8 @@ struct TileWeights {
 };
 
 // Where a weight is not finite, `step` is NaN.
-inline void round_weights(const float* weights, TileWeights& out) {
+inline void round_weights(const float* weights, float largest_weight, TileWeights& out) {
   constexpr int kTile = tqn::cache::kTile;
-  const float largest_weight = largest_of(weights, kTile, 0);
   const bool any = largest_weight > 1e-30f;
   const F32 inverse = set1(any ? kWeightMax / largest_weight : 0);
   F32 not_finite = set1(0);
@@ -88,26 +88,50 @@ inline void round_weights(const float* weights, TileWeights& out) {
   for (int l = 0; l < kTile; l++) out.weight[l] = int16_t(int32_t(rounded[l]));
 }
 
-// From the products of a query with a tile's keys: its softmax moves on over the tile's first `count` positions, and the weights of their
-// values are left in `out`. Returns what the sums so far are to be multiplied by.
-inline float weigh(const AttentionShape& shape, CodedQuery& query, int count, const int32_t* acc, const float* k_scale,
-                   const float* v_scale, TileWeights& out) {
+// Scores of a tile's first `count` positions; returns the largest so far.
+inline float tile_scores(const AttentionShape& shape, const CodedQuery& query, int count, const int32_t* acc, const float* k_scale,
+                         float* scores) {
   constexpr int kTile = tqn::cache::kTile;
-  alignas(64) float scores[kTile];
   const F32 factor = set1(shape.scale * query.scale);
   for (int l = 0; l < kTile; l += kLanes) store(scores + l, factor * load(k_scale + l) * to_f32(load_i32(acc + l)));
   if (shape.soft_cap > 0) soft_cap(scores, shape.soft_cap, count);
   const float most = largest_of(scores, count, query.max);
   for (int l = count; l < kTile; l++) scores[l] = most;  // they may be anything
+  return most;
+}
+
+// Scores become the exponentials that a query's softmax moves on by. Returns what the sums so far are to be multiplied by.
+inline float move_on(CodedQuery& query, float most, int count, float* scores) {
+  constexpr int kTile = tqn::cache::kTile;
   for (int l = 0; l < kTile; l += kLanes) store(scores + l, exp(load(scores + l) - set1(most)));
   for (int l = count; l < kTile; l++) scores[l] = 0;
   const float before = rescaled(query.sum, query.max, most);
   query.sum = query.sum * before + sum_of(scores, kTile);
   query.max = most;
+  return before;
+}
+
+// Exponentials become what values count, the largest of which is returned.
+inline float value_weights(int count, const float* v_scale, float* scores) {
+  constexpr int kTile = tqn::cache::kTile;
   for (int l = 0; l < kTile; l += kLanes) store(scores + l, load(scores + l) * load(v_scale + l));
   for (int l = count; l < kTile; l++) scores[l] = 0;
-  round_weights(scores, out);
-  return before;
+  return largest_of(scores, kTile, 0);
+}
+
+// From the products of N queries with a tile's keys: their softmaxes move on over the tile's first counts[g] positions, and the weights of
+// their values are left in `out`. before[g]: what the sums so far are to be multiplied by. Step by step for all queries: what sums up the
+// lanes of one waits, and the others have something to do.
+template <int N>
+inline void weigh(const AttentionShape& shape, CodedQuery* queries, const int* counts, const int32_t* acc, const float* k_scale,
+                  const float* v_scale, TileWeights* out, float* before) {
+  constexpr int kTile = tqn::cache::kTile;
+  alignas(64) float scores[N * kTile];
+  float largest[N];
+  for (int g = 0; g < N; g++) largest[g] = tile_scores(shape, queries[g], counts[g], acc + g * kTile, k_scale, scores + g * kTile);
+  for (int g = 0; g < N; g++) before[g] = move_on(queries[g], largest[g], counts[g], scores + g * kTile);
+  for (int g = 0; g < N; g++) largest[g] = value_weights(counts[g], v_scale, scores + g * kTile);
+  for (int g = 0; g < N; g++) round_weights(scores + g * kTile, largest[g], out[g]);
 }
 
 // sums[g * kChannels + i]: of channel c + i, i < kChannels, for each of N queries.
@@ -120,7 +144,7 @@ inline void value_products(const uint8_t* v, int64_t c, int64_t next, const Leve
   for (int g = 0; g < N; g++) low[g] = high[g] = no_sums();
   for (int i = 0; i < tqn::cache::kTile / 2 / kPairs; i++) {
     const uint8_t* p = block + i * kPairs * kPairBytes;
-    if (i * kBytes % kLine == 0) prefetch<kBytes>(block + next + i * kBytes);
+    if (i * kBytes % kLine == 0) prefetch<Bits, kBytes>(block + next + i * kBytes);
     const Wide a = Bits == 8 ? wide_8(p) : levels.wide_4(p, false), b = Bits == 8 ? wide_8(p + kBlock) : levels.wide_4(p, true);
     for (int g = 0; g < N; g++) {
       const Wide weight = pair_weights(weights[g].weight + 2 * kPairs * i);
@@ -162,8 +186,9 @@ inline void attend_tile(const AttentionShape& shape, const CodedCache& cache, in
   float before[N];
   tile_products<N>(cache.k_bits, queries, k, dim, levels, acc);
   scales_of(k, cache.k_bits, dim, k_scale), scales_of(v, cache.v_bits, dim, v_scale);
-  for (int g = 0; g < N; g++)
-    before[g] = weigh(shape, queries[g], count_of(queries[g], first), acc + g * tqn::cache::kTile, k_scale, v_scale, weights[g]);
+  int counts[N];
+  for (int g = 0; g < N; g++) counts[g] = count_of(queries[g], first);
+  weigh<N>(shape, queries, counts, acc, k_scale, v_scale, weights, before);
   (cache.v_bits == 8 ? add_coded_values<8, N> : add_coded_values<4, N>)(queries, v, dim, levels, weights, before);
 }
 
