@@ -134,25 +134,30 @@ inline void weigh(const AttentionShape& shape, CodedQuery* queries, const int* c
   for (int g = 0; g < N; g++) round_weights(scores + g * kTile, largest[g], out[g]);
 }
 
-// sums[g * kChannels + i]: of channel c + i, i < kChannels, for each of N queries.
+// sums[g * kChannels + i]: of channel c + i, i < kChannels, for each of N queries. kValueBlocks blocks of 8 channels share what is loaded
+// of the weights.
 template <int Bits, int N>
 inline void value_products(const uint8_t* v, int64_t c, int64_t next, const Levels& levels, const TileWeights* weights, int32_t* sums) {
-  constexpr int kPairBytes = 16, kBlock = tqn::cache::kTile / 2 * kPairBytes;  // of 8 channels, or of 16 in 4 bits
-  constexpr int kBytes = kPairs * kPairBytes * Bits / 4;                       // that a step of the loop reads
-  const uint8_t* block = v + c / 8 * kBlock * Bits / 8;
-  PairSums low[N], high[N];
-  for (int g = 0; g < N; g++) low[g] = high[g] = no_sums();
-  for (int i = 0; i < tqn::cache::kTile / 2 / kPairs; i++) {
-    const uint8_t* p = block + i * kPairs * kPairBytes;
-    if (i * kBytes % kLine == 0) prefetch<Bits, kBytes>(block + next + i * kBytes);
-    const Wide a = Bits == 8 ? wide_8(p) : levels.wide_4(p, false), b = Bits == 8 ? wide_8(p + kBlock) : levels.wide_4(p, true);
-    for (int g = 0; g < N; g++) {
-      const Wide weight = pair_weights(weights[g].weight + 2 * kPairs * i);
-      low[g] = add_products(low[g], a, weight), high[g] = add_products(high[g], b, weight);
+  constexpr int kPairBytes = 16, kBlock = tqn::cache::kTile / 2 * kPairBytes;   // of 8 channels, or of 16 in 4 bits
+  constexpr int kBytes = kPairs * kPairBytes * (Bits == 8 ? kValueBlocks : 1);  // that a step of the loop reads
+  for (int b = 0; b < 2; b += kValueBlocks) {
+    const uint8_t* block = v + (Bits == 8 ? c / 8 + b : c / 16) * kBlock;
+    PairSums products[N][kValueBlocks];
+    for (auto& query : products)
+      for (PairSums& sum : query) sum = no_sums();
+    for (int i = 0; i < tqn::cache::kTile / 2 / kPairs; i++) {
+      const uint8_t* p = block + i * kPairs * kPairBytes;
+      if ((Bits == 8 || b == 0) && i * kBytes % kLine == 0) prefetch<Bits, kBytes>(block + next + i * kBytes);
+      Wide values[kValueBlocks];
+      for (int j = 0; j < kValueBlocks; j++) values[j] = Bits == 8 ? wide_8(p + j * kBlock) : levels.wide_4(p, b + j > 0);
+      for (int g = 0; g < N; g++) {
+        const Wide weight = pair_weights(weights[g].weight + 2 * kPairs * i);
+        for (int j = 0; j < kValueBlocks; j++) products[g][j] = add_products(products[g][j], values[j], weight);
+      }
     }
+    for (int g = 0; g < N; g++)
+      for (int j = 0; j < kValueBlocks; j++) store_channels(sums + g * tqn::cache::kChannels + 8 * (b + j), products[g][j]);
   }
-  for (int g = 0; g < N; g++)
-    store_channels(sums + g * tqn::cache::kChannels, low[g]), store_channels(sums + g * tqn::cache::kChannels + 8, high[g]);
 }
 
 template <int Bits, int N>

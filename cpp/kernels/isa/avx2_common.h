@@ -167,7 +167,7 @@ inline void store_values(int8_t* p, Bytes w) { store32(p, w.v); }
 inline void store_sums(int32_t* acc, const I32* sums, int32_t start) { store_i32(acc, _mm256_add_epi32(*sums, set1_i32(start))); }
 
 // Caches in codes: a row of four key channels, with the offset that dot() wants; pairs of positions of 8 value channels.
-inline constexpr int kPairs = 1;
+inline constexpr int kPairs = 1, kValueBlocks = 2;
 inline Row with_key_offset(Row w) { return kOffset ? _mm256_xor_si256(w, _mm256_set1_epi8(char(kOffset))) : w; }
 using Wide = __m256i;
 using PairSums = __m256i;

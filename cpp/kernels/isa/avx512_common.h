@@ -138,7 +138,7 @@ inline void store_sums(int32_t* acc, const I32* sums, int32_t start) {
 
 // Caches in codes, as in avx2_common.h: two pairs of positions at a time, so that memory is read in order; the pairs of a channel side by
 // side, so that their weights are one broadcast.
-inline constexpr int kPairs = 2;
+inline constexpr int kPairs = 2, kValueBlocks = 2;
 inline Row with_key_offset(Row w) { return kOffset ? _mm512_xor_si512(w, _mm512_set1_epi8(char(kOffset))) : w; }
 using Wide = __m512i;
 using PairSums = __m512i;

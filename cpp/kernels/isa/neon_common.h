@@ -141,7 +141,7 @@ inline void store_values(int8_t* p, Bytes w) { vst1q_s8(p, part(w, 0)); }
 inline void store_sums(int32_t* acc, const I32* sums, int32_t start) { store_i32(acc, vaddq_s32(*sums, vdupq_n_s32(start))); }
 
 // Caches in codes: a row of four key channels; pairs of positions of 8 value channels, whose sums are formed at the end.
-inline constexpr int kPairs = 1;
+inline constexpr int kPairs = 1, kValueBlocks = 1;  // the sums of one block for four queries are 16 registers
 inline Row with_key_offset(Row w) { return w; }
 struct Wide {
   int16x8_t low, high;

@@ -15,7 +15,7 @@
 //   kernels takes (dot_panel.h: 1; neoni8mm.h: 2). Caches in codes (format/cache.h): with_key_offset makes of keys what dot takes; Levels
 //   looks up 4-bit codes. Wide: kPairs pairs of positions of 8 channels as int16, PairSums the int32 sums of their products; wide_8 and
 //   wide_4 (of the upper or the lower halves) read them, pair_weights makes one of the weights of as many pairs, store_channels sums up for
-//   each channel.
+//   each channel. kValueBlocks: blocks of 8 channels, 1 or 2, whose sums for four queries the register file holds.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -148,7 +148,7 @@ inline void store_sums(int32_t* acc, const I32* sums, int32_t start) {
   for (int i = 0; i < kParts; i++) acc[i] = sums[i] + start;
 }
 
-inline constexpr int kPairs = 1;
+inline constexpr int kPairs = 1, kValueBlocks = 2;
 inline Row with_key_offset(Row w) { return w; }
 struct Wide {
   int16_t v[16];
