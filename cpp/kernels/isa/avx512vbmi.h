@@ -45,10 +45,14 @@ class Tables {
   __m512i first_, second_;
 };
 
+inline constexpr bool kSplitSigns = false;
 class Codebook {
  public:
   explicit Codebook(const int8_t* codebook) : values_(_mm512_xor_si512(load_bytes(codebook), _mm512_set1_epi8(-128))) {}
-  Bytes operator()(Bytes at) const { return {_mm512_permutexvar_epi8(at.v, values_)}; }
+  template <int Shift>
+  Bytes at(Bytes low, Bytes high) const {
+    return {_mm512_permutexvar_epi8(field<6, Shift>(low, high).v, values_)};
+  }
 
  private:
   __m512i values_;

@@ -127,10 +127,14 @@ class Tables {
   uint8x16_t first_, second_;
 };
 
+inline constexpr bool kSplitSigns = false;
 class Codebook {
  public:
   explicit Codebook(const int8_t* codebook) : entries_(vld1q_s8_x4(codebook)) {}
-  Bytes operator()(Bytes at) const { return {vreinterpretq_u8_s8(vqtbl4q_s8(entries_, vandq_u8(at.v, vdupq_n_u8(63))))}; }
+  template <int Shift>
+  Bytes at(Bytes low, Bytes high) const {
+    return {vreinterpretq_u8_s8(vqtbl4q_s8(entries_, vandq_u8(field<6, Shift>(low, high).v, vdupq_n_u8(63))))};
+  }
 
  private:
   int8x16x4_t entries_;

@@ -4,7 +4,8 @@
 //   Bytes: the 32 lanes of a plane, of kSide tiles side by side, or one of kHalves parts of them, which +, field<Bits, Shift> (Bits bits
 //   from bit Shift of each byte, the rest from the lowest bits of a second vector; what stands above them is only to be kept out of an
 //   index), next_lane (lane l is lane l + 1, the last the first; also given: the plane in memory and how much further its lanes are),
-//   Tables (T[i mod 16] + U[j mod 16] of Indices) and Codebook (the value of a 6-bit index + kOffset) work on.
+//   Tables (T[i mod 16] + U[j mod 16] of Indices) and Codebook (the value of a 6-bit field + kOffset) work on. kSplitSigns: Codebook gives
+//   magnitudes and signs apart, which dot and store_values take too.
 //   Row: four columns of kLanes rows, part i = 0 .. kParts - 1 of Bytes or a register of a panel; Acts, PanelActs: the four activations
 //   that meet them (of two tiles: load_acts with `both`; of the same four everywhere: broadcast_acts).
 //   dot: I32 += per lane the 4-way product of a value + kOffset; small_dot: of small unsigned ones; panel_dot<small>: either, on a panel.
@@ -129,10 +130,13 @@ struct Tables {
     return out;
   }
 };
+inline constexpr bool kSplitSigns = false;
 struct Codebook {
   const int8_t* values;
   explicit Codebook(const int8_t* codebook) : values(codebook) {}
-  Bytes operator()(Bytes at) const {
+  template <int Shift>
+  Bytes at(Bytes low, Bytes high) const {
+    const Bytes at = field<6, Shift>(low, high);
     Bytes out;
     for (int i = 0; i < 32; i++) out.v[i] = uint8_t(values[at.v[i]]);
     return out;
