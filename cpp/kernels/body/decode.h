@@ -72,8 +72,8 @@ class Decoder {
   static constexpr int kPlanes = (K * (kNibbles - 1) + 3) / 8 + 1;
   static_assert((tqn::kReach<K> - 4) % K == 0);
 
-  // Behind the last step nibbles are the next lane's: one that straddles two bytes is turned rather than put together again, where registers
-  // hold whole planes.
+  // Behind the last step nibbles are the next lane's: one that straddles two bytes is turned rather than put together again, where
+  // registers hold whole planes.
   template <int N, int H>
   TQ_INLINE static Bytes nibble_of(const Bytes* plane, const Bytes* nibble) {
     if constexpr (N >= tqn::kLaneSteps && K * N % 8 > 4 && kHalves == 1) return next_lane<H, 1>(nibble[N - tqn::kLaneSteps], nullptr);
