@@ -244,7 +244,7 @@ void accumulate_strip(const TqnMatrix& w, int64_t strip, const Activations& x, c
 template <class Finish>
 void for_strips(const TqnMatrix& w, int64_t first, int64_t last, const Activations& x, const Int8Scratch& scratch, const Finish& finish) {
   for (int64_t t = 0; t < x.n_tokens; t++) scratch.sum[t] = sum_of(x.quantized + t * w.n_in, w.n_in);
-  const int8_t* arranged = x.n_tokens <= kDirectTokens ? nullptr : arrange(x, scratch.arranged);
+  const int8_t* arranged = x.n_tokens <= (w.k == 4 ? kRepeatedTokens : kDirectTokens) ? nullptr : arrange(x, scratch.arranged);
   with_format(w.k, [&](auto format) {
     for (int64_t strip = first; strip < last; strip++) {
       accumulate_strip<format.k>(w, strip, x, arranged, scratch);

@@ -11,7 +11,7 @@
 namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int kLanes = 8;
-inline constexpr int kDirectTokens = 1;
+inline constexpr int kDirectTokens = 1, kRepeatedTokens = 2;
 inline constexpr int kSide = 1, kHalves = 1, kParts = 1;
 inline constexpr int kPanelRegisters = 2;
 inline constexpr int kRowBytes = 32;

@@ -4,7 +4,7 @@
 namespace tq::kernels::avx512 {
 
 inline constexpr char kName[] = "avx512";
-inline constexpr int kDirectTokens = 1;
+inline constexpr int kDirectTokens = 1, kRepeatedTokens = 2;
 inline constexpr int kPanelTokens = 3, kFloatTokens = 6;
 inline constexpr int kOffset = 0;
 inline constexpr bool kPairSums = true;

@@ -4,7 +4,7 @@
 namespace tq::kernels::avx512vbmi {
 
 inline constexpr char kName[] = "avx512vbmi";
-inline constexpr int kDirectTokens = 2;
+inline constexpr int kDirectTokens = 2, kRepeatedTokens = 4;
 inline constexpr int kPanelTokens = 6, kFloatTokens = 6;
 inline constexpr int kOffset = 128;
 inline constexpr bool kPairSums = false;

@@ -11,7 +11,7 @@
 namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int kLanes = 4;
-inline constexpr int kDirectTokens = 1;
+inline constexpr int kDirectTokens = 1, kRepeatedTokens = 1;
 inline constexpr int kSide = 1, kHalves = 2, kParts = 1;
 inline constexpr bool kPairSums = false;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 6, kFloatTokens = 6;

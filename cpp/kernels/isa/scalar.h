@@ -10,13 +10,13 @@
 //   that meet them (of two tiles: load_acts with `both`; of the same four everywhere: broadcast_acts).
 //   dot: I32 += per lane the 4-way product of a value + kOffset; small_dot: of small unsigned ones; panel_dot<small>: either, on a panel.
 //   kPairSums: small values are summed as Pairs instead (add_pairs, no_pairs, add_widened), 16-bit sums of two products.
-//   kDirectTokens: so many tokens are multiplied straight from the decoder's registers.
-//   kPanelRegisters x kPanelTokens: accumulators of the panel kernels, what the register file holds; kFloatTokens: in place of the latter
-//   for floats.  kFloatRegisters: F32s that the register file holds.  kPanelSide: the tokens, and the tiles, that one operand of the panel
-//   kernels takes (dot_panel.h: 1; neoni8mm.h: 2). Caches in codes (format/cache.h): with_key_offset makes of keys what dot takes; Levels
-//   looks up 4-bit codes. Wide: kPairs pairs of positions of 8 channels as int16, PairSums the int32 sums of their products; wide_8 and
-//   wide_4 (of the upper or the lower halves) read them, pair_weights makes one of the weights of as many pairs, store_channels sums up for
-//   each channel.
+//   kDirectTokens: so many tokens are multiplied straight from the decoder's registers. kRepeatedTokens: the same at k = 4, whose decoding
+//   is cheap enough to be repeated for every kDirectTokens of them. kPanelRegisters x kPanelTokens: accumulators of the panel kernels, what
+//   the register file holds; kFloatTokens: in place of the latter for floats.  kFloatRegisters: F32s that the register file holds.
+//   kPanelSide: the tokens, and the tiles, that one operand of the panel kernels takes (dot_panel.h: 1; neoni8mm.h: 2). Caches in codes
+//   (format/cache.h): with_key_offset makes of keys what dot takes; Levels looks up 4-bit codes. Wide: kPairs pairs of positions of 8
+//   channels as int16, PairSums the int32 sums of their products; wide_8 and wide_4 (of the upper or the lower halves) read them,
+//   pair_weights makes one of the weights of as many pairs, store_channels sums up for each channel.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -28,7 +28,7 @@ namespace tq::kernels::scalar {
 
 inline constexpr char kName[] = "scalar";
 inline constexpr int kLanes = 1;
-inline constexpr int kDirectTokens = 1;
+inline constexpr int kDirectTokens = 1, kRepeatedTokens = 1;
 inline constexpr int kSide = 1, kHalves = 1, kParts = 8;
 inline constexpr bool kPairSums = false;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 2, kFloatTokens = 2;
