@@ -275,6 +275,7 @@ def test_server_shows_what_is_kept(tiny_tqn, per_prefix):
     pytest.importorskip("fastapi")
     from starlette.testclient import TestClient
 
+    from server_tools import until
     from turboquant_native.server.app import create_app
     from turboquant_native.server.command import add_arguments, settings_of
 
@@ -283,6 +284,7 @@ def test_server_shows_what_is_kept(tiny_tqn, per_prefix):
     budget = 3 * per_prefix
     settings = settings_of(parser.parse_args([str(tiny_tqn), "--cache-budget", f"{budget}B", "--ctx", "128", "--slots", "2"]))
     with TestClient(create_app(settings)) as client:
+        assert until(lambda: client.get("/health").status_code == 200)  # the model is loaded
         for seed in range(6):
             answer = client.post("/v1/completions", json={"prompt": tokens_of(seed, 90).tolist(), "max_tokens": 4, "temperature": 0})
             assert answer.status_code == 200, answer.text
