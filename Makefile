@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 MODEL_DIR := .demo
 BUILD_LOG := $(VENV)/build.log
 BITS ?= 6
-PROMPT ?= What is the capital of France?
+PROMPT ?= Why is the sky blue?
 
 .PHONY: demo test test-cpp test-python lint sanitize fuzz sanitize-threads test-neon build-cuda wheels clean
 .DELETE_ON_ERROR:

@@ -29,7 +29,9 @@ class Pace:
         if self._row <= 0:
             return min(self._n_batch, 2 * _LEAST) if decoding else self._n_batch
         seconds = min(_SECONDS, _BESIDE * self._decode) if decoding and self._decode > 0 else _SECONDS
-        return max(min(_LEAST, self._n_batch), min(int(seconds / self._row) // _LEAST * _LEAST, self._n_batch))
+        if seconds >= self._n_batch * self._row:
+            return self._n_batch
+        return max(min(_LEAST, self._n_batch), int(seconds / self._row) // _LEAST * _LEAST)
 
     def measured(self, prompt: int, decoding: int, seconds: float) -> None:
         """A pass of `prompt` prompt tokens beside `decoding` sequences took so long."""
