@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <string>
 #include <vector>
 
 #include "format/codebooks.h"
@@ -30,6 +31,19 @@ std::span<const int8_t> default_codebook(int k) {
 }
 
 float default_unit(int k) { return tqn::default_unit(k); }
+
+std::string codebook_fault(int k, const int8_t* codebook) {
+  const auto entry_is = [&](int i) { return "codebook[" + std::to_string(i) + "] is " + std::to_string(codebook[i]); };
+  const int size = tqn::codebook_size(k), largest = tqn::largest_entry(k);
+  for (int i = 0; tqn::is_trellis(k) && i < size; i++)
+    if (codebook[i] < 0 || codebook[i] > largest) return entry_is(i) + ", must be in [0, " + std::to_string(largest) + "]";
+  if (tqn::is_trellis(k)) return "";
+  for (int i = 1; i < size; i++)
+    if (codebook[i] < codebook[i - 1]) return "codebook is not sorted at entry " + std::to_string(i);
+  for (int i = 0, j = size - 1; i < j; i++, j--)
+    if (codebook[i] != -codebook[j]) return entry_is(i) + ", " + entry_is(j) + ": must be negatives of each other";
+  return "";
+}
 
 namespace {
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <span>
+#include <string>
 
 #include "format/matrix.h"
 
@@ -10,6 +11,8 @@ namespace tq::reference {
 // Default codebook (tqn::codebook_size(k) int8) of a format and the unit that scales its values to N(0,1); k = 8: empty span, unit 0.
 std::span<const int8_t> default_codebook(int k);
 float default_unit(int k);
+// What is wrong with a codebook (tqn::codebook_size(k)) of a format that has one; empty where nothing is.
+std::string codebook_fault(int k, const int8_t* codebook);
 
 // Best circular path for one tile. x: (256) in units of the codebook's integers, step order. Trellis formats: tail-biting Viterbi over 4096
 // states in two passes, the second held to the overlap that the first found, costs in integers (search.h); others: nearest value of the

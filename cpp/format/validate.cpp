@@ -5,6 +5,7 @@
 #include "common/error.h"
 #include "common/text.h"
 #include "format/matrix.h"
+#include "format/reference.h"
 
 namespace tq {
 namespace {
@@ -69,12 +70,7 @@ class Checker {
 
   void codebook() const {
     if (!tqn::has_codebook(m_.k)) return;
-    for (int i = 0; i < tqn::codebook_size(m_.k); i++) {
-      const int entry = m_.codebook[i];
-      if (tqn::is_trellis(m_.k) && (entry < 0 || entry > tqn::largest_entry(m_.k)))
-        fail("codebook[", i, "] is ", entry, ", must be in [0, ", tqn::largest_entry(m_.k), "]");
-      if (!tqn::is_trellis(m_.k) && i > 0 && entry < m_.codebook[i - 1]) fail("codebook is not sorted at entry ", i);
-    }
+    if (const std::string fault = reference::codebook_fault(m_.k, m_.codebook); !fault.empty()) fail(fault);
   }
 
   void outlier_planes() const {

@@ -43,25 +43,16 @@ void require_finite(const char* what, std::span<const float> x, int64_t columns)
          ", must be finite");
 }
 
-void check_codebook(std::span<const int8_t> codebook, int k) {
-  if (!tqn::is_trellis(k)) {
-    if (!std::is_sorted(codebook.begin(), codebook.end())) refuse("codebook is not sorted");
-    return;
-  }
-  for (size_t i = 0; i < codebook.size(); i++)
-    if (codebook[i] < 0 || codebook[i] > tqn::largest_entry(k))
-      refuse("codebook[" + std::to_string(i) + "] is " + std::to_string(codebook[i]) + ", must be in [0, " +
-             std::to_string(tqn::largest_entry(k)) + "]");
-}
-
 void check(std::span<const float> w, int64_t n_out, int64_t n_in, const EncodeOptions& options, tqn::PlaneBytes* bytes) {
   if (n_out < 1 || n_in < 1 || !tqn::plane_bytes(uint64_t(n_out), uint64_t(n_in), options.k, bytes))
     refuse("no TQN matrix of " + std::to_string(n_out) + " x " + std::to_string(n_in) + " at " + std::to_string(options.k) +
            " bits (n_in: multiple of 4 up to 65536; bits: " + format_list() + ")");
   require_size("w", w.size(), uint64_t(n_out) * uint64_t(n_in));
   require_finite("w", w, n_in);
-  if (!options.codebook.empty()) require_size("codebook", options.codebook.size(), bytes->codebook);
-  check_codebook(options.codebook, options.k);
+  if (!options.codebook.empty()) {
+    require_size("codebook", options.codebook.size(), bytes->codebook);
+    if (const std::string fault = reference::codebook_fault(options.k, options.codebook.data()); !fault.empty()) refuse(fault);
+  }
   if (!options.unit_scale.empty()) {
     require_size("unit_scale", options.unit_scale.size(), uint64_t(n_out));
     for (int64_t i = 0; i < n_out; i++)

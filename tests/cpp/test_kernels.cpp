@@ -50,10 +50,16 @@ struct Fixture {
     for (int64_t r = 0; r < rows; r++) row_scale.push_back(r < n_out ? f32_to_f16(float(uniform(0, 1000)) / 1000) : 0);
     const bool trellis = tqn::is_trellis(k);
     for (int i = 0; i < tqn::codebook_size(k); i++)
-      codebook.push_back(int8_t(trellis ? uniform(0, tqn::largest_entry(k)) : uniform(-128, 127)));
+      codebook.push_back(int8_t(trellis ? uniform(0, tqn::largest_entry(k)) : uniform(-127, 0)));
+    if (k == 6) make_odd();
     w.n_out = n_out, w.n_in = n_in, w.k = k;
     w.codes = codes.data() + misalignment, w.row_scale = row_scale.data(), w.codebook = k == 8 ? nullptr : codebook.data();
     w.scale = 0.01f, w.seed = 7;
+  }
+
+  // As TQN6 wants its codebook: the upper half are the lower one's negatives. (Its order does not matter to kernels.)
+  void make_odd() {
+    for (int i = 0; i < 32; i++) codebook[63 - i] = int8_t(-codebook[i]);
   }
 
   void add_outliers(int a_row) {
@@ -140,7 +146,7 @@ TEST("accumulators: wide matrices, more than one panel, unaligned codes") {
   for (int k : kFormats)
     for (int n_in : {4096, 4100}) {
       const Fixture m(70, n_in, k, 1 + k);
-      check_accumulators(m, random_activations(9 * n_in), 9, {1, 2, 5, 9});
+      check_accumulators(m, random_activations(9 * n_in), 9, {1, 2, 3, 4, 5, 9});
     }
 }
 
@@ -151,6 +157,8 @@ TEST("accumulators: extreme activations and codebooks at the widest row cannot o
         Fixture m(1, k == 3 ? tqn::kMaxInputs : 4096, k);
         const int entry = !tqn::is_trellis(k) ? value : value < 0 ? 0 : tqn::largest_entry(k);
         std::fill(m.codebook.begin(), m.codebook.end(), int8_t(entry));
+        if (k == 6) std::fill(m.codebook.begin(), m.codebook.end(), int8_t(-127)), m.make_odd();
+        if (k == 6) std::fill(m.codes.begin(), m.codes.end(), uint8_t(value < 0 ? 0 : 255));  // the lowest or the highest entry
         if (k == 8) std::fill(m.codes.begin(), m.codes.end(), uint8_t(value));
         check_accumulators(m, std::vector<int8_t>(3 * m.w.n_in, int8_t(a)), 3, {1, 3});
       }

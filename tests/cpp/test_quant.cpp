@@ -209,6 +209,10 @@ TEST("arguments that cannot be: each by its own text") {
   codebook[17] = 16;
   options.codebook = codebook;
   refused("codebook[17] is 16, must be in [0, 15]");
+  codebook = tests::codebook_of(6);
+  codebook[31] = 0;
+  options.codebook = codebook;
+  CHECK_THROWS(encode(w, 64, 6, options), Cause::invalid_argument, "codebook[31] is 0, codebook[32] is 1: must be negatives of each other");
   options.codebook = {};
   std::vector<float> units(64, 1.f);
   options.unit_scale = std::span(units).first(63);

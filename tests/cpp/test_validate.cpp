@@ -73,6 +73,13 @@ TEST("scales and codebook") {
   Matrix sorted(100, 36, 6, 5);
   sorted.codebook[10] = 127;
   CHECK_THROWS(validate(sorted), Cause::bad_file, "codebook is not sorted at entry 11");
+  Matrix odd(100, 36, 6, 5);
+  odd.codebook[63] = 126;
+  CHECK_THROWS(validate(odd), Cause::bad_file, "codebook[0] is -127, codebook[63] is 126: must be negatives of each other");
+  odd.codebook[0] = -126;
+  validate(odd);
+  odd.codebook[0] = -128;
+  CHECK_THROWS(validate(odd), Cause::bad_file, "codebook[0] is -128, codebook[63] is 126");
 }
 
 TEST("outliers") {

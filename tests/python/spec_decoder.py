@@ -53,5 +53,6 @@ def decode(codes: NDArray[np.uint8], bits: int, codebook: NDArray[np.int8], n_ou
 def random_codebook(random: np.random.Generator, bits: int) -> NDArray[np.int8]:
     """Any codebook that a reader must take."""
     if bits == 6:
-        return np.sort(random.integers(-127, 128, 64)).astype(np.int8)
+        upper = np.sort(random.integers(0, 128, 32)).astype(np.int8)
+        return np.concatenate([-upper[::-1], upper])
     return random.integers(0, OFFSET[bits] + 1, 32).astype(np.int8) if bits <= 4 else np.empty(0, np.int8)

@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 import pytest
 
+from spec_decoder import random_codebook
 from turboquant_native import _core
 from turboquant_native.convert import container
 from turboquant_native.convert.container import ContainerWriter, Outliers, OutputError
@@ -26,7 +27,7 @@ def packed(n_out: int, n_in: int, bits: int, seed: int = 0) -> Any:
     sizes = _core.plane_bytes(n_out, n_in, bits)
     row_scale = np.zeros(sizes["row_scale"] // 2, np.float16)
     row_scale[:n_out] = random.random(n_out)
-    codebook = np.sort(random.integers(-127, 128, 64) if bits == 6 else random.integers(0, 16, 32)).astype(np.int8)[: sizes["codebook"]]
+    codebook = random_codebook(random, bits)
     codes = random.integers(0, 256, sizes["codes"], dtype=np.uint8)
     return SimpleNamespace(bits=bits, n_out=n_out, n_in=n_in, scale=0.1, codes=codes, row_scale=row_scale, codebook=codebook)
 

@@ -41,11 +41,11 @@ def test_planes_are_read_only_views_that_keep_the_result_alive() -> None:
 
 def test_own_codebook_and_scales_are_used() -> None:
     w, unit = gaussian(64, 8), np.full(64, 1 / 32, np.float32)
-    codebook = np.arange(-64, 64, 2, dtype=np.int8)
+    codebook = np.arange(-63, 64, 2, dtype=np.int8)
     packed = _core.encode(w, 6, codebook=codebook, unit_scale=unit)
     np.testing.assert_array_equal(packed.codebook, codebook)
     assert packed.scale == 1 / 32 and np.all(packed.row_scale == 1)
-    assert np.all(np.abs(w - _core.decode(packed)) <= 1 / 32 + np.maximum(np.abs(w) - 62 / 32, 0))
+    assert np.all(np.abs(w - _core.decode(packed)) <= 1 / 32 + np.maximum(np.abs(w) - 63 / 32, 0))
 
 
 def test_rotation_is_undone_by_its_inverse() -> None:

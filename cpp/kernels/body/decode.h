@@ -15,6 +15,9 @@ namespace tq::kernels::TQ_ISA_NAMESPACE {
 // Sums of T and U are small unsigned bytes; the other formats have the operands of the general dot product.
 template <int K>
 inline constexpr int kValueOffset = tqn::is_trellis(K) ? tqn::offset(K) : kOffset;
+// Of values that are multiplied straight from registers: a magnitude has none.
+template <int K>
+inline constexpr int kDirectOffset = K == 6 && kSplitSigns ? 0 : kValueOffset<K>;
 
 // Part H of kHalves of step R's lanes, which one register takes.
 template <int R, int H>
@@ -69,17 +72,24 @@ class Decoder {
   static constexpr int kPlanes = (K * (kNibbles - 1) + 3) / 8 + 1;
   static_assert((tqn::kReach<K> - 4) % K == 0);
 
+  // Behind the last step nibbles are the next lane's: one that straddles two bytes is turned rather than put together again, where
+  // registers hold whole planes.
+  template <int N, int H>
+  TQ_INLINE static Bytes nibble_of(const Bytes* plane, const Bytes* nibble) {
+    if constexpr (N >= tqn::kLaneSteps && K * N % 8 > 4 && kHalves == 1) return next_lane<H, 1>(nibble[N - tqn::kLaneSteps], nullptr);
+    return field_of<4, K * N>(plane);
+  }
   template <int N>
   TQ_INLINE static void first_nibbles(const Bytes* plane, Bytes* nibble) {
     if constexpr (N < kAhead) {
-      nibble[N] = field_of<4, K * N>(plane);
+      nibble[N] = nibble_of<N, 0>(plane, nibble);
       first_nibbles<N + 1>(plane, nibble);
     }
   }
   template <int R, int H, class F>
   TQ_INLINE void steps(const Bytes* plane, Bytes* nibble, const F& f) const {
     if constexpr (R < tqn::kLaneSteps) {
-      nibble[R + kAhead] = field_of<4, K*(R + kAhead)>(plane);
+      nibble[R + kAhead] = nibble_of<R + kAhead, H>(plane, nibble);
       const auto at = [&]<int B>(tqn::Bit<B>) TQ_INLINE { return nibble[R + B / K]; };
       f(Step<R, H>(), tables_(tqn::table_indices<K>(at)));
       steps<R + 1, H>(plane, nibble, f);
@@ -105,7 +115,8 @@ class Decoder<6> {
   template <int R, int H, class F>
   TQ_INLINE void steps(const Bytes* plane, const F& f) const {
     if constexpr (R < tqn::kLaneSteps) {
-      f(Step<R, H>(), codebook_(field_of<6, 6 * R>(plane)));
+      constexpr int bit = 6 * R, first = bit / 8, last = (bit + 5) / 8;
+      f(Step<R, H>(), codebook_.template at<bit % 8>(plane[first], plane[last]));
       steps<R + 1, H>(plane, f);
     }
   }
@@ -138,7 +149,7 @@ template <int K>
 inline void decode_tiles(const uint8_t* codes, const Decoder<K>& decode, int64_t n_tiles, int8_t* values) {
   for (int64_t i = 0; i < n_tiles; i += kSide, codes += kSide * tqn::tile_bytes(K), values += kSide * kTileValues)
     decode(codes, codes + (i + 1 < n_tiles ? tqn::tile_bytes(K) : 0),
-           [&](auto step, Bytes w) TQ_INLINE { store_values(values + step.first, w); });
+           [&](auto step, auto w) TQ_INLINE { store_values(values + step.first, w); });
 }
 
 }  // namespace tq::kernels::TQ_ISA_NAMESPACE

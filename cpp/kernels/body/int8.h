@@ -49,8 +49,8 @@ class StripSums {
   StripSums() {
     each([&](I32& sum, Pairs& pairs) { sum = set1_i32(0), pairs = no_pairs(); });
   }
-  template <int R, int H>
-  TQ_INLINE void add(Step<R, H>, Bytes w, Acts x) {
+  template <int R, int H, class W>
+  TQ_INLINE void add(Step<R, H>, W w, Acts x) {
     for (int i = 0; i < kParts; i++) {
       I32& sum = sums_[R * kHalves + H][i];
       Pairs& pairs = pairs_[R * kHalves + H][i];
@@ -92,7 +92,7 @@ void gemv_strip(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, c
     Acts x[T];
     for (int t = 0; t < T; t++) x[t] = load_acts(a + t * n_in + tqn::kTileCols * tile, both);
     const uint8_t* p = codes + tile * tqn::tile_bytes(K);
-    decode(p, p + (both ? tqn::tile_bytes(K) : 0), [&](auto step, Bytes w) TQ_INLINE {
+    decode(p, p + (both ? tqn::tile_bytes(K) : 0), [&](auto step, auto w) TQ_INLINE {
       for (int t = 0; t < T; t++) sums[t].add(step, w, x[t]);
     });
   };
@@ -102,7 +102,7 @@ void gemv_strip(const uint8_t* codes, const int8_t* codebook, int64_t n_tiles, c
     for (auto& s : sums) s.widen();
   }
   for (; tile < n_tiles; tile += kSide) multiply(tile);
-  for (int t = 0; t < T; t++) sums[t].widen(), sums[t].store(-kValueOffset<K> * sum[t], acc + t * kRows);
+  for (int t = 0; t < T; t++) sums[t].widen(), sums[t].store(-kDirectOffset<K> * sum[t], acc + t * kRows);
 }
 
 // The panel of the codes, (tiles, 64, 4), or pairs of tiles in the order of their operands. A missing last tile repeats its neighbour: the
@@ -244,7 +244,7 @@ void accumulate_strip(const TqnMatrix& w, int64_t strip, const Activations& x, c
 template <class Finish>
 void for_strips(const TqnMatrix& w, int64_t first, int64_t last, const Activations& x, const Int8Scratch& scratch, const Finish& finish) {
   for (int64_t t = 0; t < x.n_tokens; t++) scratch.sum[t] = sum_of(x.quantized + t * w.n_in, w.n_in);
-  const int8_t* arranged = x.n_tokens <= kDirectTokens ? nullptr : arrange(x, scratch.arranged);
+  const int8_t* arranged = x.n_tokens <= (w.k == 4 ? kRepeatedTokens : kDirectTokens) ? nullptr : arrange(x, scratch.arranged);
   with_format(w.k, [&](auto format) {
     for (int64_t strip = first; strip < last; strip++) {
       accumulate_strip<format.k>(w, strip, x, arranged, scratch);

@@ -20,6 +20,7 @@ inline Pairs no_pairs() { return _mm256_setzero_si256(); }
 inline Pairs add_pairs(Pairs sum, Row w, Acts a) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, a)); }
 inline I32 add_widened(I32 acc, Pairs pairs) { return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))); }
 inline I32 dot(I32 acc, Row w, Acts a) { return add_widened(acc, _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w))); }
+inline I32 dot(I32 acc, Split w, Acts a) { return add_widened(acc, _mm256_maddubs_epi16(w.magnitude, _mm256_sign_epi8(a, w.sign))); }
 inline I32 small_dot(I32 acc, Row w, Acts a) { return add_widened(acc, _mm256_maddubs_epi16(w, a)); }
 
 inline PairSums add_products(PairSums sum, Wide v, Wide w) { return _mm256_add_epi32(sum, _mm256_madd_epi16(v, w)); }

@@ -11,7 +11,7 @@
 namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int kLanes = 8;
-inline constexpr int kDirectTokens = 1;
+inline constexpr int kDirectTokens = 1, kRepeatedTokens = 2;
 inline constexpr int kSide = 1, kHalves = 1, kParts = 1;
 inline constexpr int kPanelRegisters = 2;
 inline constexpr int kRowBytes = 32;
@@ -69,6 +69,7 @@ F32 exchange_high(F32 a, F32 b) {
 inline float f16_value(uint16_t bits) { return _cvtsh_ss(bits); }
 inline float bf16_value(uint16_t bits) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(int(uint32_t(bits) << 16)))); }
 inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+inline __m256i repeat16(__m128i x) { return _mm256_broadcastsi128_si256(x); }
 inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline void store32(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
 inline F32 gather(const float* x, const uint16_t* at) { return _mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(load16(at)), 4); }
@@ -129,8 +130,7 @@ inline Bytes with_offset(Bytes b) { return {_mm256_add_epi8(b.v, _mm256_set1_epi
 // A shuffle ignores bits 4 to 6 of an index, and no index reaches bit 7.
 class Tables {
  public:
-  explicit Tables(const int8_t* codebook)
-      : first_(_mm256_broadcastsi128_si256(load16(codebook))), second_(_mm256_broadcastsi128_si256(load16(codebook + tqn::kTableSize))) {}
+  explicit Tables(const int8_t* codebook) : first_(repeat16(load16(codebook))), second_(repeat16(load16(codebook + tqn::kTableSize))) {}
   Bytes operator()(tqn::Indices<Bytes> at) const {
     return {_mm256_add_epi8(_mm256_shuffle_epi8(first_, at.first.v), _mm256_shuffle_epi8(second_, at.second.v))};
   }
@@ -139,31 +139,59 @@ class Tables {
   __m256i first_, second_;
 };
 
-// A shuffle gives 0 where its index is negative, so quarter q >= 1 of the codebook is reached by adding (xor) its difference from quarter
-// q - 1 wherever index - 16 q is not negative.
-class Codebook {
- public:
-  explicit Codebook(const int8_t* codebook) {
-    __m128i below = _mm_setzero_si128();
-    for (int q = 0; q < 4; q++) {
-      const __m128i quarter = _mm_add_epi8(load16(codebook + 16 * q), _mm_set1_epi8(char(kOffset)));
-      difference_[q] = _mm256_broadcastsi128_si256(_mm_xor_si128(quarter, below));
-      below = quarter;
+// Magnitudes, and bytes with the signs of the values, never 0.
+inline constexpr bool kSplitSigns = true;
+struct Split {
+  __m256i magnitude, sign;
+};
+
+// What the bits of an index above its lowest N tell: the index folded (N low bits to be xored in) and the value's sign.
+template <int N>
+struct Upper {
+  int8_t folded[16], sign[16];
+  constexpr Upper() : folded(), sign() {
+    for (int i = 0; i < 16; i++) {
+      const int at = (i << N) % tqn::kCodebookSize;
+      folded[i] = int8_t(at < 32 ? at : 63 - at);
+      sign[i] = at < 32 ? -1 : 1;
     }
   }
-  Bytes operator()(Bytes at) const {
-    __m256i value = _mm256_shuffle_epi8(difference_[0], at.v);
-    for (int q = 1; q < 4; q++)
-      value = _mm256_xor_si256(value, _mm256_shuffle_epi8(difference_[q], _mm256_sub_epi8(at.v, _mm256_set1_epi8(char(16 * q)))));
-    return {value};
+};
+
+// Entry 63 - i is the negative of entry i, so 32 magnitudes do: the upper half of the indices is folded onto the lower one. A shuffle
+// gives 0 where its index is negative: where the folded index is below 16 the difference (xor) of outer from inner magnitudes is added.
+// Of an index across two bytes the bits in the upper byte are looked up instead, which saves putting it together.
+class Codebook {
+ public:
+  explicit Codebook(const int8_t* codebook)
+      : inner_(repeat16(_mm_abs_epi8(load16(codebook + 16)))),
+        difference_(_mm256_xor_si256(inner_, repeat16(_mm_abs_epi8(load16(codebook))))) {}
+  template <int Shift>
+  Split at(Bytes low, Bytes high) const {
+    if constexpr (Shift <= 2) {
+      const __m256i at = field<6, Shift>(low, high).v;
+      return {magnitude(_mm256_min_epu8(at, _mm256_xor_si256(at, _mm256_set1_epi8(63)))),
+              _mm256_sub_epi8(_mm256_set1_epi8(char(0x9F)), at)};
+    } else {
+      static constexpr Upper<8 - Shift> tables;
+      const __m256i upper = _mm256_and_si256(high.v, _mm256_set1_epi8(15)), lower = field<8 - Shift, Shift>(low, high).v;
+      const __m256i folded = _mm256_xor_si256(_mm256_shuffle_epi8(repeat16(load16(tables.folded)), upper), lower);
+      return {magnitude(folded), _mm256_shuffle_epi8(repeat16(load16(tables.sign)), upper)};
+    }
   }
 
  private:
-  __m256i difference_[4];
+  __m256i magnitude(__m256i folded) const {
+    const __m256i outer = _mm256_shuffle_epi8(difference_, _mm256_add_epi8(folded, _mm256_set1_epi8(0x70)));
+    return _mm256_xor_si256(_mm256_shuffle_epi8(inner_, folded), outer);
+  }
+  __m256i inner_, difference_;
 };
 
 inline Row part(Bytes w, int) { return w.v; }
+inline Split part(Split w, int) { return w; }
 inline void store_values(int8_t* p, Bytes w) { store32(p, w.v); }
+inline void store_values(int8_t* p, Split w) { store_values(p, with_offset({_mm256_sign_epi8(w.magnitude, w.sign)})); }
 inline void store_sums(int32_t* acc, const I32* sums, int32_t start) { store_i32(acc, _mm256_add_epi32(*sums, set1_i32(start))); }
 
 // Caches in codes: a row of four key channels, with the offset that dot() wants; pairs of positions of 8 value channels.
@@ -183,7 +211,7 @@ inline void store_channels(int32_t* out, PairSums sum) { store_i32(out, sum); }
 class Levels {
  public:
   Levels()
-      : values_(_mm256_broadcastsi128_si256(load16(tqn::cache::kLevel))),
+      : values_(repeat16(load16(tqn::cache::kLevel))),
         rows_(kOffset ? _mm256_xor_si256(values_, _mm256_set1_epi8(char(kOffset))) : values_) {}
   Row lower_row(Row codes) const { return _mm256_shuffle_epi8(rows_, _mm256_and_si256(codes, _mm256_set1_epi8(15))); }
   Row upper_row(Row codes) const { return lower_row(_mm256_srli_epi16(codes, 4)); }

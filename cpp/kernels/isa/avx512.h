@@ -4,7 +4,7 @@
 namespace tq::kernels::avx512 {
 
 inline constexpr char kName[] = "avx512";
-inline constexpr int kDirectTokens = 1;
+inline constexpr int kDirectTokens = 1, kRepeatedTokens = 2;
 inline constexpr int kPanelTokens = 3, kFloatTokens = 6;
 inline constexpr int kOffset = 0;
 inline constexpr bool kPairSums = true;
@@ -53,26 +53,34 @@ class Tables {
   __m512i first_, second_;
 };
 
-// As in avx2_common.h: where index - 16 q is not negative, the difference of quarter q from the one before it is added.
+inline constexpr bool kSplitSigns = true;
+struct Split {
+  __m512i magnitude;
+  __mmask64 positive;
+};
+inline __m512i with_signs(__m512i magnitude, __mmask64 positive) {
+  return _mm512_mask_blend_epi8(positive, _mm512_sub_epi8(_mm512_setzero_si512(), magnitude), magnitude);
+}
+inline I32 dot(I32 acc, Split w, Acts a) { return add_widened(acc, _mm512_maddubs_epi16(w.magnitude, with_signs(a, w.positive))); }
+inline Split part(Split w, int) { return w; }
+inline void store_values(int8_t* p, Split w) { store_values(p, Bytes{with_signs(w.magnitude, w.positive)}); }
+
+// As in avx2_common.h: entry 63 - i is the negative of entry i. The upper half of the indices is folded onto the lower one.
 class Codebook {
  public:
-  explicit Codebook(const int8_t* codebook) {
-    __m512i below = _mm512_setzero_si512();
-    for (int q = 0; q < 4; q++) {
-      const __m512i quarter = repeat16(codebook + 16 * q);
-      difference_[q] = _mm512_xor_si512(quarter, below);
-      below = quarter;
-    }
-  }
-  Bytes operator()(Bytes at) const {
-    __m512i value = _mm512_shuffle_epi8(difference_[0], at.v);
-    for (int q = 1; q < 4; q++)
-      value = _mm512_xor_si512(value, _mm512_shuffle_epi8(difference_[q], _mm512_sub_epi8(at.v, _mm512_set1_epi8(char(16 * q)))));
-    return {value};
+  explicit Codebook(const int8_t* codebook)
+      : outer_(_mm512_abs_epi8(repeat16(codebook))), inner_(_mm512_abs_epi8(repeat16(codebook + 16))) {}
+  template <int Shift>
+  Split at(Bytes low, Bytes high) const {
+    const __m512i at = field<6, Shift>(low, high).v;
+    const __mmask64 positive = _mm512_test_epi8_mask(at, _mm512_set1_epi8(32));
+    const __m512i folded = _mm512_mask_sub_epi8(at, positive, _mm512_set1_epi8(63), at);
+    const __mmask64 inner = _mm512_test_epi8_mask(folded, _mm512_set1_epi8(16));
+    return {_mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(outer_, folded), inner, inner_, folded), positive};
   }
 
  private:
-  __m512i difference_[4];
+  __m512i outer_, inner_;
 };
 
 }  // namespace tq::kernels::avx512

@@ -4,7 +4,7 @@
 namespace tq::kernels::avx512vbmi {
 
 inline constexpr char kName[] = "avx512vbmi";
-inline constexpr int kDirectTokens = 2;
+inline constexpr int kDirectTokens = 2, kRepeatedTokens = 4;
 inline constexpr int kPanelTokens = 6, kFloatTokens = 6;
 inline constexpr int kOffset = 128;
 inline constexpr bool kPairSums = false;
@@ -45,10 +45,14 @@ class Tables {
   __m512i first_, second_;
 };
 
+inline constexpr bool kSplitSigns = false;
 class Codebook {
  public:
   explicit Codebook(const int8_t* codebook) : values_(_mm512_xor_si512(load_bytes(codebook), _mm512_set1_epi8(-128))) {}
-  Bytes operator()(Bytes at) const { return {_mm512_permutexvar_epi8(at.v, values_)}; }
+  template <int Shift>
+  Bytes at(Bytes low, Bytes high) const {
+    return {_mm512_permutexvar_epi8(field<6, Shift>(low, high).v, values_)};
+  }
 
  private:
   __m512i values_;

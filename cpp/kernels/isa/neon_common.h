@@ -11,7 +11,7 @@
 namespace tq::kernels::TQ_ISA_NAMESPACE {
 
 inline constexpr int kLanes = 4;
-inline constexpr int kDirectTokens = 1;
+inline constexpr int kDirectTokens = 1, kRepeatedTokens = 1;
 inline constexpr int kSide = 1, kHalves = 2, kParts = 1;
 inline constexpr bool kPairSums = false;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 6, kFloatTokens = 6;
@@ -127,10 +127,14 @@ class Tables {
   uint8x16_t first_, second_;
 };
 
+inline constexpr bool kSplitSigns = false;
 class Codebook {
  public:
   explicit Codebook(const int8_t* codebook) : entries_(vld1q_s8_x4(codebook)) {}
-  Bytes operator()(Bytes at) const { return {vreinterpretq_u8_s8(vqtbl4q_s8(entries_, vandq_u8(at.v, vdupq_n_u8(63))))}; }
+  template <int Shift>
+  Bytes at(Bytes low, Bytes high) const {
+    return {vreinterpretq_u8_s8(vqtbl4q_s8(entries_, vandq_u8(field<6, Shift>(low, high).v, vdupq_n_u8(63))))};
+  }
 
  private:
   int8x16x4_t entries_;

@@ -4,18 +4,19 @@
 //   Bytes: the 32 lanes of a plane, of kSide tiles side by side, or one of kHalves parts of them, which +, field<Bits, Shift> (Bits bits
 //   from bit Shift of each byte, the rest from the lowest bits of a second vector; what stands above them is only to be kept out of an
 //   index), next_lane (lane l is lane l + 1, the last the first; also given: the plane in memory and how much further its lanes are),
-//   Tables (T[i mod 16] + U[j mod 16] of Indices) and Codebook (the value of a 6-bit index + kOffset) work on.
+//   Tables (T[i mod 16] + U[j mod 16] of Indices) and Codebook (the value of a 6-bit field + kOffset) work on. kSplitSigns: Codebook gives
+//   magnitudes and signs apart, which dot and store_values take too.
 //   Row: four columns of kLanes rows, part i = 0 .. kParts - 1 of Bytes or a register of a panel; Acts, PanelActs: the four activations
 //   that meet them (of two tiles: load_acts with `both`; of the same four everywhere: broadcast_acts).
 //   dot: I32 += per lane the 4-way product of a value + kOffset; small_dot: of small unsigned ones; panel_dot<small>: either, on a panel.
 //   kPairSums: small values are summed as Pairs instead (add_pairs, no_pairs, add_widened), 16-bit sums of two products.
-//   kDirectTokens: so many tokens are multiplied straight from the decoder's registers.
-//   kPanelRegisters x kPanelTokens: accumulators of the panel kernels, what the register file holds; kFloatTokens: in place of the latter
-//   for floats.  kFloatRegisters: F32s that the register file holds.  kPanelSide: the tokens, and the tiles, that one operand of the panel
-//   kernels takes (dot_panel.h: 1; neoni8mm.h: 2). Caches in codes (format/cache.h): with_key_offset makes of keys what dot takes; Levels
-//   looks up 4-bit codes. Wide: kPairs pairs of positions of 8 channels as int16, PairSums the int32 sums of their products; wide_8 and
-//   wide_4 (of the upper or the lower halves) read them, pair_weights makes one of the weights of as many pairs, store_channels sums up for
-//   each channel.
+//   kDirectTokens: so many tokens are multiplied straight from the decoder's registers. kRepeatedTokens: the same at k = 4, whose decoding
+//   is cheap enough to be repeated for every kDirectTokens of them. kPanelRegisters x kPanelTokens: accumulators of the panel kernels, what
+//   the register file holds; kFloatTokens: in place of the latter for floats.  kFloatRegisters: F32s that the register file holds.
+//   kPanelSide: the tokens, and the tiles, that one operand of the panel kernels takes (dot_panel.h: 1; neoni8mm.h: 2). Caches in codes
+//   (format/cache.h): with_key_offset makes of keys what dot takes; Levels looks up 4-bit codes. Wide: kPairs pairs of positions of 8
+//   channels as int16, PairSums the int32 sums of their products; wide_8 and wide_4 (of the upper or the lower halves) read them,
+//   pair_weights makes one of the weights of as many pairs, store_channels sums up for each channel.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -27,7 +28,7 @@ namespace tq::kernels::scalar {
 
 inline constexpr char kName[] = "scalar";
 inline constexpr int kLanes = 1;
-inline constexpr int kDirectTokens = 1;
+inline constexpr int kDirectTokens = 1, kRepeatedTokens = 1;
 inline constexpr int kSide = 1, kHalves = 1, kParts = 8;
 inline constexpr bool kPairSums = false;
 inline constexpr int kPanelRegisters = 4, kPanelTokens = 2, kFloatTokens = 2;
@@ -129,10 +130,13 @@ struct Tables {
     return out;
   }
 };
+inline constexpr bool kSplitSigns = false;
 struct Codebook {
   const int8_t* values;
   explicit Codebook(const int8_t* codebook) : values(codebook) {}
-  Bytes operator()(Bytes at) const {
+  template <int Shift>
+  Bytes at(Bytes low, Bytes high) const {
+    const Bytes at = field<6, Shift>(low, high);
     Bytes out;
     for (int i = 0; i < 32; i++) out.v[i] = uint8_t(values[at.v[i]]);
     return out;

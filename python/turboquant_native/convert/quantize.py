@@ -31,7 +31,8 @@ class MatrixSpec:
         bits: one of _core.FORMATS.
         seed: of the rotation, 0 <= seed < 2**64; None: not rotated.
         outliers: fraction of the weights kept in FP16.
-        codebook: int8 in place of the format's own: T and U, (32,), for 1 to 4 bits; sorted values, (64,), for 6.
+        codebook: int8 in place of the format's own: T and U, (32,), for 1 to 4 bits; sorted values, (64,), for 6,
+            where entry 63 - i is the negative of entry i.
         damping: added to the Hessian's diagonal, as a fraction of its mean.
     """
 
