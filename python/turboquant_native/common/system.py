@@ -102,16 +102,18 @@ def end_process(pid: int, force: bool) -> None:
 
 if sys.platform == "win32":
 
+    class _Overlapped(ctypes.Structure):
+        _fields_ = (("internal", ctypes.c_size_t * 2), ("offset", ctypes.c_uint64), ("event", wintypes.HANDLE))
+
     def _lock_byte(fd: int) -> bool:
-        position = os.lseek(fd, 0, os.SEEK_CUR)
-        os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
-        try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        finally:
-            os.lseek(fd, position, os.SEEK_SET)
-        return True
+        """By its offset: msvcrt.locking locks where the file stands, and Wine lets none stand that far."""
+        at_once, exclusive, taken = 1, 2, (33, 997)  # ERROR_LOCK_VIOLATION, ERROR_IO_PENDING
+        where = _Overlapped(offset=_LOCKED_BYTE)
+        if _kernel().LockFileEx(msvcrt.get_osfhandle(fd), at_once | exclusive, 0, 1, 0, ctypes.byref(where)):
+            return True
+        if (code := ctypes.get_last_error()) not in taken:
+            raise ctypes.WinError(code)
+        return False
 
     class _MemoryStatus(ctypes.Structure):
         _fields_ = (
@@ -135,6 +137,7 @@ if sys.platform == "win32":
         kernel.GetProcessTimes.argtypes = (wintypes.HANDLE, *(ctypes.POINTER(wintypes.FILETIME),) * 4)
         kernel.WaitForSingleObject.argtypes = (wintypes.HANDLE, wintypes.DWORD)
         kernel.CloseHandle.argtypes = (wintypes.HANDLE,)
+        kernel.LockFileEx.argtypes = (wintypes.HANDLE, *(wintypes.DWORD,) * 4, ctypes.POINTER(_Overlapped))
         return kernel
 
     def _windows_free_memory() -> int:
