@@ -23,7 +23,7 @@ from turboquant_native.convert.sources import open_source
 
 @pytest.fixture(autouse=True)
 def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = Effort(4, 2, seq_len=16, probes=2, sensitivity_probes=2, adjacent=3, outliers=False)
+    small = Effort(4, 2, seq_len=16, probes=2, sensitivity_probes=2, adjacent=3)
     for name in EFFORTS:
         monkeypatch.setitem(requests.EFFORTS, name, small)
 
@@ -40,7 +40,7 @@ def widths(path: Path) -> dict[str, int]:
 def test_by_default_a_budget_of_four_and_a_quarter_bits_is_calibrated(folder: Path, tmp_path: Path, capsys: Any) -> None:
     assert convert(folder, tmp_path / "m.gguf", "--json", "--quiet") == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["settings"]["auto_outliers"] is None and figures["outliers"]["fraction"] == 0  # fast looks for none
+    assert figures["settings"]["auto_outliers"] is True
     assert figures["settings"]["bpw"] == 4.25 and figures["settings"]["effort"] == "fast" and figures["measured_kld"] > 0
     assert 0.93 * 4.25 <= figures["bpw"] <= 4.25
 

@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(requests.EFFORTS, "fast", Effort(4, 2, seq_len=16, probes=2, sensitivity_probes=2, adjacent=3, outliers=False))
+    monkeypatch.setitem(requests.EFFORTS, "fast", Effort(4, 2, seq_len=16, probes=2, sensitivity_probes=2, adjacent=3))
 
 
 def of(folder: Path, effort: str = "fast", speed: Speed = ONE, chooses: bool = True) -> Estimate:

@@ -148,7 +148,7 @@ class Quantizer:
     @property
     def _needs_frequency(self) -> bool:
         """Whether outliers may be kept in the output matrix, where tokens count by their frequency."""
-        return (self._widths.chooses and self._request.seeks_outliers) or self._options.outliers > 0 or self._request.plan is not None
+        return (self._widths.chooses and self._request.auto_outliers) or self._options.outliers > 0 or self._request.plan is not None
 
     def _finish(self, built: Path) -> None:
         """The complete file takes its place, with what was measured of it in its header."""

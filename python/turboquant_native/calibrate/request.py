@@ -23,7 +23,6 @@ class Effort:
         probes: windows of held-out text on which losses are measured.
         sensitivity_probes: how many of them the sensitivities are measured on.
         adjacent: layers whose sensitivity is measured together.
-        outliers: whether a budget may keep outliers; what they gain is little, and finding them takes passes.
         samples_at_8_bits: draw the text from the model rounded to 8 bits.
     """
 
@@ -34,12 +33,11 @@ class Effort:
     probes: int = 8
     sensitivity_probes: int = 8
     adjacent: int = 1
-    outliers: bool = True
     samples_at_8_bits: bool = False
 
 
 EFFORTS = {
-    "fast": Effort(24, 8, probes=4, sensitivity_probes=2, adjacent=3, outliers=False, samples_at_8_bits=True),
+    "fast": Effort(24, 8, probes=4, sensitivity_probes=4, adjacent=2, samples_at_8_bits=True),
     "normal": Effort(64, 24, verify=True),
     "max": Effort(256, 64, verify=True),
 }
@@ -55,7 +53,7 @@ class Request:
         plan: file with the widths: read where it exists, written where not.
         calib: text file or folder; None: the offline mix.
         effort: a key of EFFORTS.
-        auto_outliers: let the allocation keep outliers where they pay; None: as the effort says.
+        auto_outliers: let the allocation keep outliers where they pay.
         seq_len: tokens of a calibration window, at most.
         hessian: a key of HESSIANS: what decides how much the calibration tokens count.
         cache: folder that keeps reference, text and sensitivities for the next file of the model; None: they go with the rest.
@@ -67,7 +65,7 @@ class Request:
     plan: Path | None = None
     calib: Path | None = None
     effort: str = "normal"
-    auto_outliers: bool | None = None
+    auto_outliers: bool = True
     seq_len: int = 512
     hessian: str = "activations"
     cache: Path | None = None
@@ -87,11 +85,6 @@ class Request:
     def has_budget(self) -> bool:
         """Whether a size is given in place of widths."""
         return self.bpw is not None or self.size is not None
-
-    @property
-    def seeks_outliers(self) -> bool:
-        """Whether a budget may keep outliers where they pay."""
-        return self.work.outliers if self.auto_outliers is None else self.auto_outliers
 
     @property
     def work(self) -> Effort:

@@ -149,7 +149,7 @@ class WidthChooser:
         items = {tensor.name: self._choices(tensor, sensitivity, frequency) for tensor in self.allocatable()}
         others = sum(tensor.bytes for tensor in plan if tensor.name not in items)
         chosen = allocate(items, self._budget(plan, header) - others)
-        gains = {name: _gain(choice, items[name]) for name, choice in chosen.items() if choice.outliers and self._request.seeks_outliers}
+        gains = {name: _gain(choice, items[name]) for name, choice in chosen.items() if choice.outliers and self._request.auto_outliers}
         return Decision(_apply(plan, chosen), chosen, sum(choice.loss for choice in chosen.values()), gains)
 
     def _choices(self, tensor: TensorPlan, sensitivity: Sensitivity, frequency: NDArray[np.float32] | None) -> list[Choice]:
@@ -164,16 +164,16 @@ class WidthChooser:
     def _outlier_gains(self, tensor: TensorPlan, frequency: NDArray[np.float32] | None) -> list[tuple[float, float]]:
         """(fraction of outliers, part of the loss that is left): the loss is taken to follow the energy of the weights that stay packed; in
         the output matrix a row counts as often as its token."""
-        if not self._request.seeks_outliers:
+        if not self._request.auto_outliers:
             return [(self._options.outliers, 1.0)]
         energy, trust = np.square(self._source.read(tensor.name)), 1.0
         if tensor.name == "output.weight" or (tensor.is_embedding and self._source.tied):
             assert frequency is not None
             energy *= frequency[:, None]
             trust = _FREQUENCY_TRUST
-        energy = np.sort(energy.ravel())[::-1]
         total = float(energy.sum(dtype=np.float64)) or 1.0
-        top = {f: float(energy[: round(f * energy.size)].sum(dtype=np.float64)) / total for f in OUTLIER_FRACTIONS}
+        largest = _largest(energy.ravel(), round(OUTLIER_FRACTIONS[-1] * energy.size))
+        top = {f: float(largest[: round(f * energy.size)].sum(dtype=np.float64)) / total for f in OUTLIER_FRACTIONS}
         return [(0.0, 1.0), *((fraction, 1 - trust * part) for fraction, part in top.items())]
 
     def _budget(self, plan: Sequence[TensorPlan], header: int) -> int:
@@ -197,7 +197,7 @@ class WidthChooser:
         plan = self._asked()
         free = {tensor.name: tensor for tensor in self.allocatable()}
         spare = self._budget(plan, header) - sum(tensor.bytes for tensor in plan if tensor.name not in free)
-        outliers = 0.0 if self._request.seeks_outliers else self._options.outliers
+        outliers = 0.0 if self._request.auto_outliers else self._options.outliers
         size = {bits: {name: at_width(tensor, bits, outliers).bytes for name, tensor in free.items()} for bits in WIDTHS}
         low = max((bits for bits in WIDTHS if sum(size[bits].values()) <= spare), default=WIDTHS[0])
         high = WIDTHS[min(WIDTHS.index(low) + 1, len(WIDTHS) - 1)]
@@ -208,6 +208,11 @@ class WidthChooser:
             if (step := size[high][name] - size[low][name]) <= spare:
                 chosen[name], spare = Choice(high, 0, 0.0, outliers), spare - step
         return _apply(plan, chosen)
+
+
+def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """The largest ones, in descending order; count < len(values)."""
+    return np.sort(np.partition(values, len(values) - count - 1)[len(values) - count :])[::-1]
 
 
 def _gain(chosen: Choice, choices: Sequence[Choice]) -> float:

@@ -302,7 +302,7 @@ def _calibrated(args: argparse.Namespace, source: "Source", options: "Options") 
         args.plan,
         args.calib,
         args.effort,
-        None if args.outliers is None else args.outliers == "auto",
+        args.outliers in (None, "auto"),
         hessian=args.hessian or "activations",
         cache=args.calib_cache,
     )
