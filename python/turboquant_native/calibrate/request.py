@@ -37,7 +37,7 @@ class Effort:
 
 
 EFFORTS = {
-    "fast": Effort(24, 8, probes=4, sensitivity_probes=4, adjacent=2, samples_at_8_bits=True),
+    "fast": Effort(21, 6, probes=4, sensitivity_probes=4, adjacent=2, samples_at_8_bits=True),
     "normal": Effort(64, 24, verify=True),
     "max": Effort(256, 64, verify=True),
 }
