@@ -16,7 +16,7 @@ from turboquant_native.calibrate import request as requests
 from turboquant_native.calibrate.report import in_words
 from turboquant_native.calibrate.request import EFFORTS, Effort, Request
 from turboquant_native.calibrate.sensitivity import DISTORTION, Sensitivity
-from turboquant_native.calibrate.widths import CORRECTED, WidthChooser, at_width
+from turboquant_native.calibrate.widths import CORRECTED, OUTLIER_FRACTIONS, WidthChooser, at_width
 from turboquant_native.convert.conversion import Options, bits_per_weight, make_plan, notes_of
 from turboquant_native.convert.sources import open_source
 
@@ -102,6 +102,14 @@ def test_named_widths_hold_beside_a_budget(folder: Path, tmp_path: Path) -> None
 
 def chooser(folder: Path, **options: Any) -> WidthChooser:
     return WidthChooser(open_source(str(folder)), Options(**options), Request(effort="fast"))
+
+
+def test_what_outliers_are_predicted_to_save_is_the_energy_of_the_largest_weights(folder: Path) -> None:
+    tensor = next(tensor for tensor in chooser(folder).allocatable() if not tensor.is_embedding)
+    energy = np.sort(np.square(open_source(str(folder)).read(tensor.name), dtype=np.float64).ravel())[::-1]
+    left = [(0.0, 1.0), *((part, 1 - energy[: round(part * energy.size)].sum() / energy.sum()) for part in OUTLIER_FRACTIONS)]
+    assert energy.size * OUTLIER_FRACTIONS[0] > 1 and left[1][1] < 1
+    np.testing.assert_allclose(chooser(folder)._outlier_gains(tensor, None), left, rtol=1e-6)
 
 
 def test_embedding_and_output_get_what_pays_at_the_layers_width(tmp_path: Path) -> None:
