@@ -3,11 +3,9 @@
 // positions leaves a softmax state of its own; a second kernel merges them in order, adds the row's own position and undoes the rotation.
 #include <cmath>
 
-#include "block.cuh"
-#include "cache_codes.cuh"
+#include "cache_encode.cuh"
 #include "dependent.h"
 #include "mma.cuh"
-#include "rotation.cuh"
 
 namespace tq::cuda {
 namespace {
@@ -164,24 +162,91 @@ __device__ inline void load_queries(const CodedView& c, Shared<D, N>& s, int64_t
   for (int g = 0; g < N; g++) q_scale[g] = g < queries ? c.q_scale[first + g] : 0;
 }
 
+// The same from the row's plane: a warp rotates and rounds every kWarps-th query.
+template <int D, int N>
+__device__ inline void encode_queries(const CodedView& c, Shared<D, N>& s, int row, int64_t first, int queries, int padded_dim,
+                                      float (&q_scale)[N]) {
+  static_assert(sizeof s.q == N * D);
+  constexpr int kMine = (N + kWarps - 1) / kWarps;
+  __shared__ float scales[kMine * kWarps];
+  const int warp = threadIdx.x / kWarp;
+  for (int i = threadIdx.x; i < N * D / 16; i += kThreads) (&s.q[0][0])[i] = make_int4(0, 0, 0, 0);
+  LaneVector l[kMine] = {};
+#pragma unroll
+  for (int i = 0; i < kMine; i++) {
+    const int g = warp + i * kWarps;
+    if (g < queries) l[i] = load_vector(c.a, row, c.a.q + (first + g) * c.a.shape.head_dim, c.a.cos != nullptr, true);
+  }
+  rotate(c.rotation, l);
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kMine; i++) {
+    const int g = warp + i * kWarps;
+    if (g >= N) continue;
+    auto* to = reinterpret_cast<int8_t*>(s.q[g]);
+    const float scale = quantize_query(l[i], padded_dim, to, [&](int channel) { return key_place(c.k_bits, channel); });
+    if (lane_of() == 0) scales[g] = scale;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int g = 0; g < N; g++) q_scale[g] = scales[g];
+}
+
 struct Launch {
   CodedView c;
   int first_row, stages, max_spans;
+  const float* q;  // rotated, as the merge reads it
 };
 
-template <int D, int N>
+// Blocks of coded_kernel, for each key/value head, that attend to no span where the kernel stores its row itself.
+enum Storing { store_keys_values, store_queries, kStoringBlocks };
+
+// The row's own key and value into the cache and, rotated, where they were; its rotated queries for the merge.
+__device__ inline void store_row(const CodedView& c, int row, int kv_head, int64_t first_query, int queries, uint8_t* codes) {
+  const AttentionView& a = c.a;
+  const int dim = a.shape.head_dim, warp = threadIdx.x / kWarp;
+  static_assert(kWarps == 2, "one for keys, one for values");
+  if (blockIdx.y == store_queries) {
+    for (int g = warp; g < queries; g += kWarps) {
+      const int64_t at = (first_query + g) * dim;
+      LaneVector l[1] = {load_vector(a, row, a.q + at, a.cos != nullptr, true)};
+      rotate(c.rotation, l);
+      store_vector(l[0], dim, a.out + at);
+    }
+    return;
+  }
+  const bool key = warp == 0;
+  float* const x = (key ? a.k : a.v) + (int64_t(row) * a.shape.n_kv_heads + kv_head) * dim;
+  LaneVector l[1] = {load_vector(a, row, x, key && a.cos, false)};
+  rotate(c.rotation, l);
+  store_vector(l[0], dim, x);
+  store_codes(c, l[0], key, row, kv_head, codes + warp * kMaxCodedDim);
+}
+
+// Stores: for a single row, whose queries every block rotates itself while its first tiles come: nothing needs to wait for a kernel that
+// stores. (What is read before await_inputs() are the batch and positions of earlier passes.)
+template <int D, int N, bool Stores>
 __global__ void __launch_bounds__(kThreads) coded_kernel(const __grid_constant__ Launch l) {
   extern __shared__ __align__(16) uint8_t stages[];
   __shared__ Shared<D, N> s;
   const CodedView& c = l.c;
   const AttentionView& a = c.a;
   const int dim = a.shape.head_dim, group = a.shape.n_heads / a.shape.n_kv_heads, chunks = (group + N - 1) / N;
-  const int padded_dim = int(tqn::cache::padded(dim)), row = l.first_row + blockIdx.z, kv_head = blockIdx.y / chunks;
-  const int first_query = blockIdx.y % chunks * N, queries = min(group - first_query, N);
+  const int padded_dim = int(tqn::cache::padded(dim)), row = l.first_row + blockIdx.z, kv_head = blockIdx.x / chunks;
+  const int first_query = blockIdx.x % chunks * N, queries = min(group - first_query, N);
   const int64_t head = int64_t(row) * a.shape.n_heads + kv_head * group + first_query;
   const int block = threadIdx.x / Values<D, N>::kLanes;
+  const int first_span = int(blockIdx.y) - (Stores ? kStoringBlocks : 0), span_blocks = int(gridDim.y) - (Stores ? kStoringBlocks : 0);
   release_dependents();
-  await_inputs();
+  if constexpr (Stores) {
+    if (first_span < 0) {
+      await_inputs();
+      if (blockIdx.y == store_queries || first_query == 0) store_row(c, row, kv_head, head, queries, stages);
+      return;
+    }
+  } else {
+    await_inputs();
+  }
   const int64_t position = a.batch.positions[row], n_tiles = tqn::cache::tiles(position);
   const int64_t first_tile = (int64_t(a.batch.slots[row]) * a.shape.n_kv_heads + kv_head) * tqn::cache::tiles(a.capacity);
   Tiles tiles{nullptr, nullptr, tqn::cache::tile_bytes(c.k_bits, dim), tqn::cache::tile_bytes(c.v_bits, dim)};
@@ -189,7 +254,7 @@ __global__ void __launch_bounds__(kThreads) coded_kernel(const __grid_constant__
   tiles.v = static_cast<const uint8_t*>(a.v_cache) + first_tile * tiles.v_bytes;
   const uint32_t stage_bytes = uint32_t(tiles.k_bytes + tiles.v_bytes);
   const int n_spans = spans_of(position);
-  if (int(blockIdx.x) >= n_spans) return;
+  if (first_span >= n_spans) return;
   const auto prefetch = [&](int span) {  // the first tiles of a span
     const int64_t begin = span_first(span) / kTile, end = min(int64_t(span_first(span + 1)) / kTile, n_tiles);
     for (int64_t tile = begin; tile < begin + l.stages - 1; tile++) {
@@ -197,10 +262,15 @@ __global__ void __launch_bounds__(kThreads) coded_kernel(const __grid_constant__
       commit_copies();
     }
   };
-  prefetch(blockIdx.x);
+  prefetch(first_span);
   float q_scale[N];
-  load_queries(c, s, head, queries, padded_dim, q_scale);
-  for (int span = blockIdx.x; span < n_spans; span += gridDim.x) {
+  if constexpr (Stores) {
+    await_inputs();
+    encode_queries(c, s, row, head, queries, padded_dim, q_scale);
+  } else {
+    load_queries(c, s, head, queries, padded_dim, q_scale);
+  }
+  for (int span = first_span; span < n_spans; span += span_blocks) {
     const int64_t begin = span_first(span) / kTile, end = min(int64_t(span_first(span + 1)) / kTile, n_tiles);
     States<N> states;
     Values<D, N> values = {};
@@ -236,7 +306,7 @@ __global__ void __launch_bounds__(kThreads) coded_kernel(const __grid_constant__
       }
       __syncthreads();  // before the tile and its weights are overwritten
     }
-    prefetch(span + gridDim.x);
+    prefetch(span + span_blocks);
 #pragma unroll
     for (int g = 0; g < N; g++) {
       const float sum = warp_sum(states.sum[g]);
@@ -249,73 +319,121 @@ __global__ void __launch_bounds__(kThreads) coded_kernel(const __grid_constant__
   }
 }
 
-constexpr int kFinishThreads = 256;
+constexpr int kFinishThreads = 256, kFinishWarps = kFinishThreads / kWarp;
+constexpr int kEarly = 16;  // spans whose outputs a thread fetches before their weights are known
 
-// The merged state of `parts` spans, (dim) in `out` (shared memory), each channel's sum in the order of the positions.
-template <class Weight>
-__device__ inline void merge_spans(const float* parts, int n, int dim, Weight&& weight_of, float* groups, float* out) {
-  const int width = dim <= 64 ? 64 : dim <= 128 ? 128 : 256, n_groups = kFinishThreads / width, group = threadIdx.x / width;
-  const int d = threadIdx.x % width, stride = dim + 2;
-  float total = 0;
-  if (d < dim) {
-#pragma unroll 4
-    for (int i = n * group / n_groups; i < n * (group + 1) / n_groups; i++) total += weight_of(i) * parts[int64_t(i) * stride + d];
-  }
-  groups[threadIdx.x] = total;
-  __syncthreads();
-  if (threadIdx.x < dim) {
-    total = 0;
-    for (int g = 0; g < n_groups; g++) total += groups[g * width + threadIdx.x];
-    out[threadIdx.x] = total;
-  }
+// What the warps of a block have found, in the order of the warps.
+template <class Combine>
+__device__ inline float combined(const float (&found)[kFinishWarps], Combine&& combine) {
+  float x = found[0];
+#pragma unroll
+  for (int w = 1; w < kFinishWarps; w++) x = combine(x, found[w]);
+  return x;
 }
 
 // One head of one row. fixed_spans: parts of every row; 0: those of its position.
 __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_constant__ Launch l, int fixed_spans) {
-  __shared__ float groups[kFinishThreads], merged[kFinishThreads], vectors[2 * padded_size(kFinishThreads)];
+  __shared__ float weights[kFinishThreads], groups[kFinishThreads], vectors[2 * padded_size(kFinishThreads)];
+  __shared__ float products[kFinishWarps], mosts[kFinishWarps], sums[kFinishWarps];
+  const auto add = [](float a, float b) { return a + b; };
   const AttentionView& a = l.c.a;
-  const int dim = a.shape.head_dim, stride = dim + 2, row = l.first_row + blockIdx.y, head = blockIdx.x, t = threadIdx.x;
+  const int dim = a.shape.head_dim, stride = dim + 2, row = l.first_row + blockIdx.y, head = blockIdx.x, t = threadIdx.x, warp = t / kWarp;
   const int kv_head = head / (a.shape.n_heads / a.shape.n_kv_heads);
-  const float* q = a.q + (int64_t(row) * a.shape.n_heads + head) * dim;
+  const float* q = l.q + (int64_t(row) * a.shape.n_heads + head) * dim;
   const int64_t own = (int64_t(row) * a.shape.n_kv_heads + kv_head) * dim;
+  const float* parts = a.partials + (int64_t(blockIdx.y) * a.shape.n_heads + head) * l.max_spans * stride;
+  // Threads that share a channel take parts of the spans that follow each other.
+  const int width = dim <= 64 ? 64 : dim <= 128 ? 128 : 256, n_groups = kFinishThreads / width, group = t / width, channel = t % width;
+  const int n = fixed_spans > 0 ? fixed_spans : spans_of(a.batch.positions[row]);
   release_dependents();
   await_inputs();
-  const int n = fixed_spans > 0 ? fixed_spans : spans_of(a.batch.positions[row]);
-  float* parts = a.partials + (int64_t(blockIdx.y) * a.shape.n_heads + head) * l.max_spans * stride;
-  float score = a.shape.scale * block_sum(t < dim ? q[t] * a.k[own + t] : 0);
-  if (a.shape.soft_cap > 0) score = a.shape.soft_cap * tanhf(score / a.shape.soft_cap);
-  float most = score;
+  float early[kEarly];
+  const int early_begin = min(n, kFinishThreads) * group / n_groups;
+#pragma unroll
+  for (int i = 0; i < kEarly; i++) early[i] = early_begin + i < n && channel < dim ? parts[int64_t(early_begin + i) * stride + channel] : 0;
+  const float value = t < dim ? a.v[own + t] : 0, product = warp_sum(t < dim ? q[t] * a.k[own + t] : 0);
+  float most = -INFINITY;
   for (int i = t; i < n; i += kFinishThreads) most = fmaxf(most, parts[int64_t(i) * stride + dim]);
-  most = block_max(most);
-  float sum = 0;
-  for (int i = t; i < n; i += kFinishThreads) {
-    float* state = parts + int64_t(i) * stride + dim;
-    const float weight = state[1] == 0 ? 0 : expf(state[0] - most);  // of NaN: NaN
-    sum += weight * state[1], state[0] = weight;
-  }
-  const float mine = expf(score - most), total = block_sum(sum) + mine + (a.sinks ? expf(a.sinks[head] - most) : 0.f);
-  merge_spans(parts, n, dim, [&](int i) { return parts[int64_t(i) * stride + dim]; }, groups, merged);
-  if (t < dim) vectors[padded(t)] = (merged[t] + mine * a.v[own + t]) / total;
+  most = warp_max(most);
+  if (lane_of() == 0) products[warp] = product, mosts[warp] = most;
   __syncthreads();
-  const float* turned = mix(l.c.rotation, vectors, vectors + padded_size(kFinishThreads));
+  float score = a.shape.scale * combined(products, add);
+  if (a.shape.soft_cap > 0) score = a.shape.soft_cap * tanhf(score / a.shape.soft_cap);
+  most = fmaxf(score, combined(mosts, [](float x, float y) { return fmaxf(x, y); }));
+  float sum = 0, out = 0;
+  for (int first = 0; first < n; first += kFinishThreads) {
+    const int count = min(n - first, kFinishThreads);
+    if (t < count) {
+      const float* state = parts + int64_t(first + t) * stride + dim;
+      const float weight = state[1] == 0 ? 0 : expf(state[0] - most);  // of NaN: NaN
+      sum += weight * state[1], weights[t] = weight;
+    }
+    __syncthreads();
+    int i = count * group / n_groups;
+    const int end = count * (group + 1) / n_groups;
+    if (first == 0) {
+#pragma unroll
+      for (int e = 0; e < kEarly; e++)
+        if (i + e < end) out += weights[i + e] * early[e];
+      i += kEarly;
+    }
+    if (channel < dim) {
+#pragma unroll 4
+      for (; i < end; i++) out += weights[i] * parts[int64_t(first + i) * stride + channel];
+    }
+    __syncthreads();  // before the weights are overwritten
+  }
+  sum = warp_sum(sum);
+  if (lane_of() == 0) sums[warp] = sum;
+  groups[t] = out;
+  __syncthreads();
+  const float mine = expf(score - most), total = combined(sums, add) + mine + (a.sinks ? expf(a.sinks[head] - most) : 0.f);
+  if (t < dim) {
+    float merged = 0;
+    for (int g = 0; g < n_groups; g++) merged += groups[g * width + t];
+    vectors[padded(t)] = (merged + mine * value) / total;
+  }
+  __syncthreads();
+  float* const to = a.out + (int64_t(row) * a.shape.n_heads + head) * dim;
   const float factor = hadamard_factor(l.c.rotation);
-  if (t < dim) a.out[(int64_t(row) * a.shape.n_heads + head) * dim + t] = factor * l.c.rotation.signs[t] * turned[padded(t)];
+  if (l.c.rotation.n_primes == 0) {
+    if (warp > 0) return;
+    LaneVector x[1];
+#pragma unroll
+    for (int i = 0; i < kLaneChannels; i++) x[0].x[i] = t + kWarp * i < dim ? vectors[padded(t + kWarp * i)] : 0;
+    mix_lanes(l.c.rotation, x);
+#pragma unroll
+    for (int i = 0; i < kLaneChannels; i++)
+      if (t + kWarp * i < dim) to[t + kWarp * i] = factor * l.c.rotation.signs[t + kWarp * i] * x[0].x[i];
+  } else {
+    const float* turned = mix(l.c.rotation, vectors, vectors + padded_size(kFinishThreads));
+    if (t < dim) to[t] = factor * l.c.rotation.signs[t] * turned[padded(t)];
+  }
 }
 
-template <int D, int N>
+template <int D, int N, bool Stores>
 void launch(const Launch& l, int rows, int blocks, cudaStream_t stream) {
   const auto& shape = l.c.a.shape;
   const int64_t tile = tqn::cache::tile_bytes(l.c.k_bits, shape.head_dim) + tqn::cache::tile_bytes(l.c.v_bits, shape.head_dim);
   const int64_t room = device_limits().shared_bytes - int64_t(sizeof(Shared<D, N>)) - kStaticSharedBytes;
   Launch mine = l;
   mine.stages = 2 * tile <= room ? 2 : 1;
-  allow_shared(coded_kernel<D, N>, mine.stages * tile);
+  allow_shared(coded_kernel<D, N, Stores>, mine.stages * tile);
   // Left to itself the driver gives all of the cache to shared memory, and changing the division between kernels costs each layer 10 us.
-  check(cudaFuncSetAttribute(coded_kernel<D, N>, cudaFuncAttributePreferredSharedMemoryCarveout, kSharedShare),
+  check(cudaFuncSetAttribute(coded_kernel<D, N, Stores>, cudaFuncAttributePreferredSharedMemoryCarveout, kSharedShare),
         "shared memory of a kernel");
   const int group = shape.n_heads / shape.n_kv_heads;
-  const dim3 grid(blocks, shape.n_kv_heads * ((group + N - 1) / N), rows);
-  launch_dependent("attend_coded", coded_kernel<D, N>, grid, kThreads, mine.stages * tile, stream, mine);
+  // The storing blocks first: theirs is the longest way.
+  const dim3 grid(shape.n_kv_heads * ((group + N - 1) / N), blocks + (Stores ? kStoringBlocks : 0), rows);
+  launch_dependent("attend_coded", coded_kernel<D, N, Stores>, grid, kThreads, mine.stages * tile, stream, mine);
+}
+
+template <int D, int N>
+void launch(const Launch& l, int rows, int blocks, cudaStream_t stream) {
+  if (attends_alone(l.c))
+    launch<D, N, true>(l, rows, blocks, stream);
+  else
+    launch<D, N, false>(l, rows, blocks, stream);
 }
 
 template <int D>
@@ -328,8 +446,10 @@ void launch(const Launch& l, int rows, int blocks, cudaStream_t stream) {
 
 }  // namespace
 
+bool attends_alone(const CodedView& c) { return c.a.batch.rows == 1 && rotates_in_registers(c.rotation); }
+
 void attend_coded(const CodedView& c, int first_row, int rows, int blocks, cudaStream_t stream) {
-  const Launch l{c, first_row, 0, spans_of(c.a.capacity)};
+  const Launch l{c, first_row, 0, spans_of(c.a.capacity), attends_alone(c) ? c.a.out : c.a.q};
   const int dim = c.a.shape.head_dim;
   dim <= 64    ? launch<64>(l, rows, blocks, stream)
   : dim <= 128 ? launch<128>(l, rows, blocks, stream)
@@ -338,7 +458,7 @@ void attend_coded(const CodedView& c, int first_row, int rows, int blocks, cudaS
 }
 
 void finish_coded(const CodedView& c, cudaStream_t stream) {
-  const Launch l{c, 0, 0, 1};
+  const Launch l{c, 0, 0, 1, c.a.q};
   launch_dependent("attend_coded_runs merge", finish_kernel, dim3(c.a.shape.n_heads, c.a.batch.rows), kFinishThreads, 0, stream, l, 1);
 }
 

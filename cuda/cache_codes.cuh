@@ -27,6 +27,8 @@ __device__ inline uint32_t half_levels(uint32_t word, int half) {
 
 // Keys of 4 bits: a word's two halves hold channels in the order 0 4 1 5 and 2 6 3 7, which a query's codes are brought to instead.
 __device__ inline int key_channel(int bits, int c) { return bits == 8 ? c : c / 8 * 8 + c % 2 * 4 + c % 8 / 2; }
+// Where a channel's code stands then.
+__device__ inline int key_place(int bits, int c) { return bits == 8 ? c : c / 8 * 8 + c % 4 * 2 + c % 8 / 4; }
 
 __device__ inline uint16_t cached_scale(const uint8_t* tile, int64_t code_bytes, int lane) {
   return reinterpret_cast<const uint16_t*>(tile + code_bytes)[lane];

@@ -7,12 +7,13 @@
 #pragma once
 #include <cuda_runtime.h>
 
-#include "format/tqn.h"
+#include <utility>
+
+#include "views.h"
 
 namespace tq::cuda {
 
 inline constexpr int kWarp = 32;
-inline constexpr int kGroupTiles = 8;                            // tiles that a warp decodes at a time
 inline constexpr int kGroups = 8;                                // of a tile
 inline constexpr int kLaneRows = tqn::kLaneSteps;                // rows of a group
 inline constexpr int kGroupCols = kGroupTiles * tqn::kTileCols;  // 32: the depth of one mma
@@ -34,28 +35,38 @@ __device__ constexpr tqn::Indices<uint32_t> table_pair(uint32_t p, uint32_t q) {
   return {p, q};
 }
 
-// A word of the table: the value in the lowest byte alone, or, Signed, as an integer.
-template <int K, bool Signed>
-__device__ inline uint32_t table_word(const int8_t* codebook, uint32_t entry) {
-  int value = 0;
-  if constexpr (tqn::is_trellis(K)) {
-    const tqn::Indices<uint32_t> at = table_pair<K>(entry % 16, entry / 16);
-    value = codebook[at.first] + codebook[tqn::kTableSize + at.second] - tqn::offset(K);
-  } else {
-    value = codebook[entry];
+// A table's value, from a warp's lanes that hold the codebook (all lanes of the warp).
+template <int K>
+__device__ inline int table_value(const int (&book)[2], uint32_t entry) {
+  if constexpr (!tqn::is_trellis(K)) {
+    const int low = __shfl_sync(~0u, book[0], entry % kWarp), high = __shfl_sync(~0u, book[1], entry % kWarp);
+    return entry < kWarp ? low : high;
   }
-  return uint32_t(Signed ? value : value & 255);
+  const tqn::Indices<uint32_t> at = table_pair<K>(entry % 16, entry / 16);
+  return __shfl_sync(~0u, book[0], at.first) + __shfl_sync(~0u, book[0], tqn::kTableSize + at.second) - tqn::offset(K);
 }
 
-// Fills a table, aligned to 16 bytes (all threads of the block; no barrier inside).
-template <int K, bool Signed>
+// Fills `Tables` tables, aligned to 16 bytes (all threads of the block; no barrier inside). A word of table i is the value in byte i alone,
+// or, Signed, an integer.
+template <int K, bool Signed, int Tables = 1>
 __device__ inline void fill_table(void* table, const int8_t* codebook) {
-  uint4* to = static_cast<uint4*>(table);
-  if constexpr (tqn::has_codebook(K))
-    for (uint32_t i = threadIdx.x; i < table_bytes(K) / sizeof(uint4); i += blockDim.x) {
-      const uint32_t word = table_word<K, Signed>(codebook, i * sizeof(uint4) / kEntryBytes);
-      to[i] = make_uint4(word, word, word, word);
+  static_assert(!Signed || Tables == 1);
+  if constexpr (tqn::has_codebook(K)) {
+    constexpr uint32_t kQuads = table_bytes(K) / sizeof(uint4);
+    static_assert(kQuads % kWarp == 0 && tqn::codebook_size(K) % kWarp == 0);
+    uint4* to = static_cast<uint4*>(table);
+    const uint32_t lane = threadIdx.x % kWarp;
+    const int book[2] = {codebook[lane], tqn::codebook_size(K) > kWarp ? codebook[kWarp + lane] : 0};
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x; i < kQuads; i += blockDim.x) {
+      const int value = table_value<K>(book, i * sizeof(uint4) / kEntryBytes);
+#pragma unroll
+      for (int t = 0; t < Tables; t++) {
+        const uint32_t word = uint32_t(Signed ? value : value & 255) << 8 * t;
+        to[t * kQuads + i] = make_uint4(word, word, word, word);
+      }
     }
+  }
 }
 
 // A lane's view of the table, to be made after the barrier that follows fill_table (volatile: look-ups stay behind it).
@@ -65,11 +76,11 @@ __device__ inline uint32_t lane_table(uint32_t base) {
   return lane;
 }
 
-// The table's word for byte Column of `entries`; a dot product of bytes forms the address.
-template <int Column>
+// The word for byte Column of `entries` in the table that stands `Offset` bytes behind; a dot product of bytes forms the address.
+template <int Column, int Offset = 0>
 __device__ inline uint32_t look_up(uint32_t lane_table, uint32_t entries) {
   uint32_t word;
-  asm("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(__dp4a(entries, kEntryBytes << (8 * Column), lane_table)));
+  asm("ld.shared.u32 %0, [%1+%2];" : "=r"(word) : "r"(__dp4a(entries, kEntryBytes << (8 * Column), lane_table)), "n"(Offset));
   return word;
 }
 
@@ -87,23 +98,10 @@ struct Codes {
   }
 };
 
-// Codes are read once and need no first-level cache, unless several loads take a part of every 32 bytes each: all would be fetched by all.
-template <bool Whole>
-__device__ inline uint4 stream_load4(const void* p) {
-  uint4 v;
-  if constexpr (Whole)
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-  else
-    asm volatile("ld.global.nc.L1::evict_first.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-  return v;
-}
-template <bool Whole>
+// Codes are read once and need no first-level cache.
 __device__ inline uint2 stream_load2(const void* p) {
   uint2 v;
-  if constexpr (Whole)
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
-  else
-    asm volatile("ld.global.nc.L1::evict_first.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
   return v;
 }
 
@@ -111,14 +109,14 @@ __device__ inline uint2 stream_load2(const void* p) {
 template <int K>
 __device__ inline void load_codes(const uint8_t* p, Codes<K>& codes) {
 #pragma unroll
-  for (int plane = 0; plane < K; plane++) codes.word[plane] = __ldg(reinterpret_cast<const uint32_t*>(p + plane * tqn::kTileLanes));
+  for (int plane = 0; plane < K; plane++) codes.word[plane] = __ldg(reinterpret_cast<const uint32_t*>(p + plane * kGroupPlane));
 }
 // Loads two neighbouring groups.
 template <int K>
 __device__ inline void load_codes(const uint8_t* p, Codes<K> (&codes)[2]) {
 #pragma unroll
   for (int plane = 0; plane < K; plane++) {
-    const uint2 both = stream_load2<true>(p + plane * tqn::kTileLanes);
+    const uint2 both = stream_load2(p + plane * kGroupPlane);
     codes[0].word[plane] = both.x, codes[1].word[plane] = both.y;
   }
 }
@@ -158,29 +156,87 @@ __device__ inline uint32_t fields(const Codes<K>& codes) {
   }
 }
 
+// Keeps the compiler from forming x anew, by other operations, where a sum of it is asked for.
+__device__ inline uint32_t kept(uint32_t x) {
+  asm("" : "+r"(x));
+  return x;
+}
+
+// A group's nibbles that table_indices asks for: at[s] is bits K s .. K s + 3 of every lane, modulo 16; those behind the last step stand in
+// the next lane.
+template <int K>
+struct Nibbles {
+  static constexpr int kBehind = (K == 3 ? 9 : 8) / K, kAll = kLaneRows + kBehind;
+  uint32_t at[kAll];
+
+  __device__ explicit Nibbles(const Codes<K>& codes) {
+    extract(codes, std::make_integer_sequence<int, kAll>());
+#pragma unroll
+    for (int s = 0; s < kAll; s++) join(s);
+  }
+  // With the nibbles of the group that follows.
+  __device__ Nibbles(const Codes<K>& codes, const Nibbles& next) {
+    extract(codes, std::make_integer_sequence<int, kLaneRows>());
+#pragma unroll
+    for (int s = 0; s < kBehind; s++) join(s), at[kLaneRows + s] = __funnelshift_r(at[s], next.at[s], 8);
+#pragma unroll
+    for (int s = kBehind; s < kLaneRows; s++) join(s);
+  }
+
+ private:
+  // A nibble in two words: its first bits and four times the nibble that begins in the second. What is more than 16 does not count, and no
+  // sum of such leaves its byte.
+  static constexpr bool split(int s) { return K == 2 && K * s % 8 == 6 && s + 1 < kAll; }
+  __device__ void join(int s) {
+    if (split(s)) at[s] = kept(at[s] + 4 * at[s + 1]);
+  }
+  template <int... Steps>
+  __device__ void extract(const Codes<K>& codes, std::integer_sequence<int, Steps...>) {
+    ((at[Steps] = kept(fields<K * Steps, split(Steps) ? 2 : 4>(codes))), ...);
+  }
+};
+template <int K>
+  requires(!tqn::is_trellis(K))
+struct Nibbles<K> {
+  __device__ explicit Nibbles(const Codes<K>&) {}
+  __device__ Nibbles(const Codes<K>&, const Nibbles&) {}
+};
+
+// The lower halves of a's bytes and the upper ones of b's, by one instruction.
+__device__ inline uint32_t halves(uint32_t a, uint32_t b) {
+  uint32_t both;
+  asm("lop3.b32 %0, %1, %2, 0x0F0F0F0F, 0xE4;" : "=r"(both) : "r"(a), "r"(b));
+  return both;
+}
+
 // The table's entries of a step's four columns.
 template <int Step, int K>
-__device__ inline uint32_t entries_of(const Codes<K>& codes) {
+__device__ inline uint32_t entries_of(const Codes<K>& codes, const Nibbles<K>& nibbles) {
   if constexpr (K == 6) {
     return fields<6 * Step, 6>(codes);
   } else {
-    const auto nibble = [&]<int B>(tqn::Bit<B>) { return fields<K * Step + B, 4>(codes); };
+    const auto nibble = [&]<int B>(tqn::Bit<B>) { return nibbles.at[Step + B / K]; };
+    // The nibble of the following step, in the upper halves of the bytes: as it stands in every other word.
+    const auto upper = [&] { return K * (Step + 1) % 8 == 4 ? codes.word[K * (Step + 1) / 8] : nibbles.at[Step + 1] << 4; };
+    const uint32_t n0 = nibbles.at[Step];
+    if constexpr (K == 2) return halves(2 * n0 + nibble(tqn::Bit<8>{}), upper());
+    if constexpr (K == 4) return halves(n0 + nibble(tqn::Bit<8>{}), upper());
+    if constexpr (K == 3) {
+      const uint32_t first = 2 * (n0 + nibble(tqn::Bit<9>{})) + nibble(tqn::Bit<3>{}), second = 2 * n0 + nibble(tqn::Bit<6>{});
+      return halves(first, second << 4);
+    }
     const tqn::Indices<uint32_t> at = tqn::table_indices<K>(nibble);
-    constexpr uint32_t low = 0x0F0F0F0F;
-    if constexpr (K == 2) return (at.first & low) | (nibble(tqn::Bit<2>{}) << 4 & ~low);
-    if constexpr (K == 4 && Step % 2 == 0) return (at.second & low) | (codes.word[Step / 2] & ~low);
-    if constexpr (K == 4) return (at.second & low) | (codes.word[Step / 2 + 1] << 4 & ~low);
-    return (at.first & low) | (at.second << 4 & ~low);
+    return halves(at.first, at.second << 4);
   }
 }
 
 // The four values of row 8 * Step + g, one a byte.
 template <int K, int Step>
-__device__ inline uint32_t decode_row(const Codes<K>& codes, uint32_t table) {
+__device__ inline uint32_t decode_row(const Codes<K>& codes, const Nibbles<K>& nibbles, uint32_t table) {
   if constexpr (K == 8) {
     return codes.word[Step];
   } else {
-    const uint32_t entries = entries_of<Step>(codes);
+    const uint32_t entries = entries_of<Step>(codes, nibbles);
     const uint32_t low = __byte_perm(look_up<0>(table, entries), look_up<1>(table, entries), 0x0040);
     const uint32_t high = __byte_perm(look_up<2>(table, entries), look_up<3>(table, entries), 0x0040);
     return __byte_perm(low, high, 0x5410);

@@ -37,12 +37,15 @@ class CodeStream {
   // Starts the copies of `count` steps from `step` on; `ring`: the block's part of shared memory.
   __device__ CodeStream(const PackedView& w, int strip, int step, int count, uint32_t ring) : left_(count) {
     const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    from_ = w.codes + (int64_t(strip) * w.tiles + step * kStepTiles + warp * kGroupTiles) * tqn::tile_bytes(K) + lane * 16;
+    from_ = w.group(strip, step * kStepTiles + warp * kGroupTiles) + lane * 16;
     ring += warp * (kSlots * kSlotBytes);
     read_ = ring + lane % 4 * (2 * kTileStride) + lane / 4 * 4;
 #pragma unroll
-    for (uint32_t i = 0; i < kCopies; i++)
-      write_[i] = ring + (i * kWarp + lane) / (2 * K) * kTileStride + (i * kWarp + lane) % (2 * K) * 16;
+    for (uint32_t i = 0; i < kCopies; i++) {
+      constexpr uint32_t halves = 2 * kGroupTiles;  // of a plane of all tiles: chunks
+      const uint32_t chunk = i * kWarp + lane, half = chunk % halves;
+      write_[i] = ring + half / 2 * kTileStride + chunk / halves * tqn::kTileLanes + half % 2 * 16;
+    }
 #pragma unroll
     for (uint32_t i = 0; i < kSlots - 1; i++) copy(i * kSlotBytes);
   }
@@ -87,17 +90,19 @@ __device__ inline void multiply_column(const uint32_t (&entries)[4], uint32_t ta
 
 // Steps 2M and 2M + 1 of a lane's two groups times NB groups of eight tokens.
 template <int K, int NB, int M>
-__device__ inline void multiply_rows(const LaneCodes<K>& codes, uint32_t table, const uint2 (&b)[NB], int (&sums)[NB][4]) {
+__device__ inline void multiply_rows(const LaneCodes<K>& codes, const Nibbles<K> (&nibbles)[2], uint32_t table, const uint2 (&b)[NB],
+                                     int (&sums)[NB][4]) {
+  const auto &first = codes.tile[0], &second = codes.tile[1];
   if constexpr (NB == 1 && K != 8) {
-    const uint32_t entries[4] = {entries_of<2 * M>(codes.tile[0]), entries_of<2 * M + 1>(codes.tile[0]), entries_of<2 * M>(codes.tile[1]),
-                                 entries_of<2 * M + 1>(codes.tile[1])};
+    const uint32_t entries[4] = {entries_of<2 * M>(first, nibbles[0]), entries_of<2 * M + 1>(first, nibbles[0]),
+                                 entries_of<2 * M>(second, nibbles[1]), entries_of<2 * M + 1>(second, nibbles[1])};
     multiply_column<0>(entries, table, b[0], sums[0]);
     multiply_column<1>(entries, table, b[0], sums[0]);
     multiply_column<2>(entries, table, b[0], sums[0]);
     multiply_column<3>(entries, table, b[0], sums[0]);
   } else {
-    const uint32_t a0 = decode_row<K, 2 * M>(codes.tile[0], table), a1 = decode_row<K, 2 * M + 1>(codes.tile[0], table);
-    const uint32_t a2 = decode_row<K, 2 * M>(codes.tile[1], table), a3 = decode_row<K, 2 * M + 1>(codes.tile[1], table);
+    const uint32_t a0 = decode_row<K, 2 * M>(first, nibbles[0], table), a1 = decode_row<K, 2 * M + 1>(first, nibbles[0], table);
+    const uint32_t a2 = decode_row<K, 2 * M>(second, nibbles[1], table), a3 = decode_row<K, 2 * M + 1>(second, nibbles[1], table);
 #pragma unroll
     for (int n = 0; n < NB; n++) mma_int8(sums[n], a0, a1, a2, a3, b[n].x, b[n].y);
   }
@@ -118,10 +123,11 @@ __device__ inline void sum_steps(CodeStream<K>& stream, const InputView& in, int
       if (n * kMmaTokens + g < in.rows) b[n] = *reinterpret_cast<const uint2*>(x + n * kMmaTokens * stride);
     LaneCodes<K> codes;
     stream.next(codes);
-    multiply_rows<K, NB, 0>(codes, table, b, sums[0]);
-    multiply_rows<K, NB, 1>(codes, table, b, sums[1]);
-    multiply_rows<K, NB, 2>(codes, table, b, sums[2]);
-    multiply_rows<K, NB, 3>(codes, table, b, sums[3]);
+    const Nibbles<K> nibbles[2] = {Nibbles<K>(codes.tile[0]), Nibbles<K>(codes.tile[1])};
+    multiply_rows<K, NB, 0>(codes, nibbles, table, b, sums[0]);
+    multiply_rows<K, NB, 1>(codes, nibbles, table, b, sums[1]);
+    multiply_rows<K, NB, 2>(codes, nibbles, table, b, sums[2]);
+    multiply_rows<K, NB, 3>(codes, nibbles, table, b, sums[3]);
   }
 }
 

@@ -15,18 +15,26 @@ namespace tq::cuda {
 
 // Warps of a block: fewer have more registers to decode ahead in (96 with 20), which formats with a trellis repay.
 constexpr int one_warps(int k) { return tqn::is_trellis(k) ? 20 : 24; }
-// Steps of a turn of the loop: more save moves between registers, which longer code repays at k = 2 alone.
-constexpr int one_turn(int k) { return k == 2 ? 4 : 2; }
-inline constexpr int kSingleTokenRows = 16;                                  // rows of a tile that a lane owns: two groups
+inline constexpr int kTurn = 4;              // steps of a turn of the loop: an even number, so that what was fetched ahead need not move
+inline constexpr int kSingleTokenRows = 16;  // rows of a tile that a lane owns: two groups
 inline constexpr int kSingleTokenLanes = tqn::kTileRows / kSingleTokenRows;  // lanes of a tile
 inline constexpr int kSingleTokenTiles = kWarp / kSingleTokenLanes;          // tiles of a step
+
+// Tables of a codebook that a lane looks in. With three, whose values stand in different bytes, the first three values of a row are one
+// word after one operation, and the products of a row are two instructions.
+inline constexpr int kManyTables = 3;
+// Steps of a block from which on filling them is repaid. At 4 bits loads take the time, not instructions.
+inline constexpr int kManyTablesSteps = 600;
+constexpr bool has_many_tables(int k) { return k < 4; }
 
 struct GemvOneLaunch {
   PackedProduct product;
   SplitSums split;
-  int first_strip[kMaxOutputs + 1];  // of each matrix in the list of strips
-  int share, rest;                   // every block takes `share` steps, the first `rest` blocks one more
-  int block_strips;                  // that a block touches at most
+  int first_strip[kMaxOutputs + 1];                 // of each matrix in the list of strips
+  int share, rest;                                  // every block takes `share` steps, the first `rest` blocks one more
+  int block_strips;                                 // that a block touches at most
+  int n_books;                                      // matrices with a codebook of their own: equal ones share tables
+  int book_of[kMaxOutputs], first_of[kMaxOutputs];  // of each matrix; of each codebook a matrix
   __host__ __device__ int steps() const { return (product.matrix[0].tiles + kSingleTokenTiles - 1) / kSingleTokenTiles; }  // of a strip
 };
 
@@ -40,28 +48,42 @@ struct Run {
   }
 };
 
-// A tile's four activations as integers.
+// A tile's four activations, as bytes and as integers.
 struct OneInput {
-  int x[tqn::kTileCols];
-  __device__ explicit OneInput(int four) : x{int8_t(four), int8_t(four >> 8), int8_t(four >> 16), four >> 24} {}
+  int four, x[tqn::kTileCols];
+  __device__ explicit OneInput(int four) : four(four), x{widened<0x8880>(four), widened<0x9991>(four), widened<0xAAA2>(four), four >> 24} {}
+
+ private:
+  template <uint32_t Bytes>  // of a permutation: 8 + i is byte i's sign
+  __device__ static int widened(int four) {
+    int one;
+    asm("prmt.b32 %0, %1, %1, %2;" : "=r"(one) : "r"(four), "n"(Bytes));
+    return one;
+  }
 };
 
 // Row 8 * Step of a group.
-template <int Step, int K>
-__device__ inline int add_row(const Codes<K>& codes, uint32_t table, const OneInput& in, int sum) {
-  const uint32_t entries = entries_of<Step>(codes);
+template <int Step, int Tables, int K>
+__device__ inline int add_row(const Codes<K>& codes, const Nibbles<K>& nibbles, uint32_t table, const OneInput& in, int sum) {
+  const uint32_t entries = entries_of<Step>(codes, nibbles);
+  if constexpr (Tables == kManyTables) {
+    constexpr int kNext = int(table_bytes(K));
+    const uint32_t three = look_up<0>(table, entries) | look_up<1, kNext>(table, entries) | look_up<2, 2 * kNext>(table, entries);
+    return __dp4a(int(look_up<3>(table, entries)), in.x[3], __dp4a(int(three), in.four, sum));
+  }
   sum += int(look_up<0>(table, entries)) * in.x[0], sum += int(look_up<1>(table, entries)) * in.x[1];
   sum += int(look_up<2>(table, entries)) * in.x[2], sum += int(look_up<3>(table, entries)) * in.x[3];
   return sum;
 }
 
 // sums: of the rows 8r + 2q + e of lane q of a tile at 2r + e.
-template <int K, int... Steps>
+template <int Tables, int K, int... Steps>
 __device__ inline void add_rows(const Codes<K> (&codes)[2], uint32_t table, int x, int (&sums)[kSingleTokenRows],
                                 std::integer_sequence<int, Steps...>) {
   const OneInput in(x);
-  ((sums[2 * Steps] = add_row<Steps>(codes[0], table, in, sums[2 * Steps])), ...);
-  ((sums[2 * Steps + 1] = add_row<Steps>(codes[1], table, in, sums[2 * Steps + 1])), ...);
+  const Nibbles<K> second(codes[1]), first(codes[0], second);
+  ((sums[2 * Steps] = add_row<Steps, Tables>(codes[0], first, table, in, sums[2 * Steps])), ...);
+  ((sums[2 * Steps + 1] = add_row<Steps, Tables>(codes[1], second, table, in, sums[2 * Steps + 1])), ...);
 }
 
 // Where a lane's part of a step lies; the strip's other steps follow it.
@@ -71,7 +93,7 @@ struct LanePart {
   const int8_t* x;
   __device__ LanePart(const PackedView& w, const int8_t* input, int strip, int step) {
     const int lane = threadIdx.x % kWarp, tile = step * kSingleTokenTiles + lane / kSingleTokenLanes;
-    codes = w.codes + (int64_t(strip) * w.tiles + tile) * tqn::tile_bytes(K) + lane % kSingleTokenLanes * 8;
+    codes = w.group(strip, step * kSingleTokenTiles) + lane * 8;
     x = input + tile * tqn::kTileCols;
   }
   __device__ void advance(int steps) {
@@ -85,9 +107,13 @@ struct Fetched {
   Codes<K> codes[2];
   int x;
   __device__ void fetch_codes(const LanePart<K>& part) { load_codes(part.codes, codes); }
-  __device__ void fetch_x(const LanePart<K>& part) { x = __ldg(reinterpret_cast<const int*>(part.x)); }
+  __device__ void fetch_x(const LanePart<K>& part) {
+    // Not __ldg(), which the compiler may move before await_inputs().
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(x) : "l"(part.x));
+  }
   __device__ void fetch(LanePart<K> part, int steps_on) { part.advance(steps_on), fetch_codes(part), fetch_x(part); }
   // Adds W x of the part to the lane's sums (all lanes of the warp).
+  template <int Tables>
   __device__ void multiply(uint32_t table, int (&sums)[kSingleTokenRows]) {
     const int lane = threadIdx.x % kWarp, after = lane / kSingleTokenLanes * kSingleTokenLanes + (lane + 1) % kSingleTokenLanes;
     share_codes<K>(codes[1], codes[0], after);
@@ -97,7 +123,7 @@ struct Fetched {
       for (int i = 0; i < Codes<K>::kShared; i++) next[i] = codes[1].word[i];
       codes[0].reach(next);
     }
-    add_rows(codes, table, x, sums, std::make_integer_sequence<int, kLaneRows>());
+    add_rows<Tables>(codes, table, x, sums, std::make_integer_sequence<int, kLaneRows>());
   }
 };
 
@@ -107,28 +133,29 @@ class OneStream {
  public:
   __device__ explicit OneStream(const LanePart<K>& first) : at_(first) { now_.fetch_codes(at_); }
   __device__ void fetch_first_x() { now_.fetch_x(at_); }
-  // The lane's sums over `count` consecutive steps of a strip. An even number of steps a turn, so that what was fetched need not move.
+  // The lane's sums over `count` consecutive steps of a strip.
+  template <int Tables>
   __device__ void add(int count, uint32_t table, int (&sums)[kSingleTokenRows]) {
 #pragma unroll 1
-    for (; count >= one_turn(K); count -= one_turn(K)) {
+    for (; count >= kTurn; count -= kTurn) {
 #pragma unroll
-      for (int i = 0; i < one_turn(K); i += 2) {
+      for (int i = 0; i < kTurn; i += 2) {
         Fetched<K> second;
         second.fetch(at_, i + 1);
-        now_.multiply(table, sums);
+        now_.template multiply<Tables>(table, sums);
         __syncwarp();  // else the next loads come first, and need registers of their own
         now_.fetch(at_, i + 2);
-        second.multiply(table, sums);
-        if (i + 2 < one_turn(K)) __syncwarp();
+        second.template multiply<Tables>(table, sums);
+        if (i + 2 < kTurn) __syncwarp();
       }
-      at_.advance(one_turn(K));
+      at_.advance(kTurn);
     }
 #pragma unroll 1
     for (; count > 0; count--) {
       Fetched<K> last = now_;
       at_.advance(1);
       now_.fetch(at_, 0);
-      last.multiply(table, sums);
+      last.template multiply<Tables>(table, sums);
     }
   }
   // Goes on with another strip; its codes mostly follow, and are there.
@@ -245,28 +272,26 @@ __device__ inline void write_rows(const GemvOneLaunch& l, const OneBlock& block,
   }
 }
 
-// Tables for each matrix, and two values a row.
-inline int64_t gemv_one_shared_bytes(const GemvOneLaunch& l, int k) {
-  return int64_t(l.product.count) * table_bytes(k) + int64_t(l.block_strips) * tqn::kTileRows * 8;
+// Tables for each codebook, and two values a row.
+inline int64_t gemv_one_shared_bytes(const GemvOneLaunch& l, int k, int tables) {
+  return int64_t(l.n_books) * tables * table_bytes(k) + int64_t(l.block_strips) * tqn::kTileRows * 8;
 }
 
-template <int K>
+template <int K, int Tables>
 __global__ void __launch_bounds__(one_warps(K) * kWarp, 1) gemv_one_kernel(const __grid_constant__ GemvOneLaunch l) {
   extern __shared__ __align__(16) char shared[];
+  constexpr int kBookBytes = Tables * int(table_bytes(K));
   const int steps = l.steps(), warp = threadIdx.x / kWarp, total = l.first_strip[l.product.count] * steps;
   const OneBlock block(l, steps);
   const Run own = block.run.part<one_warps(K)>(warp);
-  int* sums = reinterpret_cast<int*>(shared + l.product.count * table_bytes(K));
+  int* sums = reinterpret_cast<int*>(shared + l.n_books * kBookBytes);
   float* extra = reinterpret_cast<float*>(sums + block.rows());
 
   int step = own.first, strip = min(step, total - 1) / steps, m = matrix_of(l, strip);  // a run without steps may begin at the end
   const auto part = [&](int from) { return LanePart<K>(l.product.matrix[m], l.product.in.quantized, strip - l.first_strip[m], from); };
   OneStream<K> stream(part(min(step, total - 1) - strip * steps));
-  if (block.strips) {
-    const int last = matrix_of(l, block.first_strip + block.strips - 1);
-    for (int t = matrix_of(l, block.first_strip); t <= last; t++)
-      fill_table<K, true>(shared + t * table_bytes(K), l.product.matrix[t].codebook);
-  }
+  for (int b = 0; b < l.n_books; b++)
+    fill_table<K, Tables == 1, Tables>(shared + b * kBookBytes, l.product.matrix[l.first_of[b]].book.value);
   for (int i = threadIdx.x; i < block.rows(); i += blockDim.x) sums[i] = 0;
   for (int i = threadIdx.x; i < block.strips; i += blockDim.x) fetch_row_scales(l, block.first_strip + i);
   release_dependents();
@@ -277,9 +302,9 @@ __global__ void __launch_bounds__(one_warps(K) * kWarp, 1) gemv_one_kernel(const
   while (step < own.last) {
     const int count = min((strip + 1) * steps, own.last) - step;
     int* strip_sums = sums + (strip - block.first_strip) * tqn::kTileRows;
-    const uint32_t table = lane_table(shared_address(shared) + m * table_bytes(K));
+    const uint32_t table = lane_table(shared_address(shared) + l.book_of[m] * kBookBytes);
     int lane_sums[kSingleTokenRows] = {};
-    stream.add(count, table, lane_sums);
+    stream.template add<Tables>(count, table, lane_sums);
     step += count;
     if (step < own.last) {
       strip++, m = matrix_of(l, strip);
@@ -292,17 +317,27 @@ __global__ void __launch_bounds__(one_warps(K) * kWarp, 1) gemv_one_kernel(const
   write_rows(l, block, steps, sums, extra);
 }
 
+inline void share_tables(GemvOneLaunch& l) {
+  for (int m = 0; m < l.product.count; m++) {
+    int b = 0;
+    while (b < l.n_books && l.product.matrix[l.first_of[b]].book != l.product.matrix[m].book) b++;
+    if (b == l.n_books) l.first_of[l.n_books++] = m;
+    l.book_of[m] = b;
+  }
+}
+
 template <int K>
 void launch_gemv_one(const PackedProduct& product, const SplitSums& split, cudaStream_t stream) {
-  GemvOneLaunch launch{product, split, {}, 0, 0, 0};
+  GemvOneLaunch launch{product, split, {}, 0, 0, 0, 0, {}, {}};
+  share_tables(launch);
   for (int m = 0; m < product.count; m++) launch.first_strip[m + 1] = launch.first_strip[m] + product.matrix[m].strips;
   const int64_t strips = launch.first_strip[launch.product.count], steps = strips * launch.steps();
   constexpr int64_t kMostStrips = 32;  // of a block: their sums stand in shared memory
   const int64_t blocks = std::max<int64_t>(device_limits().processors, (strips + kMostStrips - 1) / kMostStrips);
   launch.share = int(steps / blocks), launch.rest = int(steps % blocks);
   launch.block_strips = int(((steps + blocks - 1) / blocks + launch.steps() - 2) / launch.steps() + 1);
-  const int64_t bytes = gemv_one_shared_bytes(launch, K);
-  if (bytes > device_limits().shared_bytes && product.count > 1) {  // too many tables for this device at once
+  const int64_t few = gemv_one_shared_bytes(launch, K, 1), many = gemv_one_shared_bytes(launch, K, kManyTables);
+  if (few > device_limits().shared_bytes && product.count > 1) {  // too many tables for this device at once
     for (int m = 0; m < product.count; m++) {
       PackedProduct one = product;
       one.count = 1, one.matrix[0] = product.matrix[m], one.out[0] = product.out[m];
@@ -310,8 +345,12 @@ void launch_gemv_one(const PackedProduct& product, const SplitSums& split, cudaS
     }
     return;
   }
-  allow_shared(gemv_one_kernel<K>, bytes);
-  launch_dependent("gemv", gemv_one_kernel<K>, dim3(unsigned(blocks)), one_warps(K) * kWarp, bytes, stream, launch);
+  auto kernel = gemv_one_kernel<K, 1>;
+  int64_t bytes = few;
+  if constexpr (has_many_tables(K))
+    if (launch.share >= kManyTablesSteps && many <= device_limits().shared_bytes) kernel = gemv_one_kernel<K, kManyTables>, bytes = many;
+  allow_shared(kernel, bytes);
+  launch_dependent("gemv", kernel, dim3(unsigned(blocks)), one_warps(K) * kWarp, bytes, stream, launch);
 }
 
 }  // namespace tq::cuda

@@ -150,7 +150,7 @@ struct CodedView {
   int8_t* q_codes = nullptr;  // (rows, heads, padded head_dim)
   float* q_scale = nullptr;   // (rows, heads)
 };
-inline constexpr int kShortSpans = 64, kShortSpan = 128, kLongSpan = 512;  // the first spans, their positions, those of the others
+inline constexpr int kShortSpans = 128, kShortSpan = 64, kLongSpan = 512;  // the first spans, their positions, those of the others
 constexpr int span_first(int span) {
   return span < kShortSpans ? span * kShortSpan : kShortSpans * kShortSpan + (span - kShortSpans) * kLongSpan;
 }
@@ -189,6 +189,8 @@ struct DeltaNetView {
 inline constexpr int kMaxStateKeys = 512;  // elements of a key or value head of a delta net
 void delta_net(const DeltaNetView& view, int n_sequences, cudaStream_t stream);
 
+// Whether attend_coded() needs no store_codes() before it: a single row is rotated and stored by the same kernel.
+bool attends_alone(const CodedView& c);
 // Rotates q, k and v in place, writes the codes of k and v into the caches and those of q beside them.
 void store_codes(const CodedView& c, cudaStream_t stream);
 // Rows [first_row, first_row + rows) by integer dot products; blocks: of each key/value head of each row.

@@ -28,6 +28,26 @@ void copy(const DeviceMemory& memory, int64_t at, const void* from, int64_t byte
   if (bytes > 0) check(cudaMemcpy(memory.as<char>() + at, from, size_t(bytes), cudaMemcpyHostToDevice), "uploading " + name);
 }
 
+// Codes, strip by strip, in the order in which they stand on the device.
+void copy_codes(const DeviceMemory& memory, int64_t at, const TqnMatrix& w, const std::string& name) {
+  constexpr int64_t kMost = int64_t(16) << 20;
+  const int tiles = int(tqn::tiles_per_strip(uint64_t(w.n_in)));
+  const int64_t strips = int64_t(tqn::strips(uint64_t(w.n_out))), bytes = strip_bytes(tiles, w.k),
+                at_once = std::max<int64_t>(kMost / bytes, 1);
+  std::vector<uint8_t> part(size_t(std::min(strips, at_once) * bytes));
+  const uint8_t* from = w.codes;
+  for (int64_t first = 0; first < strips; first += at_once) {
+    const int64_t count = std::min(at_once, strips - first);
+    for (int64_t strip = 0; strip < count; strip++)
+      for (int tile = 0; tile < tiles; tile++) {
+        uint8_t* to =
+            part.data() + strip * bytes + tile / kGroupTiles * kGroupTiles * tqn::tile_bytes(w.k) + tile % kGroupTiles * tqn::kTileLanes;
+        for (int plane = 0; plane < w.k; plane++, from += tqn::kTileLanes) std::memcpy(to + plane * kGroupPlane, from, tqn::kTileLanes);
+      }
+    copy(memory, at + first * bytes, part.data(), count * bytes, name);
+  }
+}
+
 Element element_of(kernels::DType type) {
   return type == kernels::DType::f16 ? Element::f16 : type == kernels::DType::bf16 ? Element::bf16 : Element::f32;
 }
@@ -60,11 +80,12 @@ void upload_packed(CudaMatrix& m, const TqnMatrix& w) {
   const Outliers& s = w.outliers;
   const int64_t n_ptr = s.count ? w.n_out + 1 : 0, col_bytes = s.count * (s.col16 ? 2 : 4);
   Pieces pieces;
-  const int64_t codes = pieces.add(int64_t(bytes.codes) + kCodesPadding), row_scale = pieces.add(int64_t(bytes.row_scale)),
+  const int64_t strips = int64_t(tqn::strips(uint64_t(w.n_out))), tiles = int64_t(tqn::tiles_per_strip(uint64_t(w.n_in)));
+  const int64_t codes = pieces.add(strips * strip_bytes(int(tiles), w.k) + kCodesPadding), row_scale = pieces.add(int64_t(bytes.row_scale)),
                 codebook = pieces.add(int64_t(bytes.codebook));
   const int64_t ptr = pieces.add(n_ptr * 4), col = pieces.add(col_bytes), val = pieces.add(s.count * 2);
   m.memory = DeviceMemory(pieces.total());
-  copy(m.memory, codes, w.codes, int64_t(bytes.codes), m.name);
+  copy_codes(m.memory, codes, w, m.name);
   copy(m.memory, row_scale, w.row_scale, int64_t(bytes.row_scale), m.name);
   copy(m.memory, codebook, w.codebook, int64_t(bytes.codebook), m.name);
   copy(m.memory, ptr, s.ptr, n_ptr * 4, m.name);
@@ -74,8 +95,9 @@ void upload_packed(CudaMatrix& m, const TqnMatrix& w) {
   PackedView& v = m.tqn;
   v.codes = reinterpret_cast<uint8_t*>(base + codes), v.row_scale = reinterpret_cast<uint16_t*>(base + row_scale);
   v.codebook = reinterpret_cast<int8_t*>(base + codebook);
+  if (bytes.codebook) std::memcpy(v.book.value, w.codebook, bytes.codebook);
   v.scale = w.scale, v.k = w.k, v.n_out = int(w.n_out), v.n_in = int(w.n_in);
-  v.strips = int(tqn::strips(uint64_t(w.n_out))), v.tiles = int(tqn::tiles_per_strip(uint64_t(w.n_in)));
+  v.strips = int(strips), v.tiles = int(tiles);
   if (!s.count) return;
   v.outliers.ptr = reinterpret_cast<int32_t*>(base + ptr), v.outliers.val = reinterpret_cast<uint16_t*>(base + val);
   if (s.col16)
@@ -124,7 +146,7 @@ std::shared_ptr<CudaMatrix> upload_matrix(const HostMatrix& host, std::shared_pt
 PackedView slice(const PackedView& matrix, int first, int count) {
   PackedView part = matrix;
   const int row = first * tqn::kTileRows;
-  part.codes += int64_t(first) * matrix.tiles * tqn::tile_bytes(matrix.k);
+  part.codes = matrix.group(first, 0);
   part.row_scale += row;
   if (part.outliers.ptr) part.outliers.ptr += row;
   part.strips = count, part.n_out = std::min(matrix.n_out - row, count * tqn::kTileRows);

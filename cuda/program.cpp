@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "device.h"
 #include "format/cache.h"
@@ -58,6 +59,7 @@ CudaProgram::CudaProgram(std::vector<Op> ops, int64_t max_rows, Precision precis
     if (op.kind == Op::attention && op.attention_op.k_bits > 0) {
       const int64_t dim = op.attention_op.shape.head_dim;
       if (!rotations_[dim]) rotations_[dim] = rotation_of(dim);
+      coded_ = true;
     }
   reserve();
 }
@@ -120,6 +122,7 @@ void CudaProgram::stage(const Batch& b) {
   int32_t* sequences =
       std::copy_n(reinterpret_cast<const int32_t*>(sequences_.data()), sequences_.size() * 2, staged_ + kSequences * max_rows_);
   std::fill(sequences, staged_ + kSequences * max_rows_ + 2 * rows, 0);  // a graph launches as many as there may be
+  if (coded_) coded_spans_ = int(std::bit_ceil(unsigned(std::max(spans_of(*std::max_element(b.positions.begin(), b.positions.end())), 1))));
   const int32_t* from = inputs_.as<int32_t>();
   batch_ = {rows, int(b.output_rows.size()), from, from + max_rows_, from + 2 * max_rows_, from + 3 * max_rows_};
 }
@@ -146,7 +149,7 @@ void CudaProgram::drop_graphs() {
 
 void CudaProgram::replay() {
   if (const int64_t now = workspace_.generation(); now != generation_) drop_graphs(), generation_ = now;
-  cudaGraphExec_t& exec = graphs_[{batch_.rows, batch_.n_outputs}];
+  cudaGraphExec_t& exec = graphs_[{batch_.rows, batch_.n_outputs, coded_spans_}];
   if (!exec) {
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "capture");
     cudaGraph_t graph = nullptr;
@@ -265,13 +268,13 @@ bool CudaProgram::by_runs() const {
 void CudaProgram::launch_coded(const AttentionView& a, const AttentionOp& op) {
   const CodedView c{
       a, op.k_bits, op.v_bits, rotations_.at(op.shape.head_dim)->view, workspace_.q_codes.as<int8_t>(), workspace_.q_scale.as<float>()};
-  store_codes(c, stream_);
+  if (!attends_alone(c)) store_codes(c, stream_);
   if (by_runs()) return attend_coded_runs(c, device_runs(), int(runs_.size()), stream_);
   const int at_once = int(coded_rows(op));
   for (int first = 0; first < batch_.rows; first += at_once) {
     const int rows = std::min(at_once, batch_.rows - first);
     const int wanted = kCodedBlocks * device_limits().processors / (rows * op.shape.n_kv_heads);
-    attend_coded(c, first, rows, std::clamp(wanted, 1, spans_of(op.capacity)), stream_);
+    attend_coded(c, first, rows, std::clamp(wanted, 1, std::min(coded_spans_, spans_of(op.capacity))), stream_);
   }
 }
 

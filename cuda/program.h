@@ -1,5 +1,6 @@
 // A prepared list of operations, launched kernel by kernel or, for decoding, as one graph a batch size.
 #pragma once
+#include <array>
 #include <functional>
 #include <map>
 #include <vector>
@@ -59,7 +60,9 @@ class CudaProgram final : public Program {
   BatchView batch_;
   std::vector<QueryRun> runs_, sequences_;
   int64_t generation_ = 0;
-  std::map<std::pair<int, int>, cudaGraphExec_t> graphs_;  // by rows and output rows
+  bool coded_ = false;   // some cache is in codes
+  int coded_spans_ = 1;  // at least those of the batch's deepest row, a power of two: launches and graphs are made for so many
+  std::map<std::array<int, 3>, cudaGraphExec_t> graphs_;  // by rows, output rows and spans
 };
 
 }  // namespace tq::cuda

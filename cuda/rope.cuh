@@ -14,9 +14,22 @@ __device__ inline void rope(const AttentionView& a, int row, float* x) {
   }
 }
 
+// The element that rope() gives for one of its channels.
+__device__ inline float turned_element(const AttentionView& a, int row, const float* x, int channel) {
+  const int half = a.rope_dims / 2, pair = a.rope_pairs ? channel / 2 : channel % half;
+  const bool first = a.rope_pairs ? channel % 2 == 0 : channel < half;
+  const float c = a.cos[int64_t(row) * half + pair], s = a.sin[int64_t(row) * half + pair];
+  const float other = x[a.rope_pairs ? channel ^ 1 : first ? channel + half : channel - half];
+  return x[channel] * c + (first ? -other : other) * s;
+}
+
+__device__ inline float query_growth(const AttentionView& a, int row) {
+  return 1 + a.growth.beta * log1pf(float(int64_t(a.batch.positions[row]) / a.growth.length));
+}
+
 // Behind rope(): an element is scaled by another thread than the one that turned it.
 __device__ inline void grow_query(const AttentionView& a, int row, float* q) {
-  const float scale = 1 + a.growth.beta * log1pf(float(int64_t(a.batch.positions[row]) / a.growth.length));
+  const float scale = query_growth(a, row);
   __syncthreads();
   for (int i = threadIdx.x; i < a.shape.head_dim; i += blockDim.x) q[i] *= scale;
 }

@@ -10,6 +10,14 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// A tile of codes as they stand on the device, by the bytes of its planes.
+struct TileBytes {
+  const uint8_t* first;
+  __device__ TileBytes(const PackedView& w, int strip, int tile)
+      : first(w.group(strip, tile / kGroupTiles * kGroupTiles) + tile % kGroupTiles * tqn::kTileLanes) {}
+  TQN_FN uint8_t operator[](int i) const { return first[i / tqn::kTileLanes * kGroupPlane + i % tqn::kTileLanes]; }
+};
+
 struct EmbedLaunch {
   PackedView matrix;
   RotationView rotation;
@@ -24,9 +32,8 @@ __global__ void __launch_bounds__(kRotateThreads) embed_kernel(const __grid_cons
   const PackedView& w = l.matrix;
   const int n = w.n_in, row = l.tokens[blockIdx.x];
   float *x = l.scratch ? l.scratch + blockIdx.x * 2 * padded_size(n) : shared, *y = l.y + int64_t(blockIdx.x) * n;
-  const uint8_t* strip = w.codes + row / tqn::kTileRows * int64_t(w.tiles) * tqn::tile_bytes(w.k);
   for (int i = threadIdx.x; i < n; i += blockDim.x) {
-    const uint8_t* tile = strip + int64_t(i / tqn::kTileCols) * tqn::tile_bytes(w.k);
+    const TileBytes tile(w, row / tqn::kTileRows, i / tqn::kTileCols);
     x[padded(i)] = float(tqn::value(tile, w.k, tqn::step_of(row % tqn::kTileRows, i % tqn::kTileCols), w.codebook));
   }
   __syncthreads();

@@ -26,13 +26,30 @@ struct OutlierView {
   const uint16_t* val = nullptr;  // float16
 };
 
+// Codes on the device: kGroupTiles tiles of a strip stand together, the first planes of all, then the second ones, so that a warp, which
+// decodes them together, loads whole lines. A strip's last group is filled up with zeros.
+inline constexpr int kGroupTiles = 8;
+inline constexpr int kGroupPlane = kGroupTiles * tqn::kTileLanes;  // bytes between a tile's planes
+constexpr int64_t strip_bytes(int tiles, int k) { return round_up(tiles, kGroupTiles) * tqn::tile_bytes(k); }
+
+// A copy of a codebook among a kernel's parameters, which are there when it starts.
+struct Codebook {
+  int8_t value[tqn::kCodebookSize] = {};
+  bool operator==(const Codebook&) const = default;
+};
+
 struct PackedView {
   const uint8_t* codes = nullptr;
   const uint16_t* row_scale = nullptr;
   const int8_t* codebook = nullptr;
+  Codebook book;
   OutlierView outliers;
   float scale = 0;
   int k = 0, n_out = 0, n_in = 0, strips = 0, tiles = 0;  // tiles: of a strip
+  // Of kGroupTiles tiles, the first of them `tile`.
+  constexpr const uint8_t* group(int64_t strip, int64_t tile) const {
+    return codes + strip * strip_bytes(tiles, k) + tile * tqn::tile_bytes(k);
+  }
 };
 
 enum class Element : uint8_t { i8, f16, bf16, f32 };

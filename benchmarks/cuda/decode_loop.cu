@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(Warps* kWarp, 1) decode_loop(int steps, int* o
   __shared__ int8_t codebook[tqn::codebook_size(K)];
   if (threadIdx.x < sizeof codebook) codebook[threadIdx.x] = int8_t(threadIdx.x % tqn::kTableSize);
   __syncthreads();
-  fill_table<K, true>(shared, codebook);
+  fill_table<K, false, kManyTables>(shared, codebook);
   __syncthreads();
   const uint32_t table = lane_table(shared_address(shared));
   Codes<K> codes[2];
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(Warps* kWarp, 1) decode_loop(int steps, int* o
 #pragma unroll
         for (uint32_t& word : group.word) word = next_random(word);
       x = next_random(x);
-      add_rows(codes, table, int(x), sums, std::make_integer_sequence<int, kLaneRows>());
+      add_rows<kManyTables>(codes, table, int(x), sums, std::make_integer_sequence<int, kLaneRows>());
     }
   }
   int all = 0;
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(Warps* kWarp, 1) decode_loop(int steps, int* o
 
 template <int K, int Warps>
 double step_seconds() {
-  constexpr int64_t kSharedBytes = table_bytes(K);
+  constexpr int64_t kSharedBytes = kManyTables * table_bytes(K);
   const int blocks = device_limits().processors;
   const DeviceMemory out(int64_t(blocks) * Warps * kWarp * 4);
   allow_shared(decode_loop<K, Warps>, kSharedBytes);

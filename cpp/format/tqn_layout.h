@@ -98,14 +98,18 @@ TQN_FN int col_of_step(int t) { return t / kLaneSteps % kTileCols; }
 // Where byte b of a tile's circular string stands.
 TQN_FN int place_of_byte(int k, int b) { return b % k * kTileLanes + b / k % kTileLanes; }
 
-// `bits` <= 12 bits of a tile's circular bit string from bit `start` (0 <= start < 256k).
-TQN_FN uint32_t tile_bits(TQN_MEMORY const uint8_t* tile, int k, int start, int bits) {
+// `bits` <= 12 bits of a tile's circular bit string from bit `start` (0 <= start < 256k). Tile: bytes in the order of the planes.
+template <class Tile>
+TQN_FN uint32_t tile_bits(Tile tile, int k, int start, int bits) {
   const int b = start >> 3;
   const uint32_t three =
       uint32_t(tile[place_of_byte(k, b)]) | uint32_t(tile[place_of_byte(k, b + 1)]) << 8 | uint32_t(tile[place_of_byte(k, b + 2)]) << 16;
   return (three >> (start & 7)) & ((1u << bits) - 1);
 }
-TQN_FN uint32_t window(TQN_MEMORY const uint8_t* tile, int k, int step) { return tile_bits(tile, k, k * step, k == 6 ? 6 : kWindowBits); }
+template <class Tile>
+TQN_FN uint32_t window(Tile tile, int k, int step) {
+  return tile_bits(tile, k, k * step, k == 6 ? 6 : kWindowBits);
+}
 
 struct WindowNibbles {
   uint32_t window;
@@ -128,7 +132,8 @@ TQN_FN int window_value(int k, uint32_t window, TQN_MEMORY const int8_t* codeboo
 }
 
 // The int8 value of one step.
-TQN_FN int value(TQN_MEMORY const uint8_t* tile, int k, int step, TQN_MEMORY const int8_t* codebook) {
+template <class Tile>
+TQN_FN int value(Tile tile, int k, int step, TQN_MEMORY const int8_t* codebook) {
   if (k == 8) return int8_t(tile[place_of_byte(k, step)]);
   const uint32_t w = window(tile, k, step);
   return k == 6 ? codebook[w] : window_value(k, w, codebook);

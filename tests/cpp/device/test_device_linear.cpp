@@ -142,6 +142,30 @@ TEST("several matrices of several formats share an input; bias, alpha and the re
   }
 }
 
+TEST("matrices of one input, with the same codebook and with others, for one token") {
+  const auto b = device_backend(Precision::int8);
+  for (const int k : {1, 2, 3, 4, 6})
+    for (const int64_t n_in : {512, 65536}) {  // short and long runs of a block
+      if (n_in > 512 && (small_cases() || k > 3)) continue;
+      Random random{uint64_t(k) + 9};
+      const int64_t n_out = n_in > 512 ? 1000 : 134;
+      const Packed first(random, n_out, n_in, k, Rotation::none, 0, true), same(random, n_out, n_in, k, Rotation::none, 0, true);
+      Packed other(random, n_out, n_in, k, Rotation::none, 0, true);
+      for (const size_t entry : {2, 9, 13, 20}) other.codebook[entry] = int8_t(k == 6 ? -100 + int(entry) : entry % 16 / 2);
+      const std::vector<float> x = whole_numbers(random, 1, n_in), y = device_product(*b, {first.host, other.host, same.host}, x, 1);
+      const std::vector<int8_t> a(x.begin(), x.end());
+      std::vector<int32_t> sums(tqn::padded_rows(uint64_t(n_out)));
+      int wrong = 0;
+      int64_t offset = 0;
+      for (const Packed* w : {&first, static_cast<const Packed*>(&other), &same}) {
+        reference::accumulate(w->host.tqn, a.data(), sums.data());
+        for (int64_t r = 0; r < n_out; r++) wrong += y[size_t(offset + r)] != float(sums[size_t(r)]);
+        offset += n_out;
+      }
+      CHECK_EQ(wrong, 0);
+    }
+}
+
 TEST("dense matrices of every type") {
   for (const auto type : {kernels::DType::f32, kernels::DType::f16, kernels::DType::bf16})
     for (const Precision precision : {Precision::int8, Precision::f32})
