@@ -25,6 +25,7 @@ STREAMS = 8
 def questions_and_answers(text: str) -> list[tuple[str, str]]:
     """Each question with the first sentence of its answer."""
     found = []
+    text = re.sub(r"(\n\n[^\n]+\?)\n(?!\n)", r"\1\n\n", text)  # a question's line may be right above its answer
     blocks = [re.sub(r"\s+", " ", block).strip() for block in text.split("\n\n")]
     for question, answer in itertools.pairwise(blocks):
         sentence = re.split(r"(?<=[.:!?]) ", answer)[0][:LONGEST]

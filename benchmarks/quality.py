@@ -63,7 +63,7 @@ def linear(bits: int) -> Options:
     return Options(bits=bits, embed_bits=16)
 
 
-BUDGETS = {bpw: Case(f"whole file {bpw} bpw", Options(), {"bpw": bpw}) for bpw in (2.67, 3.0, 3.5, 4.25)}
+BUDGETS = {bpw: Case(f"whole file {bpw} bpw", Options(), {"bpw": bpw}) for bpw in (2.0, 2.5, 2.67, 3.0, 3.5, 4.25)}
 LINEAR = {bits: Case(f"linear layers {bits} bits, embeddings F16", linear(bits)) for bits in (2, 3, 4)}
 REACH = (*BUDGETS.values(), *LINEAR.values())
 
