@@ -6,9 +6,9 @@ DIR: of benchmarks/tuning.py, with the text that is learned from. All of it is c
 on the first windows of 512 tokens of each TEXT and on the held-out ones, the second half of each scored; the files stay as they are.
 
 Tables: each matrix's T and U become numbers of any size and learn beside scales and norms, which bounds what whole numbers could gain.
-Clips: the inputs of all packed matrices, rotated, are rounded to int8 with gradients passed straight through, (a) by the largest of a token,
-as the engine does, (b) by that times a factor that each matrix learns, (c) by a limit for all tokens that each matrix learns (PACT,
-arXiv:1805.06085, with the step's own gradient as in LSQ, arXiv:1902.08153), which begins at the largest value of the first batch.
+Clips: the inputs of all packed matrices, rotated, are rounded to int8 with gradients passed straight through, by the largest value of a
+token, as the engine does, and by a limit for all tokens, which begins at the largest value of the first batch; then each matrix learns a
+factor of that (PACT, arXiv:1805.06085, with the step's own gradient as in LSQ, arXiv:1902.08153).
 """
 
 import argparse
