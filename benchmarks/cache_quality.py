@@ -5,10 +5,10 @@ whole prompts and token by token, and sentences that are to be found again in it
     python benchmarks/cache_quality.py MODEL --text FILE --needles --depth 4096,8192,16384,32768
 
 Prints Markdown, a row as soon as it is known. KLD in nats over the last --rows positions before each depth; "by token": the last --singles
-of them computed one at a time. --needles: at 10, 50 and 90 % of each of up to six depths a sentence "The secret number of the ... is 48213." is put
-into the text; behind each depth the model goes on, greedily, from "The secret number of the ... is" for every sentence before it.
---convert: only the float16 cache reads the whole text; before the last --rows positions of each depth the others take over what it holds,
-in their types.
+of them computed one at a time. --needles: at 10, 50 and 90 % of each of up to six depths a sentence "The secret number of the ... is
+48213." is put into the text; behind each depth the model goes on, greedily, from "The secret number of the ... is" for every sentence
+before it. --convert: only the float16 cache reads the whole text; before the last --rows positions of each depth the others take over what
+it holds, in their types.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Precision that follows the load: what slots hold, snapshots of recurrent layers and what was set aside share a number of bytes. Where they
-would exceed it, snapshots go, and then prefixes that no request uses are kept in fewer bits, the one unused for longest first, before any of
-them is forgotten."""
+"""Precision that follows the load: what slots hold, snapshots of recurrent layers and what was set aside share a number of bytes. Where
+they would exceed it, snapshots go; then prefixes that no request uses are kept in fewer bits, the one unused for longest first, before any
+of them is forgotten."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -47,8 +47,8 @@ class Changes:
 class CacheBudget:
     """The bytes of a scheduler's caches, and the prefixes that it keeps outside its slots.
 
-    A slot counts what the tokens that it holds take, a kept prefix its saved state, a snapshot its copies. Everything follows from the order
-    of requests and the numbers of their tokens: no clock decides.
+    A slot counts what the tokens that it holds take, a kept prefix its saved state, a snapshot its copies. Everything follows from the
+    order of requests and the numbers of their tokens: no clock decides.
 
     Args:
         budget: bytes; ValueError when one full sequence exceeds it.
@@ -58,9 +58,7 @@ class CacheBudget:
         levels: the types of cache that prefixes go through, the context's own first.
     """
 
-    def __init__(
-        self, budget: int, context: Callable[[], _core.Context], snapshots: Callable[[], Snapshots], architecture: str
-    ) -> None:
+    def __init__(self, budget: int, context: Callable[[], _core.Context], snapshots: Callable[[], Snapshots], architecture: str) -> None:
         self.budget, self._context, self._snapshots = budget, context, snapshots
         self.levels = budget_levels(architecture, context().cache)
         self.kept: list[Kept] = []
