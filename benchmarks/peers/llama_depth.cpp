@@ -1,10 +1,10 @@
 // llama.cpp's time for a token at depth, by type of its cache, without computing the prompt: the cache of the first 256 positions is
 // repeated. Beside cache_depth.py, whose slot gets random keys and values.
 //   llama_depth MODEL THREADS TOKENS DEPTH[,DEPTH...] TYPE[,TYPE...]      types: f16, q8_0, q4_0, of keys and values alike; flash attention
-// Prints Markdown: ms a token, least and median, and the bytes that a position takes. It is no part of our build; with llama.cpp built
-// (static):
-//   c++ -O2 -std=c++20 -fopenmp -I LLAMA/include -I LLAMA/ggml/include llama_depth.cpp -o llama_depth BUILD/src/libllama.a
-//   BUILD/ggml/src/libggml*.a -ldl
+// Prints Markdown: ms a token, least and median, and the bytes that a position takes. No part of our build, which knows no llama.cpp;
+// with one built in BUILD (-DBUILD_SHARED_LIBS=OFF) from LLAMA, in bash:
+//   c++ -O2 -std=c++20 -fopenmp -I LLAMA/include -I LLAMA/ggml/include llama_depth.cpp -o llama_depth (and behind that)
+//     BUILD/src/libllama.a BUILD/ggml/src/libggml{,-cpu,-base}.a -ldl
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
