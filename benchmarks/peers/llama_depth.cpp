@@ -3,8 +3,8 @@
 //   llama_depth MODEL THREADS TOKENS DEPTH[,DEPTH...] TYPE[,TYPE...]      types: f16, q8_0, q4_0, of keys and values alike; flash attention
 // Prints Markdown: ms a token, least and median, and the bytes that a position takes. No part of our build, which knows no llama.cpp;
 // with one built in BUILD (-DBUILD_SHARED_LIBS=OFF) from LLAMA, in bash:
-//   c++ -O2 -std=c++20 -fopenmp -I LLAMA/include -I LLAMA/ggml/include llama_depth.cpp -o llama_depth (and behind that)
-//     BUILD/src/libllama.a BUILD/ggml/src/libggml{,-cpu,-base}.a -ldl
+//   LIBRARIES="$(echo BUILD/src/libllama.a BUILD/ggml/src/libggml{,-cpu,-base}.a) -ldl"
+//   c++ -O2 -std=c++20 -fopenmp -I LLAMA/include -I LLAMA/ggml/include llama_depth.cpp $LIBRARIES -o llama_depth
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
