@@ -4,11 +4,11 @@ whole prompts and token by token, and sentences that are to be found again in it
     python benchmarks/cache_quality.py MODEL --text FILE [--depth 2048,8192] [--cache k8v8,k8v4] [--windows 2] [--precision f32] [--gpu]
     python benchmarks/cache_quality.py MODEL --text FILE --needles --depth 4096,8192,16384,32768
 
-Prints Markdown, a row as soon as it is known. KLD in nats over the last --rows positions before each depth; "by token": the last 32 of them
-computed one at a time. --needles: at 10, 50 and 90 % of each of up to six depths a sentence "The secret number of the ... is 48213." is put
-into the text; behind each depth the model goes on, greedily, from "The secret number of the ... is" for every sentence before it.
---convert: only the float16 cache reads the whole text; before the last --rows positions of each depth the others take over what it holds,
-in their types.
+Prints Markdown, a row as soon as it is known. KLD in nats over the last --rows positions before each depth; "by token": the last --singles
+of them computed one at a time. --needles: at 10, 50 and 90 % of each of up to six depths a sentence "The secret number of the ... is
+48213." is put into the text; behind each depth the model goes on, greedily, from "The secret number of the ... is" for every sentence
+before it. --convert: only the float16 cache reads the whole text; before the last --rows positions of each depth the others take over what
+it holds, in their types.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from turboquant_native.engine.devices import device
 from turboquant_native.engine.vocabulary import Vocabulary
 from turboquant_native.evaluate.evaluation import divergence, normalize
 
-BY_TOKEN = 32
 PLACES = (0.1, 0.5, 0.9)
 NAMES = [
     "harbour master",
@@ -79,12 +78,12 @@ class Reader:
         self.context.load(0, self.context.convert(other.context.save(0, n), n, "auto"))
         self.at = n
 
-    def advance(self, tokens: np.ndarray, depth: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    def advance(self, tokens: np.ndarray, depth: int, rows: int, n_singles: int) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities of the last rows before `depth`, and of the last few of these computed one at a time."""
         if self.at < depth - rows:
             self.context.eval(tokens[self.at : depth - rows], self.at, 0, "none")
         whole = normalize(self.context.eval(tokens[depth - rows : depth], depth - rows, 0, "all"))
-        singles = [self.context.eval(tokens[i : i + 1], i, 0, "all") for i in range(depth - BY_TOKEN, depth)]
+        singles = [self.context.eval(tokens[i : i + 1], i, 0, "all") for i in range(depth - n_singles, depth)]
         self.at = depth
         return whole, normalize(np.concatenate(singles))
 
@@ -112,7 +111,7 @@ def read(args: argparse.Namespace, model: Any, vocabulary: Vocabulary, tokens: n
         for cache, reader in readers.items():
             if args.convert and cache != "f16":
                 reader.take_over(readers["f16"], depth - args.rows)
-            rows = reader.advance(tokens, depth, args.rows)
+            rows = reader.advance(tokens, depth, args.rows, args.singles)
             exact = rows if exact is None else exact
             found = f"{sum(map(reader.finds, asked))} of {len(asked)}" if asked else ""
             print(f"| {cache} | {depth} | {window} | {len(rows[0])} | {cells(exact, rows)} | {found} |", flush=True)
@@ -126,6 +125,7 @@ def main() -> None:
     parser.add_argument("--cache", default=",".join(CHOICES), help="default: %(default)s")
     parser.add_argument("--windows", type=int, default=1)
     parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--singles", type=int, default=32, help="at most --rows")
     parser.add_argument("--precision", choices=("int8", "f32"), default="int8")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--gpu", action="store_true")

@@ -135,7 +135,7 @@ TEST("codes of zeros are zeros for 8 bits; what is not finite makes the scale Na
 
 TEST("kernels over codes: every instruction set, several queries, ends within a tile") {
   for (const Kernels* isa : kernels::all_kernels())
-    for (const int dim : {12, 64, 80})
+    for (const int dim : {12, 64, 80, 96, 128, 256})
       for (const int k_bits : kBits)
         for (const int v_bits : kBits)
           for (const int64_t positions : {1, 64, 131}) {

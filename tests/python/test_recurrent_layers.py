@@ -256,3 +256,57 @@ def test_a_budget_keeps_whole_states(model: _core.Model, tokens: np.ndarray) -> 
             alone.convert(state, 10, "k8v8")
     finally:
         scheduler.close()
+
+
+def test_a_budget_counts_snapshots_and_they_go_first(model: _core.Model, tokens: np.ndarray) -> None:
+    open_context = lambda slots: _core.Context(model, n_ctx=64, n_slots=slots, n_batch=16)  # noqa: E731
+    alone = open_context(1)
+    each = alone.snapshot(0).memory_bytes
+    conversations = [np.concatenate([tokens[:20], np.full(n, 3 + n, np.int32)]) for n in (12, 9, 14)]
+    scheduler = Scheduler(open_context, n_slots=2, cache_budget=alone.state_bytes(32) + alone.state_bytes(29) + 2 * each)
+    budget, slots = scheduler.budget, scheduler.slots
+    assert budget is not None
+
+    def stats_after(text: np.ndarray, expected: int) -> dict:
+        assert evaluate(scheduler, text)[1] == expected
+        stats = scheduler.cache_stats()
+        kept = sum(entry["bytes"] for entry in stats["kept"].values())
+        assert stats["slots"]["bytes"] + stats["snapshots"]["bytes"] + kept == stats["bytes"] <= stats["budget"]
+        assert stats["snapshots"]["bytes"] == each * stats["snapshots"]["count"]
+        return stats
+
+    try:
+        assert stats_after(conversations[0], 0)["snapshots"]["count"] == 1
+        stats = stats_after(conversations[1], 0)  # two more, after 20 and 28 tokens: that of the first conversation goes
+        assert (stats["snapshots"]["count"], stats["dropped_snapshots"], stats["requantized"]) == (2, 1, 0)
+        assert [scheduler.snapshots.count(slot) for slot in slots] == [0, 2]
+        # The older of the two stays until this one has begun there; then it makes room for that of the last token.
+        stats = stats_after(conversations[2], 20)
+        assert (stats["snapshots"]["count"], stats["dropped_snapshots"], stats["requantized"]) == (1, 3, 0)
+        room = budget.budget - budget.held(slots)
+        assert budget.fit(slots, room + each) and len(scheduler.snapshots) == 0 == budget.changes.requantized
+        assert budget.fit(slots, room + each + 1) and budget.changes.requantized == 1, "with no snapshot left, prefixes lose bits"
+        scheduler.forget()
+        assert scheduler.cache_stats()["bytes"] == 0
+    finally:
+        scheduler.close()
+
+
+def test_a_budget_makes_room_for_the_moment_before_a_draft(model: _core.Model, tokens: np.ndarray) -> None:
+    open_context = lambda slots: _core.Context(model, n_ctx=64, n_slots=slots, n_batch=16)  # noqa: E731
+    alone = open_context(1)
+    each = alone.snapshot(0).memory_bytes
+    scheduler = Scheduler(open_context, cache_budget=alone.state_bytes(64) + each)
+    snapshots, slot = scheduler.snapshots, scheduler.slots[0]
+    try:
+        evaluate(scheduler, np.concatenate([tokens, tokens[:20]]))
+        assert snapshots.count(slot) == len(snapshots) == 1
+        slot.busy = True
+        snapshots.take_before_draft(slot)
+        assert snapshots.count(slot) == 0 and len(snapshots) == 1, "an older one made room"
+        snapshots.take_before_draft(slot)
+        assert not snapshots.drop_oldest([slot]), "what runs may need it"
+        slot.busy = False
+        assert snapshots.drop_oldest([slot]) and len(snapshots) == 0
+    finally:
+        scheduler.close()

@@ -1,5 +1,6 @@
-"""Precision that follows the load: what slots hold and what was set aside share a number of bytes. Where they would exceed it, prefixes
-that no request uses are kept in fewer bits, the one unused for longest first, before any of them is forgotten."""
+"""Precision that follows the load: what slots hold, snapshots of recurrent layers and what was set aside share a number of bytes. Where
+they would exceed it, snapshots go; then prefixes that no request uses are kept in fewer bits, the one unused for longest first, before any
+of them is forgotten."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,8 +34,10 @@ class Kept:
 
 @dataclass
 class Changes:
-    """What a budget did since the beginning: prefixes kept in fewer bits, forgotten, taken up again (by type of cache); their tokens."""
+    """What a budget did since the beginning: snapshots dropped; prefixes kept in fewer bits, forgotten, taken up again (by type of cache);
+    their tokens."""
 
+    dropped_snapshots: int = 0
     requantized: int = 0
     evicted: int = 0
     taken_up: dict[str, int] = field(default_factory=dict)
@@ -44,19 +47,19 @@ class Changes:
 class CacheBudget:
     """The bytes of a scheduler's caches, and the prefixes that it keeps outside its slots.
 
-    A slot counts what the tokens that it holds take, a kept prefix its saved state. Everything follows from the order of requests and the
-    numbers of their tokens: no clock decides.
+    A slot counts what the tokens that it holds take, a kept prefix its saved state, a snapshot its copies. Everything follows from the
+    order of requests and the numbers of their tokens: no clock decides.
 
     Args:
         budget: bytes; ValueError when one full sequence exceeds it.
-        context: gives the present context, which may change. architecture: its model's.
+        context: gives the present context, which may change; snapshots: its snapshots. architecture: its model's.
 
     Attributes:
         levels: the types of cache that prefixes go through, the context's own first.
     """
 
-    def __init__(self, budget: int, context: Callable[[], _core.Context], architecture: str) -> None:
-        self.budget, self._context = budget, context
+    def __init__(self, budget: int, context: Callable[[], _core.Context], snapshots: Callable[[], Snapshots], architecture: str) -> None:
+        self.budget, self._context, self._snapshots = budget, context, snapshots
         self.levels = budget_levels(architecture, context().cache)
         self.kept: list[Kept] = []
         self.changes = Changes()
@@ -69,32 +72,32 @@ class CacheBudget:
         return self._context().state_bytes(n_tokens) if n_tokens else 0
 
     def held(self, slots: Sequence[Slot]) -> int:
-        """Bytes of the slots' tokens and of all that is kept."""
-        return sum(self.bytes_of(slot.n_tokens) for slot in slots) + sum(len(kept.state) for kept in self.kept)
+        """Bytes of the slots' tokens, of snapshots, and of all that is kept."""
+        held = sum(self.bytes_of(slot.n_tokens) for slot in slots) + sum(len(kept.state) for kept in self.kept)
+        return held + self._snapshots().memory_bytes
 
     def affords(self, running: Sequence[Handle], handle: Handle) -> bool:
         """Whether a request's tokens fit beside those of all that run; a request alone always does."""
         busy = sum(self.bytes_of(max(each.slot.n_tokens, len(each.work.tokens))) for each in running if each.slot is not None)
         return not running or busy + self.bytes_of(len(handle.work.tokens)) <= self.budget
 
-    def make_room(
-        self, handle: Handle, slot: Slot, source: Slot, slots: Sequence[Slot], snapshots: Snapshots, now: int
-    ) -> tuple[Slot, Slot]:
+    def make_room(self, handle: Handle, slot: Slot, source: Slot, slots: Sequence[Slot], now: int) -> tuple[Slot, Slot]:
         """Sees to the bytes that a request will take in its slot; returns the slot and the one whose prefix it begins with. A kept prefix
         goes into the slot where it is longer than what slots have, and what else the slot held is set aside."""
-        prefix = handle.work.tokens[: handle.work.first_row]
+        prefix, snapshots = handle.work.tokens[: handle.work.first_row], self._snapshots()
         kept, shared = self._best(prefix, whole=snapshots.needed)
         in_slots = snapshots.reach(source, source.shared(prefix))
         if shared <= in_slots:
             kept = None
+        beginning = snapshots.best(source, in_slots)  # which the request may return to
         wanted = self.bytes_of(len(handle.work.tokens))
         if kept is None and source is slot and 2 * in_slots >= slot.n_tokens > 0:  # the slot goes on
-            self.fit(slots, wanted - self.bytes_of(slot.n_tokens), [slot])
+            self.fit(slots, wanted - self.bytes_of(slot.n_tokens), [slot, beginning])
             return slot, slot
         aside = self.set_aside(slot)
         if kept is None and source is slot and in_slots > 0 and not snapshots.needed:
             kept, shared = aside, in_slots
-        self.fit(slots, wanted, [source, *([] if kept is None else [kept])])
+        self.fit(slots, wanted, [source, kept or beginning])
         if kept is None:
             return slot, source
         self._take_up(kept, shared, slot, now)
@@ -123,6 +126,7 @@ class CacheBudget:
             kept = Kept(tokens, self._context().save(slot.index, len(tokens)), 0, slot.used)
             self.kept.append(kept)
         self._context().release(slot.index)
+        self._snapshots().drop_lost()
         slot.rewind(0)
         return kept
 
@@ -139,8 +143,11 @@ class CacheBudget:
         else:
             kept.used = now
 
-    def fit(self, slots: Sequence[Slot], wanted: int, spared: Sequence[Slot | Kept] = ()) -> bool:
+    def fit(self, slots: Sequence[Slot], wanted: int, spared: Sequence[Slot | Kept | _core.Snapshot | None] = ()) -> bool:
         """Makes room for `wanted` bytes more; False where nothing is left that could give way. spared: these stay as they are."""
+        self._snapshots().drop_lost()
+        while self.held(slots) + wanted > self.budget and self._snapshots().drop_oldest(slots, spared):
+            self.changes.dropped_snapshots += 1
         while self.held(slots) + wanted > self.budget:
             idle: list[Slot | Kept] = [slot for slot in slots if not slot.busy and slot.n_tokens and slot not in spared]
             idle += [kept for kept in self.kept if kept not in spared]
@@ -179,7 +186,7 @@ class CacheBudget:
             }
             for level, name in enumerate(self.levels)
         }
-        changes = {"requantized": self.changes.requantized, "evicted": self.changes.evicted}
+        changes = {name: getattr(self.changes, name) for name in ("dropped_snapshots", "requantized", "evicted")}
         taken_up = {"taken_up": dict(self.changes.taken_up), "taken_up_tokens": dict(self.changes.taken_up_tokens)}
         return {"budget": self.budget, "bytes": self.held(slots), "kept": kept, **changes, **taken_up}
 

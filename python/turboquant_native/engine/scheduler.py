@@ -90,12 +90,14 @@ class Scheduler:
     ) -> None:
         self._open_context, self.max_slots, self.queue_limit = open_context, max(n_slots, max_slots), queue_limit
         self.context = open_context(n_slots)
-        self.snapshots = Snapshots(self.context, SNAPSHOTS_A_SLOT * n_slots)
+        self.snapshots = Snapshots(self.context, SNAPSHOTS_A_SLOT * n_slots, self._room)
         self._pace = pace or Pace(self.context.n_batch)
         self.slots = [Slot(index, self.context.n_ctx) for index in range(n_slots)]
         self.counters = Counters()
         self.latest_cache_stats: dict[str, Any] | None = None  # of the latest turn, where there is a budget
-        self.budget = None if cache_budget is None else CacheBudget(cache_budget, lambda: self.context, architecture)
+        self.budget: CacheBudget | None = None
+        if cache_budget is not None:
+            self.budget = CacheBudget(cache_budget, lambda: self.context, lambda: self.snapshots, architecture)
         self._running: list[Handle] = []
         self._time = 0
         self._closed = False
@@ -160,6 +162,7 @@ class Scheduler:
             for slot in self.slots:
                 if not slot.busy:
                     slot.rewind(0)
+            self.snapshots.drop_lost([slot.index for slot in self.slots if not slot.busy])
 
         self.run(rewind)
 
@@ -190,8 +193,12 @@ class Scheduler:
     def _cache_stats(self) -> dict[str, Any]:
         tokens = [slot.n_tokens for slot in self.slots if slot.n_tokens]
         slots = {"prefixes": len(tokens), "tokens": sum(tokens), "bytes": sum(self.context.state_bytes(n) for n in tokens)}
-        found = {"budget": None, "bytes": slots["bytes"], "kept": {}} if self.budget is None else self.budget.stats(self.slots)
-        return {**found, "slots": slots, "prompt_tokens": self.counters.prompt_tokens, "cached_tokens": self.counters.cached_tokens}
+        snapshots = {"count": len(self.snapshots), "bytes": self.snapshots.memory_bytes}
+        found: dict[str, Any] = {"budget": None, "bytes": slots["bytes"] + snapshots["bytes"], "kept": {}}
+        if self.budget is not None:
+            found = self.budget.stats(self.slots)
+        tokens_seen = {"prompt_tokens": self.counters.prompt_tokens, "cached_tokens": self.counters.cached_tokens}
+        return {**found, "slots": slots, "snapshots": snapshots, **tokens_seen}
 
     @property
     def queued(self) -> int:
@@ -304,8 +311,12 @@ class Scheduler:
                 return
             self._queue.popleft()
             if self.budget is not None:
-                found = self.budget.make_room(handle, *found, self.slots, self.snapshots, self._time)
+                found = self.budget.make_room(handle, *found, self.slots, self._time)
             self._join(handle, *found)
+
+    def _room(self, n_bytes: int) -> bool:
+        """Whether there is room for a snapshot, for which others and idle prefixes may have to give way."""
+        return self.budget is None or self.budget.fit(self.slots, n_bytes)
 
     def _choose(self, tokens: Tokens) -> tuple[Slot, Slot] | None:
         return choose(self.slots, tokens, self.snapshots.reach)
@@ -359,7 +370,7 @@ class Scheduler:
             if slot.n_tokens:
                 larger.load(slot.index, self.context.save(slot.index, slot.n_tokens))
         self.context.close()
-        self.context, self.snapshots = larger, Snapshots(larger, SNAPSHOTS_A_SLOT * n_slots)
+        self.context, self.snapshots = larger, Snapshots(larger, SNAPSHOTS_A_SLOT * n_slots, self._room)
         self.slots += [Slot(index, larger.n_ctx) for index in range(len(self.slots), n_slots)]
         return n_slots
 

@@ -44,23 +44,25 @@ def _budgets(found: dict[str, dict[str, Any]]) -> Iterator[GaugeMetricFamily | C
     """Of models whose caches have a budget."""
     if not found:
         return
-    held = GaugeMetricFamily("tqn_cache_bytes", "Bytes of slots and kept prefixes", labels=["model"])
+    held = GaugeMetricFamily("tqn_cache_bytes", "Bytes of slots, snapshots and kept prefixes", labels=["model"])
     most = GaugeMetricFamily("tqn_cache_budget_bytes", "What these may be", labels=["model"])
     prefixes = GaugeMetricFamily("tqn_kept_prefixes", "Prefixes kept beside the slots", labels=["model", "cache"])
     tokens = GaugeMetricFamily("tqn_kept_tokens", "Their tokens", labels=["model", "cache"])
+    dropped = CounterMetricFamily("tqn_dropped_snapshots", "Snapshots of recurrent layers that gave way", labels=["model"])
     requantized = CounterMetricFamily("tqn_requantized_prefixes", "Steps of kept prefixes to fewer bits", labels=["model"])
     evicted = CounterMetricFamily("tqn_evicted_prefixes", "Kept prefixes that were forgotten", labels=["model"])
     taken_up = CounterMetricFamily("tqn_taken_up_tokens", "Tokens of kept prefixes that went on", labels=["model", "cache"])
     for model, cache in found.items():
         held.add_metric([model], cache["bytes"])
         most.add_metric([model], cache["budget"])
+        dropped.add_metric([model], cache["dropped_snapshots"])
         requantized.add_metric([model], cache["requantized"])
         evicted.add_metric([model], cache["evicted"])
         for level, kept in cache["kept"].items():
             prefixes.add_metric([model, level], kept["prefixes"])
             tokens.add_metric([model, level], kept["tokens"])
             taken_up.add_metric([model, level], cache["taken_up_tokens"].get(level, 0))
-    yield from (held, most, prefixes, tokens, requantized, evicted, taken_up)
+    yield from (held, most, prefixes, tokens, dropped, requantized, evicted, taken_up)
 
 
 class Metrics:
