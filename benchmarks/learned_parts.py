@@ -2,8 +2,8 @@
 
     python benchmarks/learned_parts.py TEACHER FILE.gguf TEXT [TEXT ...] --work DIR [--tokens 2000000] [--batch 16] [--windows 16]
 
-DIR: of benchmarks/tuning.py, with the text that is learned from. All of it is computed in PyTorch, on a GPU where there is one, and measured
-on the first windows of 512 tokens of each TEXT and on the held-out ones, the second half of each scored; the files stay as they are.
+DIR: of benchmarks/tuning.py, with the text that is learned from. All is computed in PyTorch, on a GPU where there is one, and measured on
+the first windows of 512 tokens of each TEXT and on the held-out ones, the second half of each scored; the files stay as they are.
 
 Tables: each matrix's T and U become numbers of any size and learn beside scales and norms, which bounds what whole numbers could gain.
 Clips: the inputs of all packed matrices, rotated, are rounded to int8 with gradients passed straight through, by the largest value of a
