@@ -151,7 +151,8 @@ class Bench:
         print(f"| {label} | " + " | ".join(f"{kld:.4f}" for kld in found) + f" | {time.monotonic() - start:.0f} |", flush=True)
 
     def tables(self) -> None:
-        for label, kind in (("scales and norms learn", PackedWeight), ("tables too", WithTables)):
+        kinds: list[tuple[str, type[PackedWeight]]] = [("scales and norms learn", PackedWeight), ("tables too", WithTables)]
+        for label, kind in kinds:
             start, student = time.monotonic(), self.student(kind)
             for weight in student.weights.matrices.values():
                 if isinstance(weight, WithTables):
