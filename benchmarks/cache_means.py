@@ -77,12 +77,14 @@ def main() -> None:
     def first_exact(make: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
         return lambda k: np.concatenate([k[:, :, :64], make(k)[:, :, 64:]], axis=2)
 
-    def centred(k: np.ndarray) -> np.ndarray:
-        return coded(k - means, 4) + means
+    def centred(k: np.ndarray, bits: int = 4) -> np.ndarray:
+        return coded(k - means, bits) + means
 
     variants: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {
         "k8v8": (lambda k: coded(k, 8), 8),
         "k8v4": (lambda k: coded(k, 8), 4),
+        "k8v8, means of keys subtracted": (lambda k: centred(k, 8), 8),
+        "k8v4, means of keys subtracted": (lambda k: centred(k, 8), 4),
         "k4v4": (lambda k: coded(k, 4), 4),
         "k4v4, means of keys subtracted": (centred, 4),
         "k4v4, first 64 keys exact": (first_exact(lambda k: coded(k, 4)), 4),
