@@ -375,7 +375,7 @@ def plot(results: list[dict[str, Any]], tuned: list[dict[str, Any]], text: str, 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     series: dict[str, list[tuple[float, float]]] = {name: list(points) for name, points in OURS.items()}
-    for case, bpw in sorted({(r["case"], r["bpw"]) for r in tuned if r["text"] == text}):
+    for case, bpw in sorted({(r["case"], r["bpw"]) for r in tuned if r["text"] == text and r["case"] != "before"}):
         seeds = [r["kld_mean"] for r in tuned if (r["text"], r["case"], r["bpw"]) == (text, case, bpw)]
         series.setdefault(f"ours, {case}", []).append((bpw, sum(seeds) / len(seeds)))
     series["llama.cpp"] = list(LLAMA_CPP.values())
