@@ -1,14 +1,15 @@
 """Other libraries' quantization beside ours: the same model, the same texts, bits a weight of the whole file.
 
-    python benchmarks/baselines.py FOLDER TEXT [TEXT ...] --work DIR [--calib FILE] [--only NAME ...] [--plot FILE --ours DIR]
+    python benchmarks/baselines.py MODEL TEXT [TEXT ...] --work DIR [--calib FILE] [--only NAME ...] [--plot FILE --ours DIR]
 
-FOLDER: the model in Hugging Face's form, float32. Every library quantizes the linear layers as its users have it do so; what its matrices
-stand for is read back, written as an unquantized file of ours, and measured by our engine in float32 as benchmarks/quality.py measures: the
-first 16 windows of 512 tokens, the second half of each scored, against FOLDER itself. Bits count what a file must hold: codes, scales,
-zeros, and whatever a library leaves in 16 bit (embedding, norms). A library that is not installed, or fails, is named with its error. DIR
-keeps the figures (baselines.jsonl). The plot (matplotlib) shows them for the first TEXT, with those of benchmarks/tuning.py in --ours and
-llama.cpp's from docs/research/quality.md. Needs: transformers, and of hqq, optimum-quanto, torchao, bitsandbytes, auto-round, llmcompressor
-those that are to be measured.
+MODEL: a folder in Hugging Face's form or a GGUF file that transformers reads. Every library quantizes the linear layers, in float32, as its
+users have it do so; what its matrices stand for is read back, written as an unquantized file of ours, and measured by our engine in float32
+as benchmarks/quality.py measures: the first 16 windows of 512 tokens, the second half of each scored, against MODEL itself. So activations
+are never rounded, also where a library would. Bits count what a file must hold: codes, scales, zeros, and 16 for whatever a library leaves
+as it is (embedding, norms). A library that is not installed, or fails, is named with its error. DIR keeps the figures (baselines.jsonl;
+the lines of several runs may be put together) and the stored distributions of MODEL. The plot (matplotlib) shows them for the first TEXT,
+with those of benchmarks/tuning.py in --ours, and ours before tuning and llama.cpp's from docs/research/quality.md. Needs: transformers,
+and of hqq, optimum-quanto, torchao, bitsandbytes, auto-round, llmcompressor those that are to be measured.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,14 @@ from turboquant_native.evaluate.evaluation import CachedReference, LiveReference
 
 WINDOWS, CTX = 16, 512
 SAMPLES = 128  # calibration windows
-# Type: bits a weight of the file, KLD on WikiText; the model padded to llama.cpp's blocks, an importance matrix from the same text.
+SAMPLE_CHARS = 8 * CTX  # of every text: more than CTX tokens
+FIGURES = {"kld_mean": 4, "kld_p999": 2, "same_top": 3, "ppl": 2}  # with their digits
+# From docs/research/quality.md: bits a weight of the file, KLD on WikiText.
+OURS = {
+    "ours, calibrated": [(2.67, 0.356), (3.0, 0.220), (3.5, 0.125), (4.25, 0.0518)],
+    "ours, embedding in 16 bit": [(4.97, 0.598), (5.76, 0.161), (6.55, 0.0477)],
+}
+# Type: the same; the model padded to llama.cpp's blocks, an importance matrix from the same text.
 LLAMA_CPP = {
     "IQ2_S": (3.11, 1.59),
     "IQ2_M": (3.27, 1.17),
@@ -50,6 +60,7 @@ class Job:
     Attributes:
         model: float32; its linear layers' weights are replaced by what the library's codes stand for.
         texts: calibration, at least CTX tokens each.
+        work: a folder to write to.
         bits: that a file needs, by the names of the weights that were quantized.
     """
 
@@ -57,6 +68,7 @@ class Job:
     tokenizer: Any
     texts: list[str]
     device: str
+    work: Path
     bits: dict[str, float] = field(default_factory=dict)
 
     def linears(self) -> list[tuple[str, nn.Linear]]:
@@ -133,7 +145,7 @@ def bitsandbytes(job: Job, kind: str, double: bool = False) -> None:
         codes, state = functional.quantize_4bit(w, quant_type=kind, blocksize=64, compress_statistics=double)
         return functional.dequantize_4bit(codes, state)
 
-    job.replace(quantized, grouped(4, 64, 8 if double else 32))
+    job.replace(quantized, grouped(4, 64, 8 + 32 / 256 if double else 32))
 
 
 def llm_int8(job: Job) -> None:
@@ -150,65 +162,78 @@ def llm_int8(job: Job) -> None:
 # --- what needs text
 
 
-def auto_round(job: Job, bits: int, group: int) -> None:
-    """SignRound; sym, as its users' files are."""
+def auto_round(job: Job, scheme: Any) -> None:
+    """SignRound with its default of 200 steps a block."""
     from auto_round import AutoRound
 
-    tokens = [job.tokenizer(text, return_tensors="pt").input_ids[:, :CTX] for text in job.texts]
+    texts = job.work / "calibration.json"  # the search for widths takes no other form
+    texts.write_text(json.dumps([{"text": text} for text in job.texts]))
     maker = AutoRound(
         job.model,
         job.tokenizer,
-        bits=bits,
-        group_size=group,
-        sym=True,
-        dataset=[{"input_ids": each} for each in tokens],
+        scheme=scheme,
+        dataset=str(texts),
         seqlen=CTX,
-        nsamples=len(tokens),
+        nsamples=len(job.texts),
         iters=200,
+        amp=False,
+        enable_torch_compile=False,
         device_map=job.device,
     )
-    model, _ = maker.quantize()
-    job.model = model
+    job.model, layers = maker.quantize()
     for name, module in job.linears():
-        job.bits[f"{name}.weight"] = grouped(bits, group)(module.weight)
+        job.bits[f"{name}.weight"] = grouped(layers[name]["bits"], layers[name]["group_size"])(module.weight)
 
 
-def _compressor(job: Job, modifier: Any, bits: int, group: int) -> None:
+def round_scheme(bits: int, group: int) -> Any:
+    """Symmetric, as its users' files are."""
+    from auto_round.schemes import QuantizationScheme
+
+    return QuantizationScheme(bits=bits, group_size=group, sym=True, data_type="int", act_bits=16)
+
+
+def auto_scheme(job: Job, bits: float, group: int) -> None:
+    """A width for every layer by the loss's gradients, so that the average, scales included, is as wanted; then SignRound."""
+    from auto_round import AutoScheme
+
+    auto_round(job, AutoScheme(avg_bits=bits, options=[round_scheme(each, group) for each in (2, 3, 4, 8)]))
+
+
+def _compressor(job: Job, recipe: Any, bits: int, group: int) -> None:
     """Through llmcompressor: what its modules' scales and zeros make of their weights."""
+    from compressed_tensors.offload import remove_dispatch
     from compressed_tensors.quantization import forward
     from datasets import Dataset
     from llmcompressor import oneshot
 
     data = Dataset.from_list([{"text": text} for text in job.texts])
-    job.model.to(job.device)
-    oneshot(
-        model=job.model, dataset=data, recipe=modifier, tokenizer=job.tokenizer, max_seq_length=CTX, num_calibration_samples=len(job.texts)
+    oneshot(  # on a GPU where there is one
+        model=job.model, dataset=data, recipe=recipe, tokenizer=job.tokenizer, max_seq_length=CTX, num_calibration_samples=len(job.texts)
     )
-    job.model.cpu()
+    remove_dispatch(job.model)
     for name, module in job.linears():
         scheme = module.quantization_scheme.weights
-        zero = getattr(module, "weight_zero_point", None)
-        order = getattr(module, "weight_g_idx", None)
-        w = forward.fake_quantize(module.weight.detach(), module.weight_scale, zero, scheme, g_idx=order)
+        w = forward.fake_quantize(module.weight.detach(), module.weight_scale, getattr(module, "weight_zero_point", None), scheme)
         job.bits[f"{name}.weight"] = grouped(bits, group, 16, 0 if scheme.symmetric else bits)(w)
         _plain(job.model, name, w)
 
 
 def _scheme(bits: int, group: int, symmetric: bool) -> dict[str, Any]:
     weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": group}
-    return {"group_0": {"targets": ["Linear"], "weights": weights}}
+    return {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}, "ignore": ["lm_head"]}
 
 
 def gptq(job: Job, bits: int, group: int) -> None:
-    from llmcompressor.modifiers.quantization import GPTQModifier
+    from llmcompressor.modifiers.gptq import GPTQModifier
 
-    _compressor(job, GPTQModifier(config_groups=_scheme(bits, group, True), ignore=["lm_head"]), bits, group)
+    _compressor(job, GPTQModifier(**_scheme(bits, group, True)), bits, group)
 
 
 def awq(job: Job, bits: int, group: int) -> None:
-    from llmcompressor.modifiers.awq import AWQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
 
-    _compressor(job, AWQModifier(config_groups=_scheme(bits, group, False), ignore=["lm_head"]), bits, group)
+    _compressor(job, [AWQModifier(duo_scaling="both"), QuantizationModifier(**_scheme(bits, group, False))], bits, group)
 
 
 # SmolLM2's width, 576, is no multiple of 128: groups of 64.
@@ -219,9 +244,10 @@ CASES: dict[str, Callable[[Job], None]] = {
     "bitsandbytes NF4": lambda job: bitsandbytes(job, "nf4"),
     "bitsandbytes NF4, double": lambda job: bitsandbytes(job, "nf4", True),
     "bitsandbytes LLM.int8()": llm_int8,
-    **{f"auto-round {bits} bits, groups of 64": lambda job, bits=bits: auto_round(job, bits, 64) for bits in (2, 3, 4)},
     **{f"GPTQ (llm-compressor) {bits} bits, groups of 64": lambda job, bits=bits: gptq(job, bits, 64) for bits in (2, 3, 4)},
-    **{f"AWQ (llm-compressor) {bits} bits, groups of 64": lambda job, bits=bits: awq(job, bits, 64) for bits in (3, 4)},
+    **{f"AWQ (llm-compressor) {bits} bits, groups of 64": lambda job, bits=bits: awq(job, bits, 64) for bits in (2, 3, 4)},
+    **{f"auto-round {bits} bits, groups of 64": lambda job, bits=bits: auto_round(job, round_scheme(bits, 64)) for bits in (2, 3, 4)},
+    "auto-round widths by AutoScheme, 3.25 bits": lambda job: auto_scheme(job, 3.25, 64),
 }
 
 
@@ -233,57 +259,92 @@ class Bench:
         self.work.mkdir(parents=True, exist_ok=True)
         self.log = self.work / "baselines.jsonl"
         self.results = [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
-        self.reference = self._unquantized(args.folder, self.work / "reference.gguf")
-        self.windows: dict[str, Any] = {}
 
-    @staticmethod
-    def _unquantized(folder: Path, path: Path) -> Path:
+    @cached_property
+    def folder(self) -> Path:
+        """MODEL as transformers keeps it, in float32."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        made, given = self.work / "model", self.args.model
+        if given.is_dir():
+            return Path(given)
+        if not (made / "config.json").exists():
+            model = AutoModelForCausalLM.from_pretrained(given.parent, gguf_file=given.name, dtype=torch.float32)
+            model.hf_quantizer = None
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config
+            AutoTokenizer.from_pretrained(given.parent, gguf_file=given.name).save_pretrained(made)
+            model.save_pretrained(made)
+        return made
+
+    def _open(self, folder: Path, path: Path) -> Any:
+        """A folder's model, unquantized, from a file at `path`, which is made if need be."""
         if not path.exists():
             source = open_source(str(folder))
             write_model(source, make_plan(source, Options(outtype="f32")), path)
-        return path
+        return _core.Model(str(path), precision="f32", threads=self.args.threads)
 
-    def _reference(self, text: Path) -> CachedReference:
-        path = self.work / f"reference-{text.name}.npy"
-        scorer = Scorer(_core.Model(str(self.reference), precision="f32"), CTX)
-        windows = text_windows(scorer.vocabulary, text.read_text(encoding="utf-8"), CTX, WINDOWS)
-        try:
-            return CachedReference(path, windows) if path.exists() else CachedReference.store(path, LiveReference(scorer, windows))
-        finally:
-            scorer.close()
+    @cached_property
+    def references(self) -> dict[str, CachedReference]:
+        """Every text's windows with MODEL's distributions."""
+        found = {}
+        scorer = Scorer(self._open(self.folder, self.work / "reference.gguf"), CTX)
+        for text in self.args.texts:
+            path = self.work / f"reference-{text.name}.npy"
+            windows = text_windows(scorer.vocabulary, text.read_text(encoding="utf-8"), CTX, WINDOWS)
+            if not path.exists():
+                partial = path.with_suffix(".partial")
+                CachedReference.store(partial, LiveReference(scorer, windows))
+                partial.replace(path)
+            found[text.name] = CachedReference(path, windows)
+        scorer.close()
+        return found
+
+    def _model(self) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
 
     def _job(self) -> Job:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.args.folder)
-        model = AutoModelForCausalLM.from_pretrained(self.args.folder, dtype=torch.float32)
-        text = (self.args.calib or self.args.texts[0]).read_text(encoding="utf-8") if self.args.calib else ""
-        size = len(text) // SAMPLES
-        return Job(model, tokenizer, [text[i * size : i * size + 4 * CTX * 2] for i in range(SAMPLES)], self.args.device)
+        text = self.args.calib.read_text(encoding="utf-8") if self.args.calib else ""
+        step = len(text) // SAMPLES
+        texts = [text[i * step : i * step + SAMPLE_CHARS] for i in range(SAMPLES)]
+        return Job(self._model(), AutoTokenizer.from_pretrained(self.folder), texts, self.args.device, self.work)
 
     def run(self, name: str) -> None:
+        references = self.references
         start = time.monotonic()
         job = self._job()
         total = sum(p.numel() for p in job.model.parameters())
-        untouched = total - sum(module.weight.numel() for _, module in job.linears())
+        quantized = sum(module.weight.numel() for _, module in job.linears())
         CASES[name](job)
         seconds = time.monotonic() - start
-        bpw = (sum(job.bits.values()) + 16 * untouched) / total
-        linear = sum(job.bits.values()) / (total - untouched)
-        for text in self.args.texts:
-            figures = self._measured(job, text)
-            self._note({"name": name, "text": text.name, "bpw": bpw, "linear_bpw": linear, "seconds": seconds, **figures})
+        bits = sum(job.bits.values())
+        sizes = {"bpw": (bits + 16 * (total - quantized)) / total, "linear_bpw": bits / quantized}
+        candidate = self._candidate(job)
+        for text, reference in references.items():
+            figures = evaluate(candidate, reference.windows, reference).as_dict()
+            kept = {key: figures[key] for key in ("kld_mean", "kld_mean_se", "kld_p999", "same_top", "ppl", "ppl_reference")}
+            self._note({"name": name, "text": text, **sizes, "seconds": seconds, **kept})
+        candidate.close()
 
-    def _measured(self, job: Job, text: Path) -> dict[str, Any]:
+    def _candidate(self, job: Job) -> Any:
+        """What a library made, in our engine: its weights in an ordinary model, whatever it did to the one that it was given."""
         folder, path = self.work / "candidate", self.work / "candidate.gguf"
-        job.model.save_pretrained(folder)
+        plain, made = self._model(), job.model.state_dict()
+        plain.load_state_dict({name: made[name] for name in plain.state_dict()})
+        plain.save_pretrained(folder)
         job.tokenizer.save_pretrained(folder)
         path.unlink(missing_ok=True)
-        model = _core.Model(str(self._unquantized(folder, path)), precision="f32")
-        reference = self._reference(text)
-        figures = evaluate(model, reference.windows, reference).as_dict()
-        model.close()
-        return {key: figures[key] for key in ("kld_mean", "kld_p999", "same_top", "ppl")}
+        return self._open(folder, path)
+
+    def done(self, name: str) -> bool:
+        return {r["text"] for r in self.results if r["name"] == name and "text" in r} >= {text.name for text in self.args.texts}
+
+    def fail(self, name: str, error: Exception) -> None:
+        self._note({"name": name, "failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:160]})
 
     def _note(self, result: dict[str, Any]) -> None:
         self.results.append(result)
@@ -291,62 +352,72 @@ class Bench:
             log.write(json.dumps(result) + "\n")
 
     def table(self) -> None:
-        print(
-            "| | bits a weight, whole file | linear layers | text | KLD | KLD 99.9 % | same top-1 | perplexity | seconds |\n|" + "---|" * 9
-        )
-        for r in self.results:
-            if "failed" in r:
-                print(f"| {r['name']} | {r['failed']} |" + " |" * 7)
+        """By bits; every figure for all texts, in their order; what failed, and was not measured in another run, below."""
+        heads = ("", "bits a weight, whole file", "linear layers", "KLD", "99.9 %", "same top-1", "perplexity", "seconds")
+        print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+        rows = {r["name"]: [each for each in self.results if each["name"] == r["name"] and "text" in each] for r in self.results}
+        for name, same in sorted(rows.items(), key=lambda row: row[1][0]["bpw"] if row[1] else 99):
+            if not same:
+                failure = next(r["failed"] for r in reversed(self.results) if r["name"] == name)
+                print(f"| {name} | {failure} |" + " |" * (len(heads) - 2))
                 continue
-            figures = f"{r['kld_mean']:.4f} | {r['kld_p999']:.2f} | {r['same_top']:.3f} | {r['ppl']:.2f}"
-            print(f"| {r['name']} | {r['bpw']:.2f} | {r['linear_bpw']:.2f} | {r['text']} | {figures} | {r['seconds']:.0f} |")
+            by_text = {r["text"]: r for r in same}
+            found = [by_text[text.name] for text in self.args.texts if text.name in by_text]
+            cells = [", ".join(f"{r[key]:.{digits}f}" for r in found) for key, digits in FIGURES.items()]
+            first = found[0]
+            print(f"| {name} | {first['bpw']:.2f} | {first['linear_bpw']:.2f} | " + " | ".join(cells) + f" | {first['seconds']:.0f} |")
 
 
-def plot(results: list[dict[str, Any]], ours: list[dict[str, Any]], text: str, target: Path) -> None:
+def plot(results: list[dict[str, Any]], tuned: list[dict[str, Any]], text: str, target: Path) -> None:
     """Loss against bits, both of the whole file."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    series: dict[str, list[tuple[float, float]]] = {"llama.cpp": list(LLAMA_CPP.values())}
-    for r in ours:
-        if r["text"] == text:
-            series.setdefault(f"ours, {r['case']}", []).append((r["bpw"], r["kld_mean"]))
+    series: dict[str, list[tuple[float, float]]] = {name: list(points) for name, points in OURS.items()}
+    for case, bpw in sorted({(r["case"], r["bpw"]) for r in tuned if r["text"] == text and r["case"] != "before"}):
+        seeds = [r["kld_mean"] for r in tuned if (r["text"], r["case"], r["bpw"]) == (text, case, bpw)]
+        series.setdefault(f"ours, {case}", []).append((bpw, sum(seeds) / len(seeds)))
+    series["llama.cpp"] = list(LLAMA_CPP.values())
     for r in results:
         if r.get("text") == text:
             series.setdefault(r["name"].split(" ")[0], []).append((r["bpw"], r["kld_mean"]))
+    marks = cycle("svD^<>pXP*")
     for name, points in series.items():
-        line = "-" if name.startswith("ours") else ":"
-        axes.plot(*zip(*sorted(points), strict=True), line, marker="o" if name.startswith("ours") else "s", label=name)
+        ours = name.startswith("ours")
+        axes.plot(*zip(*sorted(points), strict=True), "-" if ours else ":", marker="o" if ours else next(marks), label=name)
     axes.set(xlabel="bits a weight, whole file", ylabel=f"KL divergence on {text}, nats a token", yscale="log")
+    axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.savefig(target)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="model, Hugging Face's form")
+    parser.add_argument("model", type=Path, help="folder in Hugging Face's form, or GGUF file")
     parser.add_argument("texts", type=Path, nargs="+", metavar="TEXT", help="texts to measure on")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="keeps everything")
     parser.add_argument("--calib", type=Path, help="text for those that need some")
     parser.add_argument("--device", default="cpu", help="where libraries compute")
-    parser.add_argument("--only", nargs="*", default=list(CASES), metavar="NAME", help="cases whose names begin so")
+    parser.add_argument("--threads", type=int, default=0, help="of our engine")
+    parser.add_argument("--only", nargs="*", default=list(CASES), metavar="NAME", help="cases whose names begin so; none: what is known")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw loss against bits")
     parser.add_argument("--ours", type=Path, metavar="DIR", help="--work of benchmarks/tuning.py, for the plot")
     args = parser.parse_args()
     bench = Bench(args)
     for name in [name for name in CASES if any(name.startswith(wanted) for wanted in args.only)]:
-        if any(r["name"] == name and "failed" not in r for r in bench.results):
+        if bench.done(name):
             continue
         try:
             bench.run(name)
         except Exception as error:  # a library's, of any kind: it is part of the result
             traceback.print_exc()
-            bench._note({"name": name, "failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]})
+            bench.fail(name, error)
     bench.table()
     if args.plot:
         log = args.ours / "tuning.jsonl" if args.ours else None
-        plot(bench.results, [json.loads(line) for line in log.read_text().splitlines()] if log else [], args.texts[0].name, args.plot)
+        tuned = [json.loads(line) for line in log.read_text().splitlines()] if log else []
+        plot(bench.results, tuned, args.texts[0].name, args.plot)
 
 
 if __name__ == "__main__":
