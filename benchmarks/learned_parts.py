@@ -58,16 +58,14 @@ class WithTables(PackedWeight):
         book[0, 0] = book[1, 1] = np.arange(16)
         device = self.stored.device
         i, j = (_core.reference_decode(self.codes, self.bits, self.n_out, self.n_in, each.ravel()) for each in book)
-        offset = self._offset()
-        self.places = [torch.from_numpy(each.astype(np.int64) + offset).to(device) for each in (i, j)]
+        empty = _core.reference_decode(self.codes, self.bits, self.n_out, self.n_in, np.zeros(32, np.int8))
+        self.offset = -int(empty[0, 0])
+        self.places = [torch.from_numpy(each.astype(np.int64) + self.offset).to(device) for each in (i, j)]
         tables = torch.from_numpy(self.codebook.astype(np.float32).reshape(2, 16)).to(device)
         self.tables = tables.requires_grad_()
 
-    def _offset(self) -> int:
-        return 31 if self.bits == 4 else 15
-
     def _refresh(self) -> None:
-        values = LookUp.apply(self.tables[0], self.places[0]) + LookUp.apply(self.tables[1], self.places[1]) - self._offset()
+        values = LookUp.apply(self.tables[0], self.places[0]) + LookUp.apply(self.tables[1], self.places[1]) - self.offset
         self.unrotated = (values if self.signs is None else unrotate(values, self.signs)).to(self._dtype)
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
