@@ -8,13 +8,15 @@ by scales and norms alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..convert.quantize import MatrixSpec, quantize_matrix
+from .. import _core
+from ..convert.quantize import MatrixSpec, QuantizedMatrix, quantize_matrix
 from ..convert.sources import Source
 from .network import Network
 from .weights import FREE, DenseWeight, PackedWeight
@@ -46,7 +48,7 @@ class Progressive:
     """
 
     def __init__(self, network: Network, source: Source, windows: NDArray[np.int32], threads: int) -> None:
-        self._network, self._threads, self._windows = network, threads, windows
+        self._network, self._threads, self._windows = network, threads or _core.cpu_count(), windows
         self.groups = groups(network)
         self._packed: dict[str, PackedWeight] = {}
         for name in [name for group in self.groups for name in group]:
@@ -61,15 +63,19 @@ class Progressive:
         """One more group: its learned weights become codes."""
         group = self.groups[self.done]
         hessians = self._hessians(group)
-        for name in group:
-            free = self._network.weights.matrices[name]
+        threads = max(1, self._threads // len(group))  # feedback goes from block to block: matrices side by side keep more cores busy
+
+        def rounded(name: str) -> QuantizedMatrix:
+            free, old = self._network.weights.matrices[name], self._packed[name]
             assert isinstance(free, DenseWeight)
-            old, hessian = self._packed[name], hessians.get(name)
             outliers = 0 if old.outliers is None else len(old.outliers)
             spec = MatrixSpec(old.bits, old.seed, outliers / (old.n_out * old.n_in), damping=_DAMPING)
-            w = free.value.detach().cpu().numpy()
-            old.replace(quantize_matrix(w, spec, hessian, threads=self._threads))
-            self._network.weights.matrices[name] = old
+            return quantize_matrix(free.value.detach().cpu().numpy(), spec, hessians.get(name), threads=threads)
+
+        with ThreadPoolExecutor(min(self._threads, len(group))) as pool:
+            for name, matrix in zip(group, pool.map(rounded, group), strict=True):
+                self._packed[name].replace(matrix)
+                self._network.weights.matrices[name] = self._packed[name]
         self.done += 1
 
     def _hessians(self, group: Sequence[str]) -> dict[str, NDArray[np.float32]]:
