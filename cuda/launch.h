@@ -138,6 +138,7 @@ struct AttentionView {
   bool rope_pairs = false;
   QueryGrowth growth;
   const float* sinks = nullptr;  // (heads)
+  const float *key_mean = nullptr, *key_balance = nullptr;  // (kv heads, head_dim) KeyStatistics, of a cache in codes; null: none
   float* partials = nullptr;     // (rows, heads, splits, head_dim + 2)
 };
 

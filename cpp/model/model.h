@@ -29,6 +29,7 @@ struct AttentionWeights {
   BufferPtr q_bias, k_bias, v_bias, o_bias, gate_bias;
   BufferPtr q_norm, k_norm;  // weights of the norms that AttentionConfig::qk_norm says
   BufferPtr sinks;           // (n_heads)
+  BufferPtr key_mean, key_balance;  // (n_kv_heads * head_dim) AttentionConfig::key_statistics
   RopeFrequencies rope;
 };
 struct DeltaNetLayerWeights {

@@ -15,7 +15,7 @@ from turboquant_native.engine.engine import Engine
 from turboquant_native.engine.work import Evaluation
 
 LEVELS = budget_levels("llama", "f16")
-HEADER, RECORD = 32, 56  # bytes of a saved state's header, and for each layer (cpp/model/saved_state.cpp)
+HEADER, RECORD = 32, 64  # bytes of a saved state's header, and for each layer (cpp/model/saved_state.cpp)
 
 
 @pytest.fixture(scope="module")
