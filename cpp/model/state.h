@@ -32,7 +32,7 @@ CachedRow cached_row(CacheElement type, int64_t head_dim);
 struct AttentionState {
   int64_t n_kv_heads = 0;
   CachedRow k, v;
-  std::shared_ptr<const LayerKeyStatistics> key_statistics;  // what keys go through before they become codes; null: nothing
+  std::shared_ptr<const LayerKeyStatistics> key_statistics{};  // what keys go through before they become codes; null: nothing
   bool operator==(const AttentionState&) const = default;
 };
 

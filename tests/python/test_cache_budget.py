@@ -73,7 +73,7 @@ def test_states_are_refused_by_name(core):
     context.eval(tokens_of(2, 70), 0, 0, "none")
     state = context.save(0, 70)
     changed = {
-        7: (b"2", "version 2, this release reads version 3"),
+        7: (b"3", "version 3, this release reads version 4"),
         8: (b"\x20", "tiles of 32 positions"),
         12: (b"\x09", "codes of version 9"),
         HEADER + 16: (b"\x07", "type 7 of cached numbers"),

@@ -8,6 +8,7 @@ contexts of every length up to the model's own: all of mu for pairs that hardly 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 
-KINDS = ("none", "means", "balances", "both")
-DEFAULT = "means"
+WINDOWS = 8  # of the calibration text, at most
 _SHORT = 512  # positions: contexts of every length from here on count alike
 _MOST = 8.0  # a balance is at most this, and at least its inverse
 _FIRST = 1  # positions of a window that do not count: the first token's keys lie far from all others
@@ -25,29 +25,38 @@ _FIRST = 1  # positions of a window that do not count: the first token's keys li
 Floats = NDArray[np.float64]
 
 
-def statistics(model: Any, tokens: NDArray[np.int32], kind: str) -> dict[str, NDArray[np.float32]]:
+def vectors_of(kind: str) -> int:
+    """How many a layer has."""
+    return {"none": 0, "both": 2}.get(kind, 1)
+
+
+def statistics(
+    model: Any, tokens: NDArray[np.int32], kind: str, progress: Callable[[int], None] = lambda layers: None
+) -> dict[str, NDArray[np.float32]]:
     """Tensor name -> (n_kv_heads, head_dim), of the layers that may keep codes.
 
     Args:
         model: the unquantized model, opened with precision "f32" on one device.
-        tokens: (windows, seq_len).
-        kind: one of KINDS.
+        tokens: (windows, seq_len), of which WINDOWS are read.
+        kind: one of request.CACHE_STATISTICS.
     """
     found: dict[str, NDArray[np.float32]] = {}
     if kind == "none":
         return found
     runner, config = _core.LayerRunner(model, tokens.shape[1]), model.config
     operations = _core.graph(model, tokens.shape[1])[1:]  # behind the embedding's
-    hidden = runner.embed(tokens)
+    hidden = runner.embed(np.ascontiguousarray(tokens[:: -(-len(tokens) // WINDOWS)]))
     for layer, described in enumerate(config["layers"]):
         if not described.get("keeps_codes"):
             hidden = runner.layer(layer, hidden)
+            progress(layer + 1)
             continue
         attention = next(op for op in operations[layer] if op["op"] == "attention")
         sums = _Sums(attention, tokens.shape[1])
         hidden = runner.layer_heads(layer, hidden, sums.add)
         for name, values in sums.result(kind, int(config["n_ctx_train"])).items():
             found[f"blk.{layer}.attn_k_cache_{name}.weight"] = values.astype(np.float32)
+        progress(layer + 1)
     return found
 
 
