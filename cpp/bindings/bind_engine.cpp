@@ -51,7 +51,6 @@ void describe(py::dict& d, const AttentionConfig& a) {
   d["rope_base"] = a.rope.base, d["rope_dims"] = a.rope.dims;
   if (a.kv_layer >= 0) d["kv_layer"] = a.kv_layer;
   d["keeps_codes"] = may_keep_codes(a);
-  d["key_means"] = a.key_statistics && !a.key_statistics->mean.empty();
 }
 void describe(py::dict& d, const DeltaNetConfig& n) {
   d["mixer"] = "delta_net";

@@ -70,7 +70,7 @@ class Request:
     auto_outliers: bool = True
     seq_len: int = 512
     hessian: str = "activations"
-    cache_statistics: str = "means"
+    cache_statistics: str = "both"
     cache: Path | None = None
     tuning: Mapping[str, float] = field(default_factory=dict)
 

@@ -116,7 +116,7 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
         "--cache-statistics",
         choices=("auto", *CACHE_STATISTICS),
         help="what the file says of its layers' keys, for quantized caches: their means, balances between queries and keys (default: auto, "
-        "means)",
+        "both)",
     )
     group.add_argument(
         "--calib-cache", type=Path, metavar="DIR", help="keep reference, text and sensitivities here for the next file of this model"
