@@ -21,9 +21,9 @@ namespace tq {
 
 enum class CacheSide : uint8_t { key, value };
 
-// What a file may say of a layer's keys (docs/format.md): of every channel of one key/value head, behind the rotary embedding; null: nothing.
-// A key is centred, then divided by the balance, before it is rotated and encoded, and a query is multiplied by it. A query's scores with
-// all keys so treated are off by the same number, its product with the mean, which no softmax sees.
+// What a file may say of a layer's keys (docs/format.md): of every channel of one key/value head, behind the rotary embedding; null:
+// nothing. A key is centred, then divided by the balance, before it is rotated and encoded, and a query is multiplied by it. A query's
+// scores with all keys so treated are off by the same number, its product with the mean, which no softmax sees.
 struct KeyStatistics {
   const float *mean = nullptr, *balance = nullptr;
 };

@@ -260,7 +260,8 @@ struct Loader {
     if (has(mean)) s.mean = floats(mean, a.head_dim, a.n_kv_heads);
     if (has(balance)) s.balance = floats(balance, a.head_dim, a.n_kv_heads);
     if (!s.mean.empty() && (a.soft_cap > 0 || a.sinks))
-      throw Error(Cause::bad_file, file().path() + ": tensor " + mean + ": a layer with " + (a.sinks ? "sinks" : "a soft cap of its scores") +
+      throw Error(Cause::bad_file, file().path() + ": tensor " + mean + ": a layer with " +
+                                       (a.sinks ? "sinks" : "a soft cap of its scores") +
                                        " cannot have means of keys: they would change its results");
     for (size_t i = 0; i < s.balance.size(); i++)
       if (!(s.balance[i] >= 1 / kMaxBalance && s.balance[i] <= kMaxBalance))

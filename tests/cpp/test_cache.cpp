@@ -372,8 +372,7 @@ TEST("keys centred and balanced by the operation: the same bits as keys and quer
       for (int64_t r = 0; r < n; r++) {
         for (int64_t h = 0; h < t.heads; h++)
           balance_query(statistics.of_head(h / (t.heads / t.kv_heads), t.dim), t.dim, q.data() + (r * t.heads + h) * t.dim);
-        for (int64_t h = 0; h < t.kv_heads; h++)
-          balance_key(statistics.of_head(h, t.dim), t.dim, k.data() + (r * t.kv_heads + h) * t.dim);
+        for (int64_t h = 0; h < t.kv_heads; h++) balance_key(statistics.of_head(h, t.dim), t.dim, k.data() + (r * t.kv_heads + h) * t.dim);
       }
       const auto whole = run(t, 4, {n}, in.q, in.k, in.v, n, statistics);
       CHECK(whole == run(t, 4, {n}, q, k, in.v, n));

@@ -1,7 +1,8 @@
 // Attention over a cache in codes (format/cache.h). Queries, keys and values are rotated, which leaves scores as they are and is undone in
-// the result; keys may be centred and balanced before. A row reads its own position from the planes, treated alike but exact, and all before it from the codes, also those of its own batch: so what
-// it gives does not depend on how a text was cut into batches. For the same reason positions are read in spans of fixed length, each from a
-// fresh softmax, whose states are merged in order, whether one thread reads them one after the other or several at once.
+// the result; keys may be centred and balanced before. A row reads its own position from the planes, treated alike but exact, and all
+// before it from the codes, also those of its own batch: so what it gives does not depend on how a text was cut into batches. For the same
+// reason positions are read in spans of fixed length, each from a fresh softmax, whose states are merged in order, whether one thread reads
+// them one after the other or several at once.
 #include <cmath>
 
 #include "backend/cpu/attention.h"

@@ -1,5 +1,5 @@
-"""What a file says of its layers' keys, for caches in codes (docs/format.md): their means, which are subtracted before a key is rounded, and
-balances, factors that move size from keys to queries or back, so that both roundings together cost least.
+"""What a file says of its layers' keys, for caches in codes (docs/format.md): their means, which are subtracted before a key is rounded,
+and balances, factors that move size from keys to queries or back, so that both roundings together cost least.
 
 Everything is taken before the rotary embedding, where it does not depend on the position: keys have a mean mu there, and pairs of channels
 keep their length when they turn. What is subtracted must be the same at every position. It is the mean of R(p) mu over the positions of
@@ -100,7 +100,8 @@ def mean_turns(frequencies: Floats, magnitude: float, n_ctx: int) -> NDArray[np.
     p = np.arange(max(n_ctx, 2 * _SHORT), dtype=np.float64)
     weights = 1 / np.maximum(p, _SHORT) - 1 / len(p)
     weights /= weights.sum()
-    return magnitude * np.array([(weights * np.exp(1j * p * frequency)).sum() for frequency in frequencies.astype(np.float64)], np.complex128)
+    turns = [(weights * np.exp(1j * p * frequency)).sum() for frequency in frequencies.astype(np.float64)]
+    return magnitude * np.array(turns, np.complex128)
 
 
 def _pairs(dims: int, interleaved: bool) -> tuple[slice, slice]:

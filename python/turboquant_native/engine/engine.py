@@ -78,8 +78,8 @@ class Engine:
             cache = "auto" if choice == "f16" else choice
         if cache.startswith("k4") and bears is False:
             logger.warning(
-                "keys in 4 bits (%s): models of the architecture %s were measured to lose their sense with them, where the file has no means "
-                "and balances of keys (tqn convert stores them)",
+                "keys in 4 bits (%s): models of the architecture %s were measured to lose their sense with them, where the file has no "
+                "means and balances of keys (tqn convert stores them)",
                 cache,
                 architecture,
             )

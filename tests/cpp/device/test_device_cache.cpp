@@ -47,7 +47,7 @@ Result run(Backend& b, const Case& c, const Inputs& in, const std::vector<int64_
   };
   const BufferPtr k_cache = cache(c.k_bits), v_cache = cache(c.v_bits);
   std::vector<TestPlane> of_keys;
-  for (const std::vector<float>* x : {&statistics.mean, &statistics.balance}) 
+  for (const std::vector<float>* x : {&statistics.mean, &statistics.balance})
     of_keys.emplace_back(b, x->empty() ? std::vector<float>(size_t(kv_width)) : *x, kv_width);
   Result result;
   for (int64_t first = 0, pass = 0; first < c.rows; pass++) {
@@ -231,7 +231,8 @@ Statistics statistics_of(const Case& c) {
   return s;
 }
 
-const Case kStatisticsCases[] = {{4, 2, 64, 8, 8, 70}, {3, 1, 80, 8, 4, 70}, {2, 2, 96, 4, 4, 70}, {8, 2, 128, 8, 8, 70}, {2, 1, 256, 4, 8, 70}};
+const Case kStatisticsCases[] = {
+    {4, 2, 64, 8, 8, 70}, {3, 1, 80, 8, 4, 70}, {2, 2, 96, 4, 4, 70}, {8, 2, 128, 8, 8, 70}, {2, 1, 256, 4, 8, 70}};
 
 }  // namespace
 
@@ -248,8 +249,7 @@ TEST("keys centred and balanced on the device: the same bits as keys and queries
       for (int64_t r = 0; r < c.rows; r++) {
         for (int64_t h = 0; h < c.heads; h++)
           balance_query(s.of_head(h / (c.heads / c.kv_heads), c.dim), c.dim, before.q.data() + (r * c.heads + h) * c.dim);
-        for (int64_t h = 0; h < c.kv_heads; h++)
-          balance_key(s.of_head(h, c.dim), c.dim, before.k.data() + (r * c.kv_heads + h) * c.dim);
+        for (int64_t h = 0; h < c.kv_heads; h++) balance_key(s.of_head(h, c.dim), c.dim, before.k.data() + (r * c.kv_heads + h) * c.dim);
       }
       for (const std::vector<int64_t>& passes : {std::vector<int64_t>{1}, {33, 1, 7}, {70}}) {
         const Result found = run(*device, c, in, passes, s), expected = run(*device, c, before, passes);
