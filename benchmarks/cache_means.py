@@ -17,7 +17,7 @@ from turboquant_native import _core
 from turboquant_native.engine.vocabulary import Vocabulary
 from turboquant_native.evaluate.evaluation import divergence, normalize
 
-HEADER, RECORD, SEED = 32, 56, 0x6B76  # of saved states (cpp/model/saved_state.cpp); of the rotation (cpp/format/cache.h)
+HEADER, RECORD, SEED = 32, 64, 0x6B76  # of saved states (cpp/model/saved_state.cpp); of the rotation (cpp/format/cache.h)
 LEVELS = np.array([6, 18, 31, 44, 58, 75, 96, 127], np.float32)
 
 

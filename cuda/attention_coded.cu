@@ -164,7 +164,7 @@ __device__ inline void load_queries(const CodedView& c, Shared<D, N>& s, int64_t
 
 // The same from the row's plane: a warp rotates and rounds every kWarps-th query.
 template <int D, int N>
-__device__ inline void encode_queries(const CodedView& c, Shared<D, N>& s, int row, int64_t first, int queries, int padded_dim,
+__device__ inline void encode_queries(const CodedView& c, Shared<D, N>& s, int row, int kv_head, int64_t first, int queries, int padded_dim,
                                       float (&q_scale)[N]) {
   static_assert(sizeof s.q == N * D);
   constexpr int kMine = (N + kWarps - 1) / kWarps;
@@ -175,7 +175,9 @@ __device__ inline void encode_queries(const CodedView& c, Shared<D, N>& s, int r
 #pragma unroll
   for (int i = 0; i < kMine; i++) {
     const int g = warp + i * kWarps;
-    if (g < queries) l[i] = load_vector(c.a, row, c.a.q + (first + g) * c.a.shape.head_dim, c.a.cos != nullptr, true);
+    if (g >= queries) continue;
+    l[i] = load_vector(c.a, row, c.a.q + (first + g) * c.a.shape.head_dim, c.a.cos != nullptr, true);
+    balance(c.a, kv_head, true, l[i]);
   }
   rotate(c.rotation, l);
   __syncthreads();
@@ -210,6 +212,7 @@ __device__ inline void store_row(const CodedView& c, int row, int kv_head, int64
     for (int g = warp; g < queries; g += kWarps) {
       const int64_t at = (first_query + g) * dim;
       LaneVector l[1] = {load_vector(a, row, a.q + at, a.cos != nullptr, true)};
+      balance(a, kv_head, true, l[0]);
       rotate(c.rotation, l);
       store_vector(l[0], dim, a.out + at);
     }
@@ -218,6 +221,7 @@ __device__ inline void store_row(const CodedView& c, int row, int kv_head, int64
   const bool key = warp == 0;
   float* const x = (key ? a.k : a.v) + (int64_t(row) * a.shape.n_kv_heads + kv_head) * dim;
   LaneVector l[1] = {load_vector(a, row, x, key && a.cos, false)};
+  if (key) balance(a, kv_head, false, l[0]);
   rotate(c.rotation, l);
   store_vector(l[0], dim, x);
   store_codes(c, l[0], key, row, kv_head, codes + warp * kMaxCodedDim);
@@ -266,7 +270,7 @@ __global__ void __launch_bounds__(kThreads) coded_kernel(const __grid_constant__
   float q_scale[N];
   if constexpr (Stores) {
     await_inputs();
-    encode_queries(c, s, row, head, queries, padded_dim, q_scale);
+    encode_queries(c, s, row, kv_head, head, queries, padded_dim, q_scale);
   } else {
     load_queries(c, s, head, queries, padded_dim, q_scale);
   }

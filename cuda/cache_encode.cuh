@@ -66,6 +66,18 @@ __device__ inline LaneVector load_vector(const AttentionView& a, int row, const 
   return l;
 }
 
+// As balance_key and balance_query of format/cache.h.
+__device__ inline void balance(const AttentionView& a, int kv_head, bool query, LaneVector& l) {
+  const int dim = a.shape.head_dim;
+#pragma unroll
+  for (int i = 0; i < kLaneChannels; i++) {
+    const int channel = lane_of() + kWarp * i, at = kv_head * dim + channel;
+    if (channel >= dim) continue;
+    if (!query && a.key_mean) l.x[i] -= a.key_mean[at];
+    if (a.key_balance) l.x[i] = query ? l.x[i] * a.key_balance[at] : l.x[i] / a.key_balance[at];
+  }
+}
+
 // Butterflies of M vectors of up to Dim channels by the warp's lanes alone; n: of their channels, a power of two.
 template <int Dim, int M>
 __device__ inline void mix_lanes(LaneVector (&l)[M], int n) {

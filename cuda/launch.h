@@ -137,8 +137,9 @@ struct AttentionView {
   int rope_dims = 0;
   bool rope_pairs = false;
   QueryGrowth growth;
-  const float* sinks = nullptr;  // (heads)
-  float* partials = nullptr;     // (rows, heads, splits, head_dim + 2)
+  const float* sinks = nullptr;                             // (heads)
+  const float *key_mean = nullptr, *key_balance = nullptr;  // (kv heads, head_dim) KeyStatistics, of a cache in codes; null: none
+  float* partials = nullptr;                                // (rows, heads, splits, head_dim + 2)
 };
 
 // Attention over a cache in codes (format/cache.h). A row reads its own position from the planes, all before it from the codes, in spans

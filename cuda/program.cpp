@@ -248,6 +248,7 @@ void CudaProgram::launch_attention(const AttentionOp& op) {
   a.k_cache = data<void>(op.k_cache), a.v_cache = data<void>(op.v_cache), a.cache_f32 = op.cache_f32;
   a.capacity = op.capacity, a.window = op.window, a.growth = op.growth, a.sinks = data(op.sinks),
   a.partials = workspace_.partials.as<float>();
+  a.key_mean = data(op.key_mean), a.key_balance = data(op.key_balance);
   for (const Angles& t : angles_) {
     if (!op.rope.inv_freq || !same_table(t.table, op.rope)) continue;
     a.cos = workspace_.cos.as<float>() + t.offset, a.sin = workspace_.sin.as<float>() + t.offset;

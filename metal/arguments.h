@@ -51,6 +51,8 @@ enum Flags : uint32_t {
   kGrowth = 32768,       // growth is real
   kSinks = 65536,        // sinks are real
   kLast = 131072,        // top: candidates are written, not keys
+  kKeyMean = 262144,     // key_mean is real
+  kKeyBalance = 524288,  // key_balance is real
 };
 enum InputKind : uint32_t { kPlainInput = 0, kNormInput = 1, kGatedInput = 2 };
 enum Activation : uint32_t { kSilu = 0, kGeluTanh = 1, kClampedSwiglu = 2, kSigmoid = 3 };
@@ -136,7 +138,8 @@ struct AttentionArgs {
 };
 // Caches in codes (format/cache.h), head_dim up to kMaxHeadDim; attention.splits: spans that partials have room for
 // store_codes           1 q  2 k  3 v  4 k_cache  5 v_cache  6 cos  7 sin  8 positions  9 slots  10 growth  11 signs  12 hartley
-//   13 q_codes (rows, n_heads, padded head_dim)  14 q_scale (rows, n_heads); leaves q, k and v rotated
+//   13 q_codes (rows, n_heads, padded head_dim)  14 q_scale (rows, n_heads)  15 key_mean  16 key_balance (n_kv_heads, head_dim)
+//   leaves q, k and v rotated
 //   grid (n_heads + 2 n_kv_heads, rows) of 32
 // attend_coded_n{1,4}   1 q_codes  2 q_scale  3 k_cache  4 v_cache  5 positions  6 slots  7 partials (rows, n_heads, splits, head_dim + 2)
 //   grid (spans, n_kv_heads * ceil(heads of one / n), rows from first_row on) of kCodedThreads

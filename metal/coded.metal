@@ -107,20 +107,27 @@ kernel void store_codes(constant CodedArgs& c [[buffer(0)]], device float* q [[b
                         device const int* positions [[buffer(8)]], device const int* slots [[buffer(9)]],
                         device const float* growth [[buffer(10)]], device const float* signs [[buffer(11)]],
                         device const float* hartley [[buffer(12)]], device int8_t* q_codes [[buffer(13)]],
-                        device float* q_scale [[buffer(14)]], TQ_IDS) {
+                        device float* q_scale [[buffer(14)]], device const float* key_mean [[buffer(15)]],
+                        device const float* key_balance [[buffer(16)]], TQ_IDS) {
   TQ_SHARED(float, first, kMaxHeadDim + kMaxHeadDim / 32);
   TQ_SHARED(float, second, kMaxHeadDim + kMaxHeadDim / 32);
   TQ_SHARED(float, plain, kMaxHeadDim);
   constant AttentionArgs& a = c.attention;
   const uint head = group.x, row = group.y, dim = a.head_dim, n_kv = a.n_kv_heads;
   const bool query = head < a.n_heads, key = !query && head < a.n_heads + n_kv;
-  const uint kv_head = query ? 0 : (head - a.n_heads) % n_kv;
+  const uint kv_head = query ? head / (a.n_heads / n_kv) : (head - a.n_heads) % n_kv;
   device float* x = query ? q + (ulong(row) * a.n_heads + head) * dim : (key ? k : v) + (ulong(row) * n_kv + kv_head) * dim;
   const ulong angles = ulong(row) * (a.rope_dims / 2);
   if ((a.flags & kRope) && (query || key)) rope(a, x, cos + angles, sin + angles, lane);
   simdgroup_barrier(mem_flags::mem_device);
   const float grown = query && (a.flags & kGrowth) ? growth[row] : 1.0f;
-  for (uint i = lane; i < dim; i += 32) first[padded(i)] = signs[i] * (x[i] * grown);
+  for (uint i = lane; i < dim; i += 32) {
+    float y = x[i] * grown;
+    if (key && (a.flags & kKeyMean)) y -= key_mean[kv_head * dim + i];
+    if (key && (a.flags & kKeyBalance)) y /= key_balance[kv_head * dim + i];
+    if (query && (a.flags & kKeyBalance)) y *= key_balance[kv_head * dim + i];
+    first[padded(i)] = signs[i] * y;
+  }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   threadgroup float* turned = mix<false>(c.rotation, hartley, first, second, dim, lane, 32);
   const float factor = hadamard_factor(c.rotation);

@@ -113,10 +113,13 @@ void MetalProgram::attend_coded(const AttentionOp& op, const AttentionLaunch& l)
   CodedArgs c{};
   c.attention = l.args, c.rotation = rotation.args, c.k_bits = uint32_t(op.k_bits), c.v_bits = uint32_t(op.v_bits);
   c.attention.splits = uint32_t(spans_of(op.capacity));
+  c.attention.flags |= (op.key_mean ? kKeyMean : 0u) | (op.key_balance ? kKeyBalance : 0u);
+  const Bound nothing = w_.nothing().bound;
   const uint32_t heads = l.args.n_heads, kv_heads = l.args.n_kv_heads, queries = heads == kv_heads ? 1 : 4;
   launch(*w_.context, "store_codes", c,
          {l.q, l.k, l.v, l.k_cache, l.v_cache, l.cos, l.sin, positions_, slots_, l.growth, rotation.signs(), rotation.hartley(),
-          w_.q_codes.at(), w_.q_scale.at()},
+          w_.q_codes.at(), w_.q_scale.at(), op.key_mean ? memory_of(*op.key_mean).at() : nothing,
+          op.key_balance ? memory_of(*op.key_balance).at() : nothing},
          {heads + 2 * kv_heads, uint32_t(rows_)}, 32);
   const int32_t* positions = inputs_.data<int32_t>() + max_rows_;
   const int64_t at_once = coded_rows(op), last = *std::max_element(positions, positions + rows_);

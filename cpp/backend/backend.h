@@ -134,6 +134,9 @@ struct AttentionOp {
   // Or both hold codes of so many bits, 8 or 4 (format/cache.h; has_coded_cache() must say yes): (slots, n_kv_heads, tiles of the
   // capacity).
   int k_bits = 0, v_bits = 0;
+  // KeyStatistics of all key/value heads, (n_kv_heads, head_dim) each; null: none. Of caches in codes alone; no mean beside a soft cap or
+  // sinks, whose part of a softmax does not move with the other scores.
+  Buffer *key_mean = nullptr, *key_balance = nullptr;
   int64_t capacity = 0;  // positions of a slot
   QueryGrowth growth{};
   // (n_heads) scores of a position that has no value: it takes its part of each softmax and adds nothing. Null: there is none.

@@ -50,6 +50,7 @@ void describe(py::dict& d, const AttentionConfig& a) {
   d["n_heads"] = a.n_heads, d["n_kv_heads"] = a.n_kv_heads, d["head_dim"] = a.head_dim, d["window"] = a.window;
   d["rope_base"] = a.rope.base, d["rope_dims"] = a.rope.dims;
   if (a.kv_layer >= 0) d["kv_layer"] = a.kv_layer;
+  d["keeps_codes"] = may_keep_codes(a);
 }
 void describe(py::dict& d, const DeltaNetConfig& n) {
   d["mixer"] = "delta_net";

@@ -89,6 +89,19 @@ Floats layer(std::shared_ptr<RunnerHandle> h, int64_t index, const Floats& hidde
   return states(*pass);
 }
 
+Floats layer_heads(std::shared_ptr<RunnerHandle> h, int64_t index, const Floats& hidden, const py::object& heads) {
+  const auto pass = enter(std::move(h), index, hidden);
+  pass->runner->use([&](LayerRunner& runner) {
+    runner.run_heads(pass->pass, [&](const float* q, const float* k, int64_t rows, int64_t q_width, int64_t kv_width) {
+      py::gil_scoped_acquire acquire;
+      const py::capsule not_owned(q, [](void*) {});
+      heads(py::array_t<float>({py::ssize_t(rows), py::ssize_t(q_width)}, q, not_owned),
+            py::array_t<float>({py::ssize_t(rows), py::ssize_t(kv_width)}, k, not_owned));
+    });
+  });
+  return states(*pass);
+}
+
 Floats head(RunnerHandle& h, const Floats& hidden, const py::object& tap) {
   expect_last(hidden, "hidden", 2, h.runner.row_width());
   Floats logits({hidden.shape(0), py::ssize_t(h.runner.config().n_vocab)});
@@ -115,6 +128,7 @@ void bind_layer_runner(py::module_& m) {
       .def("embed", &embed, py::arg("tokens").noconvert())
       .def("enter", &enter, py::arg("layer"), py::arg("hidden").noconvert())
       .def("layer", &layer, py::arg("index"), py::arg("hidden").noconvert(), py::arg("tap") = py::none())
+      .def("layer_heads", &layer_heads, py::arg("index"), py::arg("hidden").noconvert(), py::arg("heads"))
       .def("head", &head, py::arg("hidden").noconvert(), py::arg("tap") = py::none());
   py::class_<PassHandle>(m, "LayerPass", "Windows on their way through a layer; see _core.pyi.")
       .def("run", &run, py::arg("tap") = py::none())

@@ -68,6 +68,20 @@ void encode_4(CacheSide side, const float* x, int head_dim, float scale, int lan
 
 }  // namespace
 
+void balance_key(const KeyStatistics& s, int head_dim, float* k) {
+  for (int c = 0; s.mean && c < head_dim; c++) k[c] -= s.mean[c];
+  for (int c = 0; s.balance && c < head_dim; c++) k[c] /= s.balance[c];
+}
+
+void unbalance_key(const KeyStatistics& s, int head_dim, float* k) {
+  for (int c = 0; s.balance && c < head_dim; c++) k[c] *= s.balance[c];
+  for (int c = 0; s.mean && c < head_dim; c++) k[c] += s.mean[c];
+}
+
+void balance_query(const KeyStatistics& s, int head_dim, float* q) {
+  for (int c = 0; s.balance && c < head_dim; c++) q[c] *= s.balance[c];
+}
+
 void encode_cached(CacheSide side, int bits, const float* x, int head_dim, int lane, uint8_t* tile) {
   const float scale = scale_of(bits, x, head_dim);
   put_scale(bits, scale, head_dim, lane, tile);

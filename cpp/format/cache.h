@@ -21,6 +21,17 @@ namespace tq {
 
 enum class CacheSide : uint8_t { key, value };
 
+// What a file may say of a layer's keys (docs/format.md): of every channel of one key/value head, behind the rotary embedding; null:
+// nothing. A key is centred, then divided by the balance, before it is rotated and encoded, and a query is multiplied by it. A query's
+// scores with all keys so treated are off by the same number, its product with the mean, which no softmax sees.
+struct KeyStatistics {
+  const float *mean = nullptr, *balance = nullptr;
+};
+void balance_key(const KeyStatistics& s, int head_dim, float* k);    // k <- (k - mean) / balance
+void unbalance_key(const KeyStatistics& s, int head_dim, float* k);  // and back
+void balance_query(const KeyStatistics& s, int head_dim, float* q);  // q <- q * balance
+inline constexpr float kMaxBalance = 1024;                           // and 1 / kMaxBalance: what a file may hold
+
 // Writes the codes and the scale of x (head_dim) as position `lane` of a tile; what the tile holds of other positions stays. The integers
 // are the same on every machine. Where x is not finite the scale is NaN.
 void encode_cached(CacheSide side, int bits, const float* x, int head_dim, int lane, uint8_t* tile);

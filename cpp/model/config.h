@@ -2,6 +2,7 @@
 // file's metadata.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <variant>
 #include <vector>
@@ -40,6 +41,12 @@ struct RopeConfig {
   bool operator==(const RopeConfig&) const = default;
 };
 
+// What a file says of a layer's keys, for caches in codes: KeyStatistics (format/cache.h) of all heads, (n_kv_heads, head_dim) each.
+struct LayerKeyStatistics {
+  std::vector<float> mean, balance;  // empty: none
+  uint64_t fingerprint() const;      // of the numbers: codes of keys can only be read by models with the same
+};
+
 // A mixer: softmax attention of grouped query heads over the positions so far.
 struct AttentionConfig {
   int n_heads = 0;     // of queries
@@ -59,6 +66,7 @@ struct AttentionConfig {
   bool kv_shared = false;    // later layers see this one's
   bool output_gate = false;  // what the heads give is multiplied by the sigmoid of a gate, element by element
   bool sinks = false;        // each head has a score that takes part in its softmax and adds nothing
+  std::shared_ptr<const LayerKeyStatistics> key_statistics;  // set by the loader; null: the file has none
   int64_t q_width() const { return int64_t(n_heads) * head_dim; }
   int64_t kv_width() const { return int64_t(n_kv_heads) * head_dim; }
 };

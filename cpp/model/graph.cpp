@@ -51,9 +51,9 @@ void add_qk_norm(std::vector<Op>& ops, const Graph& g, const AttentionConfig& a,
   ops.push_back(norm);
 }
 
-AttentionOp attention_op(const Graph& g, const AttentionConfig& a, const RopeFrequencies& rope, const BufferPtr& sinks,
-                         const LayerState& state) {
+AttentionOp attention_op(const Graph& g, const AttentionConfig& a, const AttentionWeights& w, const LayerState& state) {
   const Planes& p = g.planes;
+  const RopeFrequencies& rope = w.rope;
   const bool long_context = rope.long_context && g.n_ctx > a.rope.original_ctx;
   AttentionOp op{.q = {p.q.get(), a.q_width()},
                  .k = {a.kv_layer < 0 ? p.k.get() : nullptr, a.kv_width()},
@@ -62,12 +62,13 @@ AttentionOp attention_op(const Graph& g, const AttentionConfig& a, const RopeFre
   op.rope = {(long_context ? rope.long_context : rope.common).get(), a.rope.dims, a.rope.magnitude, a.rope.pairs};
   op.shape = {a.n_heads, a.n_kv_heads, a.head_dim, a.scale, a.soft_cap};
   op.growth = a.growth;
-  op.sinks = sinks.get();
+  op.sinks = w.sinks.get();
   op.window = a.window;
   op.k_cache = state.k_cache().get(), op.v_cache = state.v_cache().get();
   const auto& shape = std::get<AttentionState>(state.shape());
   op.cache_f32 = shape.k.type == CacheElement::f32;
   op.k_bits = bits_of(shape.k.type), op.v_bits = bits_of(shape.v.type);
+  if (op.k_bits > 0) op.key_mean = w.key_mean.get(), op.key_balance = w.key_balance.get();
   op.capacity = g.n_ctx;
   return op;
 }
@@ -81,7 +82,7 @@ void add_mixer(std::vector<Op>& ops, const Graph& g, const Layer& layer, const A
   if (a.output_gate) products.push_back(output(w.gate, p.output_gate, w.gate_bias));
   ops.push_back(linear_op(normed(stream(g), layer.mixer_norm, g.config.norm_eps), std::move(products)));
   Op attention{.kind = Op::attention};
-  attention.attention_op = attention_op(g, a, w.rope, w.sinks, state);
+  attention.attention_op = attention_op(g, a, w, state);
   if (a.norm_values && a.kv_layer < 0) {
     const AttentionOp& op = attention.attention_op;
     Op norm{.kind = Op::norm};

@@ -257,7 +257,7 @@ struct LayerRunner::Impl {
       throw Error(Cause::invalid_argument, "layer " + std::to_string(layer) + " is not in 0 .. " + std::to_string(c.n_layers() - 1));
   }
 
-  void run(LayerPass& pass, const Tap& tap) {
+  void run(LayerPass& pass, const Tap& tap, const HeadsTap& heads = {}) {
     const std::vector<Op> ops = layer_ops(pass.layer);
     for (size_t i = 0; i < pass.halts.size(); i++) {
       const int64_t at = int64_t(i) * pass_rows, n = std::min(pass_rows, int64_t(pass.hidden.size()) / row_width - at);
@@ -270,12 +270,25 @@ struct LayerRunner::Impl {
       if (token_at >= 0) b.tokens = tokens, run(first_stream(), b);
       if (kv_layer(c, pass.layer) != pass.layer) put_keys(kv_layer(c, pass.layer), rows, n);
       const size_t before = halt.op;
+      if (heads) show_heads(ops, halt, b, heads);
       go_on(ops, halt, b, tap);
       take_columns(rows, n);
       const auto attends = [](const Op& op) { return op.kind == Op::attention; };
       if (keys_at.contains(pass.layer) && std::any_of(ops.begin() + int64_t(before), ops.begin() + int64_t(halt.op), attends))
         take_keys(pass.layer, rows, n);
     }
+  }
+
+  // From the layer's begin to its attention.
+  void show_heads(const std::vector<Op>& ops, LayerPass::Halt& halt, const Batch& b, const HeadsTap& heads) {
+    const auto at = std::find_if(ops.begin(), ops.end(), [](const Op& op) { return op.kind == Op::attention; });
+    if (at == ops.end() || !at->attention_op.k.buffer) return;
+    const AttentionOp& op = at->attention_op;
+    const int64_t n = int64_t(b.tokens.size());
+    run({ops.begin(), at}, b);
+    heads(get(op.q, n).data(), get(op.k, n).data(), n, op.q.width, op.k.width);
+    halt.op = size_t(at - ops.begin());
+    for (const Plane& plane : planes_needed(std::span(ops).subspan(halt.op), planes)) halt.planes.push_back(get(plane, n));
   }
 
   void go_on(const std::vector<Op>& ops, LayerPass::Halt& halt, const Batch& b, const Tap& tap) {
@@ -440,6 +453,7 @@ LayerPass LayerRunner::enter(int64_t layer, std::span<const float> hidden) const
 }
 
 void LayerRunner::run(LayerPass& pass, const Tap& tap) { impl_->run(pass, tap); }
+void LayerRunner::run_heads(LayerPass& pass, const HeadsTap& heads) { impl_->run(pass, {}, heads); }
 
 void LayerRunner::head(std::span<const float> hidden, std::span<float> logits, const Tap& tap) {
   check_size("hidden", hidden.size(), size_t(impl_->row_width));

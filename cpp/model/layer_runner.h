@@ -17,6 +17,9 @@ namespace tq {
 // Returns true to stop these rows here, before the site's matrices.
 using Tap = std::function<bool(const std::string& site, const float* x, int64_t rows, int64_t width)>;
 
+// Shown the queries and keys of a layer's attention before their rotary embedding, (rows, q_width) and (rows, kv_width): whole windows.
+using HeadsTap = std::function<void(const float* q, const float* k, int64_t rows, int64_t q_width, int64_t kv_width)>;
+
 // Windows of text part-way through a layer. Their rows run in groups. A group that a tap stopped continues from that point in the next
 // run(), with the matrices set by then; what was computed before that point is not computed again.
 struct LayerPass {
@@ -45,6 +48,7 @@ class LayerRunner {
   void embed(std::span<const int32_t> tokens, std::span<float> hidden);  // (n * seq_len) tokens -> (n * seq_len, row_width)
   LayerPass enter(int64_t layer, std::span<const float> hidden) const;   // windows (n * seq_len, row_width) before a layer
   void run(LayerPass& pass, const Tap& tap);                             // to the layer's end, or to where the tap stops the rows
+  void run_heads(LayerPass& pass, const HeadsTap& heads);                // to the layer's end; not called where it has no keys of its own
   // Any rows (rows, row_width) -> (rows, n_vocab) logits. The tap sees site "output"; where it returns true, the logits
   // of these rows are left as they were.
   void head(std::span<const float> hidden, std::span<float> logits, const Tap& tap);

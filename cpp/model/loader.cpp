@@ -4,9 +4,11 @@
 #include <numbers>
 
 #include "common/error.h"
+#include "format/cache.h"
 #include "model/architectures.h"
 #include "model/model.h"
 #include "model/placement.h"
+#include "model/state.h"
 
 namespace tq {
 namespace {
@@ -214,7 +216,7 @@ struct Loader {
     return ropes.emplace_back(rope, loaded).second;
   }
 
-  Layer load_layer(const std::string& blk, const LayerConfig& layer) {
+  Layer load_layer(const std::string& blk, LayerConfig& layer) {
     Layer l;
     if (c.pre_norms) l.mixer_norm = vector(blk + "attn_norm.weight", c.n_embd), l.ffn_norm = vector(blk + "ffn_norm.weight", c.n_embd);
     if (c.post_norms) {
@@ -225,7 +227,7 @@ struct Loader {
       const std::vector<float> scale = floats(blk + "layer_output_scale.weight", 1);
       if (!scale.empty()) l.scale = scale[0];
     }
-    l.mixer = std::visit([&](const auto& mixer) { return MixerWeights(load_mixer(blk, mixer)); }, layer.mixer);
+    l.mixer = std::visit([&](auto& mixer) { return MixerWeights(load_mixer(blk, mixer)); }, layer.mixer);
     l.feed_forward = std::visit([&](const auto& part) { return FeedForwardWeights(load_feed_forward(blk, part)); }, layer.feed_forward);
     if (c.n_embd_layer > 0) l.per_layer = load_per_layer(blk);
     return l;
@@ -250,7 +252,28 @@ struct Loader {
     return w;
   }
 
-  AttentionWeights load_mixer(const std::string& blk, const AttentionConfig& a) {
+  // Layers that never keep codes have no use for them.
+  void load_key_statistics(const std::string& blk, AttentionConfig& a, AttentionWeights& w) {
+    if (!may_keep_codes(a)) return;
+    const std::string mean = blk + "attn_k_cache_mean.weight", balance = blk + "attn_k_cache_balance.weight";
+    LayerKeyStatistics s;
+    if (has(mean)) s.mean = floats(mean, a.head_dim, a.n_kv_heads);
+    if (has(balance)) s.balance = floats(balance, a.head_dim, a.n_kv_heads);
+    if (!s.mean.empty() && (a.soft_cap > 0 || a.sinks))
+      throw Error(Cause::bad_file, file().path() + ": tensor " + mean + ": a layer with " +
+                                       (a.sinks ? "sinks" : "a soft cap of its scores") +
+                                       " cannot have means of keys: they would change its results");
+    for (size_t i = 0; i < s.balance.size(); i++)
+      if (!(s.balance[i] >= 1 / kMaxBalance && s.balance[i] <= kMaxBalance))
+        throw Error(Cause::bad_file, file().path() + ": tensor " + balance + " is " + std::to_string(s.balance[i]) + " at " +
+                                         std::to_string(i) + ", expected 1/1024 to 1024");
+    if (s.mean.empty() && s.balance.empty()) return;
+    if (!s.mean.empty()) w.key_mean = upload(s.mean);
+    if (!s.balance.empty()) w.key_balance = upload(s.balance);
+    a.key_statistics = std::make_shared<const LayerKeyStatistics>(std::move(s));
+  }
+
+  AttentionWeights load_mixer(const std::string& blk, AttentionConfig& a) {
     AttentionWeights w;
     w.q = matrix(blk + "attn_q.weight", a.q_width(), c.n_embd);
     const bool own = a.kv_layer < 0;
@@ -262,6 +285,7 @@ struct Loader {
     w.v_bias = optional_vector(blk + "attn_v.bias", a.kv_width());
     w.o_bias = optional_vector(blk + "attn_output.bias", c.n_embd);
     if (a.rope.dims > 0) w.rope = load_rope(a.rope);
+    load_key_statistics(blk, a, w);
     if (a.sinks) w.sinks = vector(blk + "attn_sinks.weight", a.n_heads);
     if (a.output_gate) {
       w.gate = matrix(blk + "attn_gate.weight", a.q_width(), c.n_embd);

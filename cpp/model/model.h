@@ -27,8 +27,9 @@ struct AttentionWeights {
   MatrixPtr gate;  // (q_width, n_embd) of AttentionConfig::output_gate
   MatrixPtr o;     // (n_embd, q_width): from the heads back to the residual stream
   BufferPtr q_bias, k_bias, v_bias, o_bias, gate_bias;
-  BufferPtr q_norm, k_norm;  // weights of the norms that AttentionConfig::qk_norm says
-  BufferPtr sinks;           // (n_heads)
+  BufferPtr q_norm, k_norm;         // weights of the norms that AttentionConfig::qk_norm says
+  BufferPtr sinks;                  // (n_heads)
+  BufferPtr key_mean, key_balance;  // (n_kv_heads * head_dim) AttentionConfig::key_statistics
   RopeFrequencies rope;
 };
 struct DeltaNetLayerWeights {

@@ -18,13 +18,14 @@ using kernels::RotationPlan;
 
 struct StateHeader {
   char magic[7] = {'T', 'Q', 'S', 'T', 'A', 'T', 'E'};
-  char version = '3';
+  char version = '4';
   int32_t tile = tqn::cache::kTile, codes_version = tqn::cache::kCodesVersion;
   int64_t n_layers = 0, positions = 0;
 };
 
 struct ShapeRecord {
   int64_t kind = 0, n_kv_heads = 0, k_type = 0, k_bytes = 0, v_type = 0, v_bytes = 0, recurrent_bytes = 0;
+  uint64_t key_statistics = 0;  // fingerprint of what codes of keys went through; 0: nothing, or no codes
   bool operator==(const ShapeRecord&) const = default;
 };
 
@@ -34,6 +35,7 @@ ShapeRecord record_of(const StateShape& shape) {
     record.n_kv_heads = a->n_kv_heads;
     record.k_type = int64_t(a->k.type), record.k_bytes = a->k.bytes;
     record.v_type = int64_t(a->v.type), record.v_bytes = a->v.bytes;
+    if (bits_of(a->k.type) > 0 && a->key_statistics) record.key_statistics = a->key_statistics->fingerprint();
   } else if (const auto* r = std::get_if<RecurrentState>(&shape)) {
     record.recurrent_bytes = r->bytes;
   }
@@ -55,7 +57,11 @@ StateShape shape_of(const ShapeRecord& record, const StateShape& own) {
   StateShape shape = own;
   if (auto* a = std::get_if<AttentionState>(&shape); a && record.kind == int64_t(own.index()))
     a->k = row_of(record.k_type, a->k), a->v = row_of(record.v_type, a->v);
-  if (record != record_of(shape)) bad_state("it belongs to another model: its layers remember something else");
+  ShapeRecord expected = record_of(shape);
+  const bool same_statistics = record.key_statistics == expected.key_statistics;
+  expected.key_statistics = record.key_statistics;
+  if (record != expected) bad_state("it belongs to another model: its layers remember something else");
+  if (!same_statistics) bad_state("it belongs to another model: its keys became codes with other means or balances");
   return shape;
 }
 
@@ -63,6 +69,7 @@ struct ShapedPiece {
   int64_t bytes;
   CacheSide side;
   CachedRow row;  // of a recurrent state: none
+  KeyStatistics statistics{};
 };
 
 std::vector<ShapedPiece> pieces_of(const StateShape& shape, int64_t n) {
@@ -70,6 +77,11 @@ std::vector<ShapedPiece> pieces_of(const StateShape& shape, int64_t n) {
   const auto* a = std::get_if<AttentionState>(&shape);
   if (!a) return {{std::get<RecurrentState>(shape).bytes, CacheSide::key, {}}};
   std::vector<ShapedPiece> all(size_t(a->n_kv_heads), {a->k.bytes_of(n), CacheSide::key, a->k});
+  if (const auto& s = a->key_statistics; s && bits_of(a->k.type) > 0)
+    for (size_t head = 0; head < all.size(); head++) {
+      const auto of_head = [&](const std::vector<float>& x) { return x.empty() ? nullptr : &x[head * size_t(a->k.head_dim)]; };
+      all[head].statistics = {of_head(s->mean), of_head(s->balance)};
+    }
   all.resize(2 * all.size(), {a->v.bytes_of(n), CacheSide::value, a->v});
   return all;
 }
@@ -107,8 +119,13 @@ void convert_piece(const ShapedPiece& from, const uint8_t* in, const ShapedPiece
   std::vector<float> x(size_t(to.row.head_dim));
   for (int64_t position = 0; position < n; position++) {
     read_row(from, in, position, x.data());
-    if (coded && !codes) kernels::kernels().rotate_inverse(plan, x.data(), x.data());
-    if (!coded && codes) kernels::kernels().rotate(plan, x.data(), x.data());
+    if (coded && !codes) {
+      kernels::kernels().rotate_inverse(plan, x.data(), x.data());
+      unbalance_key(from.statistics, int(x.size()), x.data());
+    } else if (!coded && codes) {
+      balance_key(to.statistics, int(x.size()), x.data());
+      kernels::kernels().rotate(plan, x.data(), x.data());
+    }
     write_row(to, out, position, x.data());
   }
 }

@@ -15,8 +15,8 @@ namespace {
 
 StateShape shape_of(const AttentionConfig& a, CacheElements cache) {
   if (a.kv_layer >= 0) return SharedState{};
-  if ((a.window > 0 || a.kv_shared) && bits_of(cache.k) > 0) cache = {CacheElement::f16, CacheElement::f16};
-  return AttentionState{a.n_kv_heads, cached_row(cache.k, a.head_dim), cached_row(cache.v, a.head_dim)};
+  if (!may_keep_codes(a) && bits_of(cache.k) > 0) cache = {CacheElement::f16, CacheElement::f16};
+  return AttentionState{a.n_kv_heads, cached_row(cache.k, a.head_dim), cached_row(cache.v, a.head_dim), a.key_statistics};
 }
 
 StateShape shape_of(const DeltaNetConfig& d, CacheElements) { return RecurrentState{d.state_floats() * int64_t(sizeof(float))}; }
@@ -29,6 +29,19 @@ std::atomic<uint64_t> next_id{1};
 
 }  // namespace
 
+// FNV-1a over both vectors and their lengths.
+uint64_t LayerKeyStatistics::fingerprint() const {
+  uint64_t hash = 0xcbf29ce484222325;
+  const auto mix = [&hash](const void* data, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++) hash = (hash ^ static_cast<const uint8_t*>(data)[i]) * 0x100000001b3;
+  };
+  for (const std::vector<float>* vector : {&mean, &balance}) {
+    const uint64_t n = vector->size();
+    mix(&n, sizeof n), mix(vector->data(), n * sizeof(float));
+  }
+  return hash;
+}
+
 int bits_of(CacheElement type) { return type == CacheElement::q8 ? 8 : type == CacheElement::q4 ? 4 : 0; }
 
 CachedRow cached_row(CacheElement type, int64_t head_dim) {
@@ -37,6 +50,8 @@ CachedRow cached_row(CacheElement type, int64_t head_dim) {
 }
 
 int64_t CachedRow::bytes_of(int64_t positions) const { return (bits_of(type) ? tqn::cache::tiles(positions) : positions) * bytes; }
+
+bool may_keep_codes(const AttentionConfig& a) { return a.kv_layer < 0 && a.window == 0 && !a.kv_shared; }
 
 StateShape state_shape(const LayerConfig& layer, CacheElements cache) {
   return std::visit([&](const auto& mixer) { return shape_of(mixer, cache); }, layer.mixer);

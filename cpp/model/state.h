@@ -32,6 +32,7 @@ CachedRow cached_row(CacheElement type, int64_t head_dim);
 struct AttentionState {
   int64_t n_kv_heads = 0;
   CachedRow k, v;
+  std::shared_ptr<const LayerKeyStatistics> key_statistics{};  // what keys go through before they become codes; null: nothing
   bool operator==(const AttentionState&) const = default;
 };
 
@@ -49,6 +50,7 @@ struct SharedState {
 
 using StateShape = std::variant<AttentionState, RecurrentState, SharedState>;
 
+bool may_keep_codes(const AttentionConfig& a);
 // Where others keep codes, layers with a window, whose caches stay small, and those that other layers share keep numbers, float16.
 StateShape state_shape(const LayerConfig& layer, CacheElements cache);
 int64_t slot_bytes(const StateShape& shape, int64_t capacity);      // of a slot of so many positions

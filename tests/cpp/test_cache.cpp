@@ -198,9 +198,18 @@ struct Case {
   int heads, kv_heads, dim, k_bits, v_bits;
 };
 
+// KeyStatistics of all key/value heads; empty: none.
+struct Statistics {
+  std::vector<float> mean, balance;
+  KeyStatistics of_head(int64_t head, int64_t dim) const {
+    const auto at = [&](const std::vector<float>& x) { return x.empty() ? nullptr : x.data() + head * dim; };
+    return {at(mean), at(balance)};
+  }
+};
+
 // The operation over n positions, in passes of the given numbers of rows (repeated), two slots side by side.
 std::vector<float> run(const Case& t, int threads, const std::vector<int64_t>& passes, const std::vector<float>& q,
-                       const std::vector<float>& k, const std::vector<float>& v, int64_t n) {
+                       const std::vector<float>& k, const std::vector<float>& v, int64_t n, const Statistics& statistics = {}) {
   const auto backend = make_cpu_backend({.threads = threads, .precision = Precision::f32, .crowd_cores = true});
   std::vector<BufferPtr> buffers;
   const auto plane = [&](int64_t width, const float* values, int64_t rows) {
@@ -212,6 +221,8 @@ std::vector<float> run(const Case& t, int threads, const std::vector<int64_t>& p
     return backend->allocate(2 * t.kv_heads * tqn::cache::tiles(n) * tqn::cache::tile_bytes(bits, t.dim));
   };
   const BufferPtr k_cache = cache(t.k_bits), v_cache = cache(t.v_bits);
+  const auto of_keys = [&](const std::vector<float>& x) { return x.empty() ? nullptr : plane(int64_t(x.size()), x.data(), 1).buffer; };
+  Buffer *const key_mean = of_keys(statistics.mean), *const key_balance = of_keys(statistics.balance);
   std::vector<float> all;
   for (int64_t first = 0, pass = 0; first < n; pass++) {
     const int64_t rows = std::min(passes[size_t(pass) % passes.size()], n - first);
@@ -225,6 +236,8 @@ std::vector<float> run(const Case& t, int threads, const std::vector<int64_t>& p
                        .v_cache = v_cache.get(),
                        .k_bits = t.k_bits,
                        .v_bits = t.v_bits,
+                       .key_mean = key_mean,
+                       .key_balance = key_balance,
                        .capacity = n};
     std::vector<int32_t> tokens(static_cast<size_t>(rows)), positions(tokens.size()), slots(tokens.size(), 1);
     for (int64_t i = 0; i < rows; i++) positions[size_t(i)] = int32_t(first + i);
@@ -269,5 +282,114 @@ TEST("the same bits for any batches and threads, near exact attention") {
       }
     // Codes of 8 bits are within 1 % of a normal vector, of 4 bits within 10 %; attention averages what is left.
     CHECK(error <= power * (t.k_bits == 8 && t.v_bits == 8 ? 1e-3 : 5e-2));
+  }
+}
+
+namespace {
+
+// Keys far from zero: each channel of a head around a mean of its own, about ten times what keys differ by.
+struct Centred {
+  Centred(const Case& t, int64_t n) : q(normals(n * t.heads * t.dim)), k(normals(n * t.kv_heads * t.dim)), v(k.size()) {
+    v = normals(n * t.kv_heads * t.dim);
+    statistics.mean = normals(t.kv_heads * t.dim, 10);
+    std::uniform_real_distribution<float> octaves(-2, 2);
+    for (size_t c = 0; c < statistics.mean.size(); c++) statistics.balance.push_back(std::exp2(octaves(rng)));
+    for (size_t i = 0; i < k.size(); i++) k[i] += statistics.mean[i % statistics.mean.size()];
+  }
+  std::vector<float> q, k, v;
+  Statistics statistics;
+};
+
+// Exact attention of row r's head over positions 0 to r; cap > 0: soft.
+std::vector<double> exact(const Case& t, const Centred& in, int64_t r, int64_t head) {
+  const int64_t kv = head / (t.heads / t.kv_heads);
+  std::vector<double> scores, out(static_cast<size_t>(t.dim));
+  for (int64_t p = 0; p <= r; p++) {
+    double score = 0;
+    for (int64_t d = 0; d < t.dim; d++)
+      score += double(in.q[size_t((r * t.heads + head) * t.dim + d)]) * in.k[size_t((p * t.kv_heads + kv) * t.dim + d)];
+    scores.push_back(0.3 * score);
+  }
+  const double most = *std::max_element(scores.begin(), scores.end());
+  double sum = 0;
+  for (int64_t p = 0; p <= r; p++) {
+    const double weight = std::exp(scores[size_t(p)] - most);
+    sum += weight;
+    for (int64_t d = 0; d < t.dim; d++) out[size_t(d)] += weight * in.v[size_t((p * t.kv_heads + kv) * t.dim + d)];
+  }
+  for (double& x : out) x /= sum;
+  return out;
+}
+
+double relative_error(const Case& t, const Centred& in, const std::vector<float>& found, int64_t n) {
+  double error = 0, power = 0;
+  for (int64_t r = 0; r < n; r += 13)
+    for (int64_t h = 0; h < t.heads; h++) {
+      const std::vector<double> want = exact(t, in, r, h);
+      for (int64_t d = 0; d < t.dim; d++) {
+        const double x = found[size_t((r * t.heads + h) * t.dim + d)] - want[size_t(d)];
+        error += x * x, power += want[size_t(d)] * want[size_t(d)];
+      }
+    }
+  return error / power;
+}
+
+}  // namespace
+
+TEST("keys centred and balanced: there and back, and scores off by the product with the mean alone") {
+  for (const int dim : {1, 64, 80, 96, 128, 256}) {
+    const auto mean = normals(dim, 10), q = normals(dim);
+    std::vector<float> balance;
+    for (int c = 0; c < dim; c++) balance.push_back(std::exp2(float(c % 7 - 3)));  // powers of two: exact
+    const KeyStatistics both{mean.data(), balance.data()};
+    double offset = 0;
+    for (int c = 0; c < dim; c++) offset += double(q[size_t(c)]) * mean[size_t(c)];
+    for (int i = 0; i < 5; i++) {
+      const auto k = normals(dim, 3);
+      auto changed = k, query = q;
+      balance_key(both, dim, changed.data()), balance_query(both, dim, query.data());
+      double before = 0, after = 0, size = 0;
+      for (size_t c = 0; c < k.size(); c++) {
+        before += double(q[c]) * k[c], after += double(query[c]) * changed[c];
+        size += std::fabs(double(q[c])) * (std::fabs(k[c]) + std::fabs(mean[c]));
+      }
+      CHECK_NEAR(before - after, offset, size * 0x1p-24);  // a subtraction's rounding is all there is
+      unbalance_key(both, dim, changed.data());
+      for (size_t c = 0; c < k.size(); c++) CHECK_NEAR(changed[c], k[c], (std::fabs(k[c]) + std::fabs(mean[c])) * 0x1p-23);
+      auto same = k;
+      balance_key({}, dim, same.data()), unbalance_key({}, dim, same.data());
+      CHECK(same == k);
+    }
+  }
+}
+
+TEST("keys centred and balanced by the operation: the same bits as keys and queries treated before it, for any batches and threads") {
+  const int64_t n = 530;  // more than a span
+  for (const Case& t : {Case{4, 2, 64, 8, 8}, Case{3, 1, 80, 8, 4}, Case{2, 2, 96, 4, 4}, Case{2, 1, 128, 8, 8}, Case{2, 1, 256, 4, 8}}) {
+    const Centred in(t, n);
+    for (const Statistics& statistics : {in.statistics, Statistics{in.statistics.mean, {}}, Statistics{{}, in.statistics.balance}}) {
+      auto q = in.q, k = in.k;
+      for (int64_t r = 0; r < n; r++) {
+        for (int64_t h = 0; h < t.heads; h++)
+          balance_query(statistics.of_head(h / (t.heads / t.kv_heads), t.dim), t.dim, q.data() + (r * t.heads + h) * t.dim);
+        for (int64_t h = 0; h < t.kv_heads; h++) balance_key(statistics.of_head(h, t.dim), t.dim, k.data() + (r * t.kv_heads + h) * t.dim);
+      }
+      const auto whole = run(t, 4, {n}, in.q, in.k, in.v, n, statistics);
+      CHECK(whole == run(t, 4, {n}, q, k, in.v, n));
+      CHECK(whole != run(t, 4, {n}, in.q, in.k, in.v, n));
+      CHECK(whole == run(t, 1, {300, 7, 1, 64}, in.q, in.k, in.v, n, statistics));
+    }
+  }
+}
+
+TEST("large means of keys: centred they cost nothing, else they take the codes' steps") {
+  const int64_t n = 200;
+  for (const Case& t : {Case{4, 2, 64, 8, 8}, Case{2, 1, 128, 8, 8}}) {
+    const Centred in(t, n);
+    const double with = relative_error(t, in, run(t, 2, {n}, in.q, in.k, in.v, n, {in.statistics.mean, {}}), n);
+    const double without = relative_error(t, in, run(t, 2, {n}, in.q, in.k, in.v, n), n);
+    // A key's step is a 127th of its largest channel: ten times as large with the means, a hundred times the squared error.
+    CHECK(with < 1e-3);
+    CHECK(without > 10 * with);
   }
 }

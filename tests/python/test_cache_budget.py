@@ -10,12 +10,12 @@ from test_scheduler import generated, work
 from turboquant_native import Llama, _core
 from turboquant_native._core import FormatError
 from turboquant_native.engine.cache_budget import draft_depth
-from turboquant_native.engine.cache_types import bears, budget_levels
+from turboquant_native.engine.cache_types import budget_levels, four_bit_keys
 from turboquant_native.engine.engine import Engine
 from turboquant_native.engine.work import Evaluation
 
-LEVELS = budget_levels("llama", "f16")
-HEADER, RECORD = 32, 56  # bytes of a saved state's header, and for each layer (cpp/model/saved_state.cpp)
+LEVELS = budget_levels("f16", True)
+HEADER, RECORD = 32, 64  # bytes of a saved state's header, and for each layer (cpp/model/saved_state.cpp)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_states_are_refused_by_name(core):
     context.eval(tokens_of(2, 70), 0, 0, "none")
     state = context.save(0, 70)
     changed = {
-        7: (b"2", "version 2, this release reads version 3"),
+        7: (b"3", "version 3, this release reads version 4"),
         8: (b"\x20", "tiles of 32 positions"),
         12: (b"\x09", "codes of version 9"),
         HEADER + 16: (b"\x07", "type 7 of cached numbers"),
@@ -224,9 +224,10 @@ def test_caches_of_codes_lose_further_bits(tiny_tqn):
 
 def test_keys_get_four_bits_only_where_that_was_measured_to_be_bearable():
     assert LEVELS == ("f16", "k8v8", "k8v4", "k4v4")
-    assert budget_levels("qwen2", "f16") == budget_levels("gemma2", "f16") == ("f16", "k8v8", "k8v4")
-    assert budget_levels("qwen2", "k4v8") == ("k4v8", "k4v4"), "whoever asked for such keys has them already"
-    assert not bears("qwen2", "k4v8") and bears("qwen2", "k8v4") and bears("llama", "k4v4")
+    assert budget_levels("f16", False) == ("f16", "k8v8", "k8v4")
+    assert budget_levels("k4v8", False) == ("k4v8", "k4v4"), "whoever asked for such keys has them already"
+    assert four_bit_keys("llama", False) and four_bit_keys("gemma2", True) is None
+    assert four_bit_keys("qwen2", True) is True and four_bit_keys("qwen2", False) is False
 
 
 def test_drafts_get_shorter_the_more_sequences_generate(tiny_tqn):

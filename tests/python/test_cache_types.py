@@ -9,7 +9,7 @@ import pytest
 from turboquant_native import Llama, LlamaRAMCache, _core
 from turboquant_native._core import FormatError
 from turboquant_native.commands import cli
-from turboquant_native.engine.cache_types import CHOICES, MEASURED, cache_type, measured_choice, types_of
+from turboquant_native.engine.cache_types import CHOICES, MEASURED, cache_type, is_balanced, measured_choice, types_of
 
 CODED = [choice for choice in CHOICES if choice != "f16"]
 
@@ -25,7 +25,11 @@ def test_names():
 
 def test_auto_is_what_was_measured(tiny_tqn, capsys):
     assert cache_type("auto", None) == cache_type(*types_of("auto")) == MEASURED
-    assert measured_choice("llama", [64, 64]) == "k8v8" and measured_choice("llama", [64, 128]) == measured_choice("gemma2", [64]) == "f16"
+    assert measured_choice("llama", [64, 64], False) == measured_choice("llama", [64], True) == "k8v8"
+    assert measured_choice("llama", [64, 128], True) == measured_choice("gemma2", [64], True) == "f16"
+    assert measured_choice("qwen2", [64], False) == "f16" and measured_choice("qwen2", [64], True) == "k8v8"
+    names = ["blk.0.attn_k.weight", "blk.3.attn_k_cache_mean.weight"]
+    assert not is_balanced(names) and is_balanced([*names, "blk.3.attn_k_cache_balance.weight"]) and not is_balanced([])
     with pytest.raises(ValueError, match="auto chooses both"):
         cache_type("auto", 8)
     with Llama(str(tiny_tqn), n_ctx=64, type_k="auto", verbose=False) as llm:  # heads of 16: not measured

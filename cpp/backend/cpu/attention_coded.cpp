@@ -1,7 +1,8 @@
 // Attention over a cache in codes (format/cache.h). Queries, keys and values are rotated, which leaves scores as they are and is undone in
-// the result. A row reads its own position from the planes, exactly, and all before it from the codes, also those of its own batch: so what
-// it gives does not depend on how a text was cut into batches. For the same reason positions are read in spans of fixed length, each from a
-// fresh softmax, whose states are merged in order, whether one thread reads them one after the other or several at once.
+// the result; keys may be centred and balanced before. A row reads its own position from the planes, treated alike but exact, and all
+// before it from the codes, also those of its own batch: so what it gives does not depend on how a text was cut into batches. For the same
+// reason positions are read in spans of fixed length, each from a fresh softmax, whose states are merged in order, whether one thread reads
+// them one after the other or several at once.
 #include <cmath>
 
 #include "backend/cpu/attention.h"
@@ -115,6 +116,11 @@ class CodedAttentionStep final : public Step {
     return data<uint8_t>(cache) + (slot * op_.shape.n_kv_heads + kv_head) * bytes;
   }
 
+  KeyStatistics statistics(int64_t kv_head) const {
+    const auto of_head = [&](const Buffer* all) { return all ? data(all) + kv_head * dim_ : nullptr; };
+    return {of_head(op_.key_mean), of_head(op_.key_balance)};
+  }
+
   // Each item is one head of q, or one head of k and v together.
   void store(const Worker& w, const Prepared& prepared) const {
     const int64_t n_heads = op_.shape.n_heads, n = n_heads + op_.shape.n_kv_heads;
@@ -130,6 +136,7 @@ class CodedAttentionStep final : public Step {
   void prepare(const Worker& w, const Prepared& prepared, int64_t r, int64_t head) const {
     float* q = row(op_.q, r) + head * dim_;
     turn_query(w, op_, angles_, r, q);
+    balance_query(statistics(head / group_), int(dim_), q);
     w.k.rotate(*plan_, q, q);
     const int64_t at = r * op_.shape.n_heads + head;
     int8_t* codes = prepared.codes + at * padded_;
@@ -143,6 +150,7 @@ class CodedAttentionStep final : public Step {
   void encode(const Worker& w, int64_t r, int64_t kv_head) const {
     float *k = row(op_.k, r) + kv_head * dim_, *v = row(op_.v, r) + kv_head * dim_;
     turn(w, op_.rope, angles_, r, k);
+    balance_key(statistics(kv_head), int(dim_), k);
     w.k.rotate(*plan_, k, k), w.k.rotate(*plan_, v, v);
     const int64_t tile = w.batch.positions[r] / tqn::cache::kTile, slot = w.batch.slots[r];
     const int lane = int(w.batch.positions[r] % tqn::cache::kTile);

@@ -19,6 +19,7 @@ from .._core import FormatError, GgufFile
 from ..common.memory import available_memory
 from ..convert.architectures import PER_LAYER_TABLE
 from ..convert.inspection import EMBEDDINGS, FileSummary, describe
+from ..engine.cache_types import is_balanced
 from ..engine.snapshots import SNAPSHOTS_A_SLOT
 from . import machine
 
@@ -79,6 +80,7 @@ class ModelFile:
     Attributes:
         n_ctx_train: positions that the model was trained for.
         layers: (n_kv_heads, head_dim, window) of each layer that keeps keys and values.
+        balanced: whether it has means and balances of its keys.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -87,6 +89,7 @@ class ModelFile:
         self.metadata = {key: value for key, value in file.metadata.items() if isinstance(value, (str, int, float))}  # no vocabularies
         _check_types(self._summary)
         self.layers = tuple(file.attention_layers())
+        self.balanced = is_balanced(name for name, _, _ in file.tensors())
         self.n_ctx_train = self._integer("context_length")
         embedding = next((tensor for tensor in self._summary.tensors if tensor.name == EMBEDDINGS[0]), None)
         if embedding is None:

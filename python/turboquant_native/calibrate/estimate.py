@@ -27,6 +27,7 @@ from ..convert.conversion import TensorPlan
 from ..convert.feedback import block_feedback, times_definite_inverse
 from ..convert.quantize import input_site
 from ..convert.sources import Source
+from .key_statistics import WINDOWS
 from .report import ALLOCATED, SIMPLE_RULE
 from .request import Effort
 from .rounding import ERROR_ROWS, layer_of
@@ -198,6 +199,7 @@ class Work:
     chooses_embeddings: bool
     counts_tokens: bool = False
     gradients: bool = False
+    key_statistics: bool = False
 
     @property
     def tokens(self) -> int:
@@ -284,6 +286,9 @@ def estimate(source: Source, plan: Sequence[TensorPlan], work: Work, speed: Spee
     if work.chooses or work.chooses_embeddings or counts.packed.keys() & {"token_embd.weight", "output.weight"}:
         memory = running + _statistics_memory(counts, work.effort.sensitivity_windows * work.seq_len) + 6 * logits
         stages.append(Stage("sensitivity", _sensitivity_seconds(counts, work, speed), memory))
+    if work.key_statistics:
+        tokens = min(work.windows, WINDOWS) * work.seq_len
+        stages.append(Stage("key statistics", counts.passes(tokens, work.seq_len) / speed.engine, running + 8.0 * tokens * counts.width))
     rounding = _rounding_seconds(counts, work, speed)
     memory = running + max(_rounding_memory(counts, work), 5 * largest)
     states = 3 * 2 * 4.0 * work.tokens * counts.width

@@ -34,6 +34,7 @@ from ..convert.sources import Source
 from ..evaluate.evaluation import divergence, mean_and_error, normalize
 from .end_loss import GradientMeter, check_available, input_sites, token_weights
 from .estimate import PROBE_LEN, Estimate, Speed, Work, estimate, reference_type
+from .key_statistics import statistics, vectors_of
 from .report import ALLOCATED, SIMPLE_RULE, Report
 from .request import Request
 from .rounding import SequentialRounder, Settings, layer_of
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 _GIVEN = "given"  # a plan, beside ALLOCATED and SIMPLE_RULE
 _FREQUENCY_WINDOWS = 4  # of the calibration text, for the tokens' mean probabilities
 _INFO_BYTES = 144  # that describe a tensor in a header, about
+_VECTOR_BYTES = 320  # likewise, with its checksum and the padding of its data
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Quantizer:
         self._built: dict[str, _Built] = {}
         self._weights: dict[str, NDArray[np.float32]] = {}
         self._frequency: NDArray[np.float32] | None = None
+        self._of_keys: dict[str, NDArray[np.float32]] = {}
         self._journey: Journey | None = None
         context = int(source.hyperparameters.get("context_length", request.seq_len))
         seq_len = min(request.seq_len, self._effort.seq_len, context)
@@ -87,7 +90,7 @@ class Quantizer:
         self._settings = replace(settings, **request.tuning)  # type: ignore[arg-type]
         s = self._settings
         shared = fingerprint(source, _stamps(request.calib), s.seq_len, s.seed, asdict(self._effort))
-        self._key = fingerprint(source, shared, asdict(s), _core.FORMAT_VERSION, request.hessian)
+        self._key = fingerprint(source, shared, asdict(s), _core.FORMAT_VERSION, request.hessian, request.cache_statistics)
         self._shared = self._work if request.cache is None else request.cache / shared[:16]
         self.report = Report({**asdict(request), **asdict(self._settings), "plan": None, "calib": str(request.calib or "default")})
 
@@ -115,6 +118,7 @@ class Quantizer:
             self._frequency = self._cached("frequency", lambda: self._frequencies(model, tokens))
         if self._request.hessian == "end-loss":
             self._weights = self._stage("gradients", lambda: self._token_weights(model, tokens))
+        self._of_keys = self._stage("key statistics", lambda: self._key_statistics(model, tokens))
         plans = {label: _in_order(plan) for label, plan in self._plans(sensitivity).items()}
         best = self._build_best(plans, model, tokens, probes, sensitivity)
         if self._effort.verify:
@@ -142,6 +146,7 @@ class Quantizer:
             chooses_embeddings=bool(self._widths.open_embeddings()),
             counts_tokens=self._needs_frequency,
             gradients=self._request.hessian == "end-loss",
+            key_statistics=self._request.cache_statistics != "none",
         )
         return estimate(self._source, plan, asked, Speed.measure(self._threads))
 
@@ -209,7 +214,12 @@ class Quantizer:
         _write_whole(self._request.plan, json.dumps(decision, indent=1).encode())
 
     def _header_bytes(self) -> int:
-        """Of the file before its tensors: as many as the reference has, or is going to have."""
+        """Of the file beside the source's tensors: the reference's header, as it is or is going to be, and the statistics of keys."""
+        keys = [shape[0] for name, shape in self._source.shapes.items() if name.endswith("attn_k.weight")]
+        vectors = vectors_of(self._request.cache_statistics) * sum(4 * width + _VECTOR_BYTES for width in keys)
+        return self._reference_header_bytes() + vectors
+
+    def _reference_header_bytes(self) -> int:
         if self._reference_path.exists():
             return int(_core.GgufFile(str(self._reference_path)).data_offset)
         with tempfile.TemporaryDirectory() as folder:
@@ -312,6 +322,10 @@ class Quantizer:
             tokens = default_windows(model, windows, seq_len, self._settings.seed, progress.advance_to, checkpoint)
         checkpoint.unlink(missing_ok=True)
         return tokens
+
+    def _key_statistics(self, model: Any, tokens: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
+        with self._progress(int(model.config["n_layers"]), "key statistics", "layers") as progress:
+            return statistics(model, tokens, self._request.cache_statistics, progress.advance_to)
 
     def _token_weights(self, model: Any, tokens: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
         """Of every site, by the gradient of the model's loss."""
@@ -445,6 +459,7 @@ class Quantizer:
             resume=True,
             quiet=self._quiet,
             extra_metadata={CALIBRATION_KEY: CALIBRATION_ROOM},
+            further=self._of_keys,
             settings=settings,
             title=f"rounding ({label})",
             journey=self._journey,

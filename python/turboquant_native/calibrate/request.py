@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..common.errors import ConvertError
 
+CACHE_STATISTICS = ("none", "means", "balances", "both")  # of keys: key_statistics.py
 HESSIANS = ("activations", "end-loss")  # all alike; by the gradient of the model's loss
 
 
@@ -56,6 +57,7 @@ class Request:
         auto_outliers: let the allocation keep outliers where they pay.
         seq_len: tokens of a calibration window, at most.
         hessian: a key of HESSIANS: what decides how much the calibration tokens count.
+        cache_statistics: one of CACHE_STATISTICS: what the file says of its layers' keys, for caches in codes.
         cache: folder that keeps reference, text and sensitivities for the next file of the model; None: they go with the rest.
         tuning: fields of calibrate.Settings in place of the defaults, for experiments.
     """
@@ -68,6 +70,7 @@ class Request:
     auto_outliers: bool = True
     seq_len: int = 512
     hessian: str = "activations"
+    cache_statistics: str = "both"
     cache: Path | None = None
     tuning: Mapping[str, float] = field(default_factory=dict)
 
@@ -76,6 +79,8 @@ class Request:
             raise ConvertError(f"--effort {self.effort}: choose among {', '.join(EFFORTS)}")
         if self.hessian not in HESSIANS:
             raise ConvertError(f"--hessian {self.hessian}: choose among {', '.join(HESSIANS)}")
+        if self.cache_statistics not in CACHE_STATISTICS:
+            raise ConvertError(f"--cache-statistics {self.cache_statistics}: choose among {', '.join(CACHE_STATISTICS)}")
         if self.bpw is not None and self.size is not None:
             raise ConvertError("--bpw and --size: give one of them")
         if self.bpw is not None and not 0 < self.bpw <= 32:

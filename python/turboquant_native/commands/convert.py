@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import _core
-from ..calibrate.request import EFFORTS, HESSIANS
+from ..calibrate.request import CACHE_STATISTICS, EFFORTS, HESSIANS
 from ..common.errors import ConvertError
 from ..common.sizes import size_argument
 from .tune import TUNING, add_tuning, settings_of, tuner_of
@@ -113,6 +113,12 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
         help="how calibration tokens count: all alike, or by the gradient of the model's loss, which needs torch (default: activations)",
     )
     group.add_argument(
+        "--cache-statistics",
+        choices=("auto", *CACHE_STATISTICS),
+        help="what the file says of its layers' keys, for quantized caches: their means, balances between queries and keys (default: auto, "
+        "both)",
+    )
+    group.add_argument(
         "--calib-cache", type=Path, metavar="DIR", help="keep reference, text and sensitivities here for the next file of this model"
     )
 
@@ -164,7 +170,7 @@ def _check(args: argparse.Namespace) -> None:
             raise ConvertError("--outliers auto: --effort none measures nothing; give a fraction")
 
 
-_CALIBRATION = ("plan", "calib", "calib_cache", "hessian")
+_CALIBRATION = ("plan", "calib", "calib_cache", "hessian", "cache_statistics")
 
 
 def _given(args: argparse.Namespace, *names: str) -> list[str]:
@@ -296,6 +302,7 @@ def _calibrated(args: argparse.Namespace, source: "Source", options: "Options") 
     from ..calibrate.request import Request
 
     decided = args.bits is not None or args.size is not None or (args.plan is not None and args.plan.exists())
+    asked = {} if args.cache_statistics in (None, "auto") else {"cache_statistics": args.cache_statistics}
     request = Request(
         _DEFAULT_BPW if args.bpw is None and not decided else args.bpw,
         args.size,
@@ -305,6 +312,7 @@ def _calibrated(args: argparse.Namespace, source: "Source", options: "Options") 
         args.outliers in (None, "auto"),
         hessian=args.hessian or "activations",
         cache=args.calib_cache,
+        **asked,
     )
     out = args.out or Path("model.gguf")
     quantizer = Quantizer(source, out, options, request, threads=args.threads, quiet=args.quiet, device=_device(args))

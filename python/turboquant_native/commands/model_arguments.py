@@ -149,7 +149,7 @@ def _cache(file: ModelFile, args: argparse.Namespace) -> str:
     """The cache's type for the estimate: float32 activations have a float32 cache unless it is quantized."""
     choice: str = args.cache
     if choice == "auto":
-        choice = measured_choice(str(file.metadata.get("general.architecture")), (dim for _, dim, _ in file.layers))
+        choice = measured_choice(str(file.metadata.get("general.architecture")), (dim for _, dim, _ in file.layers), file.balanced)
     return "f32" if args.precision == "f32" and choice == "f16" else choice
 
 

@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -283,6 +283,7 @@ def write_model(
     resume: bool = False,
     quiet: bool = True,
     extra_metadata: dict[str, Any] | None = None,
+    further: Mapping[str, NDArray[np.float32]] | None = None,
     settings: str = "",
     title: str = "converting",
     journey: Journey | None = None,
@@ -295,6 +296,7 @@ def write_model(
         resume: keep finished tensors when stopped, and go on from them.
         quiet: show no progress.
         extra_metadata: further keys of the file.
+        further: tensors that the source does not have.
         settings: what else decides the rounder's results: only a run with the same goes on from an interrupted one.
         title: of the progress bar.
         journey: what this is the stage `title` of.
@@ -320,6 +322,9 @@ def write_model(
                 _write_tensor(source, tensor, writer, rounder, progress.part(done))
             done += tensor.weights
             progress.advance_to(done)
+        for name, values in (further or {}).items():
+            if not writer.reuse(name):
+                writer.add_tensor(name, values)
         source.check_unchanged()
         size = writer.finish()
     return _summarize(source, plan, target, size, time.monotonic() - start, memory.peak)

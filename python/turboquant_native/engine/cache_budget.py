@@ -52,15 +52,16 @@ class CacheBudget:
 
     Args:
         budget: bytes; ValueError when one full sequence exceeds it.
-        context: gives the present context, which may change; snapshots: its snapshots. architecture: its model's.
+        context: gives the present context, which may change; snapshots: its snapshots. four_bit_keys: whether keys may
+            get so few bits.
 
     Attributes:
         levels: the types of cache that prefixes go through, the context's own first.
     """
 
-    def __init__(self, budget: int, context: Callable[[], _core.Context], snapshots: Callable[[], Snapshots], architecture: str) -> None:
+    def __init__(self, budget: int, context: Callable[[], _core.Context], snapshots: Callable[[], Snapshots], four_bit_keys: bool) -> None:
         self.budget, self._context, self._snapshots = budget, context, snapshots
-        self.levels = budget_levels(architecture, context().cache)
+        self.levels = budget_levels(context().cache, four_bit_keys)
         self.kept: list[Kept] = []
         self.changes = Changes()
         least = self.bytes_of(context().n_ctx)

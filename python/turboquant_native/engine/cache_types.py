@@ -8,13 +8,15 @@ OFFERED = ("auto", *CHOICES)  # where a model is run; auto: what was measured fo
 MEASURED = "measured"  # cache_type's name for auto, which measured_choice() makes one of CHOICES once the model is known
 
 # Architectures whose loss was measured on real models, with the sizes of their heads (docs/running.md has the table): types
-# whose mean KL divergence from float16 stayed below .004 at every depth. Those of qwen2 did at 512 positions, not at 4096.
+# whose mean KL divergence from float16 stayed below .004 at every depth. Those of qwen2 do where the file has the means of its keys,
+# which are large, and balances.
 _MEASURED: dict[tuple[str, int], str] = {("llama", 64): "k8v8"}
+_MEASURED_BALANCED = {**_MEASURED, ("qwen2", 64): "k8v8"}
 
 # What a cache budget goes through, from most bytes to fewest; values lose bits before keys, which need them more.
 _LEVELS = ("f16", "k8v8", "k8v4", "k4v4")
 _FOUR_BIT_KEYS = ("llama",)  # architectures that were measured to bear them
-_NO_FOUR_BIT_KEYS = ("qwen2",)  # and not to: their keys have large means, which a token's one scale must span
+_BALANCED_FOUR_BIT_KEYS = ("qwen2",)  # and only without the large means of their keys, which a token's one scale must span
 
 # llama.cpp's numbers and names. Types that the core lacks get the next one with no fewer bits.
 _NUMBERS = {0: "f32", 1: "f16", 30: "f32", 8: "8", 6: "8", 7: "8", 2: "4", 3: "4", 20: "4"}
@@ -48,23 +50,32 @@ def types_of(choice: str) -> tuple[str | None, str | None]:
     return f"q{choice[1]}_0", f"q{choice[3]}_0"
 
 
-def measured_choice(architecture: str, head_dims: Iterable[int]) -> str:
+def is_balanced(names: Iterable[str]) -> bool:
+    """Whether a file with tensors of these names has means of its keys and balances (docs/format.md)."""
+    kinds = {name.rpartition(".attn_k_cache_")[2] for name in names if ".attn_k_cache_" in name}
+    return kinds == {"mean.weight", "balance.weight"}
+
+
+def measured_choice(architecture: str, head_dims: Iterable[int], balanced: bool) -> str:
     """The one of CHOICES that suits a model: f16 where models of its architecture and size of heads were not measured."""
-    found = {_MEASURED.get((architecture, dim), "f16") for dim in head_dims}
+    measured = _MEASURED_BALANCED if balanced else _MEASURED
+    found = {measured.get((architecture, dim), "f16") for dim in head_dims}
     return found.pop() if len(found) == 1 else "f16"
 
 
-def budget_levels(architecture: str, own: str) -> tuple[str, ...]:
+def budget_levels(own: str, four_bit_keys: bool) -> tuple[str, ...]:
     """The types that prefixes of a context of type `own` go through, that first: with fewer bits in keys or values and more in neither.
-    Keys get 4 bits only where that was measured to be bearable."""
+    Keys get 4 bits only where that was measured to be bearable: `four_bit_keys`."""
     k, v = _bits(own)
     levels = [name for name in _LEVELS if name != own and _bits(name)[0] <= k and _bits(name)[1] <= v]
-    return (own, *(name for name in levels if _bits(name)[0] > 4 or k == 4 or architecture in _FOUR_BIT_KEYS))
+    return (own, *(name for name in levels if _bits(name)[0] > 4 or k == 4 or four_bit_keys))
 
 
-def bears(architecture: str, cache: str) -> bool:
-    """Whether nothing speaks against a type of cache: False where it was measured to take a model's sense."""
-    return not (cache.startswith("k4") and architecture in _NO_FOUR_BIT_KEYS)
+def four_bit_keys(architecture: str, balanced: bool) -> bool | None:
+    """Whether models were measured to bear keys in 4 bits (True) or to lose their sense with them (False); None: not measured."""
+    if architecture in _FOUR_BIT_KEYS:
+        return True
+    return balanced if architecture in _BALANCED_FOUR_BIT_KEYS else None
 
 
 def _bits(name: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .cache_types import MEASURED, bears, measured_choice
+from .cache_types import MEASURED, four_bit_keys, is_balanced, measured_choice
 from .generation import Generation, Limits
 from .head import read_head
 from .pace import Pace
@@ -70,13 +70,18 @@ class Engine:
             model = _core.Model(os.fsencode(model), device=device, threads=threads, precision=precision, lock_memory=lock_memory)
         self.core = model
         architecture = str(model.config["architecture"])
+        balanced = is_balanced(name for name, _, _ in model.file.tensors())
+        bears = four_bit_keys(architecture, balanced)
         if cache == MEASURED:
             layers = model.config["layers"]
-            choice = measured_choice(architecture, (layer["head_dim"] for layer in layers if "head_dim" in layer))
+            choice = measured_choice(architecture, (layer["head_dim"] for layer in layers if "head_dim" in layer), balanced)
             cache = "auto" if choice == "f16" else choice
-        if not bears(architecture, cache):
+        if cache.startswith("k4") and bears is False:
             logger.warning(
-                "keys in 4 bits (%s): models of the architecture %s were measured to lose their sense with them", cache, architecture
+                "keys in 4 bits (%s): models of the architecture %s were measured to lose their sense with them, where the file has no "
+                "means and balances of keys (tqn convert stores them)",
+                cache,
+                architecture,
             )
         self.head = read_head(model.file, int(model.config["n_embd"]))  # None: the model does not score
 
@@ -87,7 +92,7 @@ class Engine:
             return context
 
         guess = self.core.parameters * _CPU_SECONDS if device.startswith("cpu") else 0.0
-        self.scheduler = Scheduler(open_context, n_slots, max_slots, queue_limit, Pace(n_batch, guess), cache_budget, architecture)
+        self.scheduler = Scheduler(open_context, n_slots, max_slots, queue_limit, Pace(n_batch, guess), cache_budget, bears is True)
         self.metadata: dict[str, Any] = self.core.file.metadata
         self.vocabulary = Vocabulary(self.metadata, self.n_vocab)
 

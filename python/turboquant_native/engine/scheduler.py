@@ -72,7 +72,7 @@ class Scheduler:
         queue_limit: requests that may wait for a slot; None: any number.
         pace: how many prompt tokens a pass may take.
         cache_budget: bytes of all caches, which precision then follows (`CacheBudget`); None: the slots' contents are all that is kept.
-        architecture: of the model; it tells the budget how few bits its keys bear.
+        four_bit_keys: whether the budget may keep keys in 4 bits.
 
     A pass carries one token of every sequence that generates, and of the prompts as many as keep it short, the earliest first. The thread
     that runs passes starts with the first request and ends when there has been nothing to do for a while.
@@ -86,7 +86,7 @@ class Scheduler:
         queue_limit: int | None = None,
         pace: Pace | None = None,
         cache_budget: int | None = None,
-        architecture: str = "",
+        four_bit_keys: bool = False,
     ) -> None:
         self._open_context, self.max_slots, self.queue_limit = open_context, max(n_slots, max_slots), queue_limit
         self.context = open_context(n_slots)
@@ -97,7 +97,7 @@ class Scheduler:
         self.latest_cache_stats: dict[str, Any] | None = None  # of the latest turn, where there is a budget
         self.budget: CacheBudget | None = None
         if cache_budget is not None:
-            self.budget = CacheBudget(cache_budget, lambda: self.context, lambda: self.snapshots, architecture)
+            self.budget = CacheBudget(cache_budget, lambda: self.context, lambda: self.snapshots, four_bit_keys)
         self._running: list[Handle] = []
         self._time = 0
         self._closed = False

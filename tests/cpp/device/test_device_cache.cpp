@@ -10,6 +10,16 @@ namespace {
 struct Case {
   int heads, kv_heads, dim, k_bits, v_bits, rows;
   float soft_cap = 0;
+  bool turned = true;
+};
+
+// KeyStatistics of all key/value heads; empty: none.
+struct Statistics {
+  std::vector<float> mean, balance;
+  KeyStatistics of_head(int64_t head, int64_t dim) const {
+    const auto at = [&](const std::vector<float>& x) { return x.empty() ? nullptr : x.data() + head * dim; };
+    return {at(mean), at(balance)};
+  }
 };
 
 struct Inputs {
@@ -27,7 +37,7 @@ struct Result {
 };
 
 // The operation in passes of the given numbers of rows (repeated), in the second of two slots.
-Result run(Backend& b, const Case& c, const Inputs& in, const std::vector<int64_t>& passes) {
+Result run(Backend& b, const Case& c, const Inputs& in, const std::vector<int64_t>& passes, const Statistics& statistics = {}) {
   const int64_t capacity = c.rows + 3, q_width = c.heads * c.dim, kv_width = c.kv_heads * c.dim;
   std::vector<float> inv_freq;
   for (int i = 0; i < c.dim / 2; i++) inv_freq.push_back(std::pow(10000.f, -2.f * float(i) / float(c.dim)));
@@ -36,6 +46,9 @@ Result run(Backend& b, const Case& c, const Inputs& in, const std::vector<int64_
     return b.allocate(2 * c.kv_heads * tqn::cache::tiles(capacity) * tqn::cache::tile_bytes(bits, c.dim));
   };
   const BufferPtr k_cache = cache(c.k_bits), v_cache = cache(c.v_bits);
+  std::vector<TestPlane> of_keys;
+  for (const std::vector<float>* x : {&statistics.mean, &statistics.balance})
+    of_keys.emplace_back(b, x->empty() ? std::vector<float>(size_t(kv_width)) : *x, kv_width);
   Result result;
   for (int64_t first = 0, pass = 0; first < c.rows; pass++) {
     const int64_t n = std::min(passes[size_t(pass) % passes.size()], c.rows - first);
@@ -49,12 +62,14 @@ Result run(Backend& b, const Case& c, const Inputs& in, const std::vector<int64_
                        .k = k.plane,
                        .v = v.plane,
                        .out = out.plane,
-                       .rope = {freq.buffer.get(), c.dim, 1.f, false},
+                       .rope = {c.turned ? freq.buffer.get() : nullptr, c.dim, 1.f, false},
                        .shape = {c.heads, c.kv_heads, c.dim, 1 / std::sqrt(float(c.dim)), c.soft_cap},
                        .k_cache = k_cache.get(),
                        .v_cache = v_cache.get(),
                        .k_bits = c.k_bits,
                        .v_bits = c.v_bits,
+                       .key_mean = statistics.mean.empty() ? nullptr : of_keys[0].buffer.get(),
+                       .key_balance = statistics.balance.empty() ? nullptr : of_keys[1].buffer.get(),
                        .capacity = capacity};
     Rows rows(static_cast<int>(n));
     for (int64_t r = 0; r < n; r++) rows.positions[size_t(r)] = int32_t(first + r), rows.slots[size_t(r)] = 1;
@@ -203,5 +218,62 @@ TEST("prompts over codes: groups of one to six heads, against the CPU") {
     const Inputs in(c);
     const std::vector<float> expected = run(*make_cpu_backend({.threads = 1, .precision = Precision::f32}), c, in, {c.rows}).out;
     CHECK_NEAR(check::largest_difference(run(*device_backend(Precision::int8), c, in, {c.rows}).out, expected), 0, 0.1);
+  }
+}
+
+namespace {
+
+Statistics statistics_of(const Case& c) {
+  Random random{uint64_t(c.dim)};
+  Statistics s{random.normals(c.kv_heads * c.dim), random.normals(c.kv_heads * c.dim)};
+  for (float& m : s.mean) m *= 10;
+  for (float& b : s.balance) b = std::exp2(b);
+  return s;
+}
+
+const Case kStatisticsCases[] = {
+    {4, 2, 64, 8, 8, 70}, {3, 1, 80, 8, 4, 70}, {2, 2, 96, 4, 4, 70}, {8, 2, 128, 8, 8, 70}, {2, 1, 256, 4, 8, 70}};
+
+}  // namespace
+
+// Single rows, few rows and prompts go through different kernels.
+TEST("keys centred and balanced on the device: the same bits as keys and queries treated before") {
+  const auto device = device_backend(Precision::f32);
+  for (Case c : kStatisticsCases) {
+    c.turned = false;
+    Inputs in(c);
+    const Statistics all = statistics_of(c);
+    for (size_t i = 0; i < in.k.size(); i++) in.k[i] += all.mean[i % all.mean.size()];
+    for (const Statistics& s : {all, Statistics{all.mean, {}}, Statistics{{}, all.balance}}) {
+      Inputs before = in;
+      for (int64_t r = 0; r < c.rows; r++) {
+        for (int64_t h = 0; h < c.heads; h++)
+          balance_query(s.of_head(h / (c.heads / c.kv_heads), c.dim), c.dim, before.q.data() + (r * c.heads + h) * c.dim);
+        for (int64_t h = 0; h < c.kv_heads; h++) balance_key(s.of_head(h, c.dim), c.dim, before.k.data() + (r * c.kv_heads + h) * c.dim);
+      }
+      for (const std::vector<int64_t>& passes : {std::vector<int64_t>{1}, {33, 1, 7}, {70}}) {
+        const Result found = run(*device, c, in, passes, s), expected = run(*device, c, before, passes);
+        CHECK(found.k_tiles == expected.k_tiles);
+        CHECK(found.v_tiles == expected.v_tiles);
+        CHECK(found.k == expected.k);
+        CHECK(found.out == expected.out);
+      }
+      CHECK(run(*device, c, in, {1}, s).k_tiles != run(*device, c, in, {1}).k_tiles);
+    }
+  }
+}
+
+TEST("turned keys, centred and balanced: near the CPU's, rows and prompts") {
+  for (const Case& c : kStatisticsCases) {
+    Inputs in(c);
+    const Statistics s = statistics_of(c);
+    const auto cpu = make_cpu_backend({.threads = 1, .precision = Precision::f32});
+    const std::vector<float> expected = run(*cpu, c, in, {c.rows}, s).out;
+    for (const std::vector<int64_t>& passes : {std::vector<int64_t>{1}, {c.rows}}) {
+      const Result found = run(*device_backend(Precision::f32), c, in, passes, s);
+      CHECK(found.k_tiles == encoded(CacheSide::key, c.k_bits, c, found.k));
+      CHECK_NEAR(check::largest_difference(found.out, expected), 0, 0.02);
+    }
+    CHECK_NEAR(check::largest_difference(run(*device_backend(Precision::int8), c, in, {c.rows}, s).out, expected), 0, 0.1);
   }
 }
