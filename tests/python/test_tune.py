@@ -134,6 +134,23 @@ def test_the_same_seed_gives_the_same_bytes_and_an_interrupted_run_too(
     assert other.read_bytes() != whole.read_bytes()
 
 
+def test_statistics_of_keys_stay_in_the_file(folder: Path, tmp_path: Path) -> None:
+    """They describe the original's keys; no teacher has them, and nothing learns there."""
+    path, target = tmp_path / "model.gguf", tmp_path / "tuned.gguf"
+    source, kept = open_source(str(folder)), {}
+    config = json.loads((folder / "config.json").read_text())
+    heads = config["num_key_value_heads"]
+    shape = (heads, config["hidden_size"] // config["num_attention_heads"])
+    for kind in ("mean", "balance"):
+        kept[f"blk.0.attn_k_cache_{kind}.weight"] = np.random.default_rng(len(kept)).uniform(0.5, 2, shape).astype(np.float32)
+    write_model(source, make_plan(source, Options(bits=2, embed_bits=4)), path, further=kept)
+    assert tune(path, folder, target, tokens=4 * 8 * 32).run().kept
+    after = _core.GgufFile(target)
+    for name, values in kept.items():
+        np.testing.assert_array_equal(after.data(name).reshape(shape), values)
+    _core.Model(str(target)).close()
+
+
 def test_what_gains_nothing_is_not_kept(model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "tuned.gguf"
     run = tune(model, folder, target)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
+from ..engine.cache_types import KEY_STATISTICS
 
 WINDOWS = 8  # of the calibration text, at most
 _SHORT = 512  # positions: contexts of every length from here on count alike
@@ -55,7 +56,7 @@ def statistics(
         sums = _Sums(attention, tokens.shape[1])
         hidden = runner.layer_heads(layer, hidden, sums.add)
         for name, values in sums.result(kind, int(config["n_ctx_train"])).items():
-            found[f"blk.{layer}.attn_k_cache_{name}.weight"] = values.astype(np.float32)
+            found[f"blk.{layer}{KEY_STATISTICS}{name}.weight"] = values.astype(np.float32)
         progress(layer + 1)
     return found
 

@@ -13,6 +13,8 @@ MEASURED = "measured"  # cache_type's name for auto, which measured_choice() mak
 _MEASURED: dict[tuple[str, int], str] = {("llama", 64): "k8v8"}
 _MEASURED_BALANCED = {**_MEASURED, ("qwen2", 64): "k8v8"}
 
+KEY_STATISTICS = ".attn_k_cache_"  # in the names of tensors that say something of a layer's keys (docs/format.md)
+
 # What a cache budget goes through, from most bytes to fewest; values lose bits before keys, which need them more.
 _LEVELS = ("f16", "k8v8", "k8v4", "k4v4")
 _FOUR_BIT_KEYS = ("llama",)  # architectures that were measured to bear them
@@ -52,7 +54,7 @@ def types_of(choice: str) -> tuple[str | None, str | None]:
 
 def is_balanced(names: Iterable[str]) -> bool:
     """Whether a file with tensors of these names has means of its keys and balances (docs/format.md)."""
-    kinds = {name.rpartition(".attn_k_cache_")[2] for name in names if ".attn_k_cache_" in name}
+    kinds = {name.rpartition(KEY_STATISTICS)[2] for name in names if KEY_STATISTICS in name}
     return kinds == {"mean.weight", "balance.weight"}
 
 

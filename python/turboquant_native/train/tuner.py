@@ -29,6 +29,7 @@ from ..common.system import peak_memory
 from ..convert.container import CALIBRATION_KEY, fill_calibration
 from ..convert.conversion import Options, check_target, fingerprint, make_plan, plain_rounding, write_model
 from ..convert.sources import Source
+from ..engine.cache_types import KEY_STATISTICS
 from ..evaluate.evaluation import mean_and_error
 from .capture import Captured
 from .distillation import add_gradients, divergences
@@ -139,7 +140,8 @@ class Tuner:
             raise ConvertError(f"{self._path}: is of the architecture {mine}, the teacher {source.path} of {source.architecture.gguf}")
         packed = file.quantized()
         shapes: dict[str, tuple[int, ...]] = {name: (info["n_out"], info["n_in"]) for name, info in packed.items()}
-        shapes |= {name: shape for name, _, shape in file.tensors() if name.partition(".tqn")[0] not in packed}
+        others = [(name, shape) for name, _, shape in file.tensors() if name.partition(".tqn")[0] not in packed]
+        shapes |= {name: shape for name, shape in others if KEY_STATISTICS not in name}
         if shapes != source.shapes:
             odd = sorted(shapes.items() ^ source.shapes.items())[0][0]
             raise ConvertError(f"{self._path}: is no rounding of {source.path}: {odd} is {shapes.get(odd)}, there {source.shapes.get(odd)}")

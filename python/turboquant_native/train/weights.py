@@ -14,6 +14,7 @@ from torch.nn import functional
 from .. import _core
 from ..convert.quantize import QuantizedMatrix
 from ..convert.sources import Source
+from ..engine.cache_types import KEY_STATISTICS
 from .rotation import signs, unrotate
 
 SCALES, NORMS, DENSE, OUTLIERS, FREE = "scales", "norms", "dense", "outliers", "free"  # kinds of learned numbers
@@ -204,7 +205,7 @@ def of_file(file: _core.GgufFile, device: torch.device, dtype: torch.dtype, lear
     for name in packed:
         weights.matrices[name] = PackedWeight(file, name, device, dtype)
     for name, _, shape in file.tensors():
-        if name.partition(".tqn")[0] not in packed:
+        if name.partition(".tqn")[0] not in packed and KEY_STATISTICS not in name:
             values = torch.from_numpy(file.dequantize(name)).to(device)
             _add(weights, name, values.reshape(shape), learns, torch.float32)
     return weights
