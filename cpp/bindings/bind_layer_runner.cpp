@@ -92,11 +92,17 @@ Floats layer(std::shared_ptr<RunnerHandle> h, int64_t index, const Floats& hidde
 Floats layer_heads(std::shared_ptr<RunnerHandle> h, int64_t index, const Floats& hidden, const py::object& heads) {
   const auto pass = enter(std::move(h), index, hidden);
   pass->runner->use([&](LayerRunner& runner) {
-    runner.run_heads(pass->pass, [&](const float* q, const float* k, int64_t rows, int64_t q_width, int64_t kv_width) {
+    runner.run_heads(pass->pass, [&](const Heads& h) {
       py::gil_scoped_acquire acquire;
-      const py::capsule not_owned(q, [](void*) {});
-      heads(py::array_t<float>({py::ssize_t(rows), py::ssize_t(q_width)}, q, not_owned),
-            py::array_t<float>({py::ssize_t(rows), py::ssize_t(kv_width)}, k, not_owned));
+      const AttentionConfig& c = h.config;
+      const auto rows = [](const std::vector<float>& x, int64_t width) {
+        return py::array_t<float>({py::ssize_t(x.size()) / width, py::ssize_t(width)}, x.data());
+      };
+      py::dict d;
+      d["n_kv_heads"] = c.n_kv_heads, d["head_dim"] = c.head_dim, d["soft_cap"] = c.soft_cap, d["sinks"] = c.sinks;
+      d["rope_frequencies"] = py::array_t<float>(py::ssize_t(h.frequencies.size()), h.frequencies.data());
+      d["rope_magnitude"] = c.rope.magnitude, d["rope_pairs"] = c.rope.pairs;
+      heads(rows(h.q, c.q_width()), rows(h.k, c.kv_width()), d);
     });
   });
   return states(*pass);

@@ -270,7 +270,7 @@ struct LayerRunner::Impl {
       if (token_at >= 0) b.tokens = tokens, run(first_stream(), b);
       if (kv_layer(c, pass.layer) != pass.layer) put_keys(kv_layer(c, pass.layer), rows, n);
       const size_t before = halt.op;
-      if (heads) show_heads(ops, halt, b, heads);
+      if (heads) show_heads(pass.layer, ops, halt, b, heads);
       go_on(ops, halt, b, tap);
       take_columns(rows, n);
       const auto attends = [](const Op& op) { return op.kind == Op::attention; };
@@ -280,13 +280,14 @@ struct LayerRunner::Impl {
   }
 
   // From the layer's begin to its attention.
-  void show_heads(const std::vector<Op>& ops, LayerPass::Halt& halt, const Batch& b, const HeadsTap& heads) {
+  void show_heads(int64_t layer, const std::vector<Op>& ops, LayerPass::Halt& halt, const Batch& b, const HeadsTap& heads) {
     const auto at = std::find_if(ops.begin(), ops.end(), [](const Op& op) { return op.kind == Op::attention; });
     if (at == ops.end() || !at->attention_op.k.buffer) return;
     const AttentionOp& op = at->attention_op;
     const int64_t n = int64_t(b.tokens.size());
     run({ops.begin(), at}, b);
-    heads(get(op.q, n).data(), get(op.k, n).data(), n, op.q.width, op.k.width);
+    heads({std::get<AttentionConfig>(c.layers[size_t(layer)].mixer), row_of(op.rope.inv_freq, 0, op.rope.dims / 2), get(op.q, n),
+           get(op.k, n)});
     halt.op = size_t(at - ops.begin());
     for (const Plane& plane : planes_needed(std::span(ops).subspan(halt.op), planes)) halt.planes.push_back(get(plane, n));
   }

@@ -17,8 +17,13 @@ namespace tq {
 // Returns true to stop these rows here, before the site's matrices.
 using Tap = std::function<bool(const std::string& site, const float* x, int64_t rows, int64_t width)>;
 
-// Shown the queries and keys of a layer's attention before their rotary embedding, (rows, q_width) and (rows, kv_width): whole windows.
-using HeadsTap = std::function<void(const float* q, const float* k, int64_t rows, int64_t q_width, int64_t kv_width)>;
+// Queries and keys of a layer's attention before their rotary embedding: rows of whole windows.
+struct Heads {
+  const AttentionConfig& config;
+  std::vector<float> frequencies;  // (rope.dims / 2) of the rotary embedding
+  std::vector<float> q, k;         // (rows, q_width), (rows, kv_width)
+};
+using HeadsTap = std::function<void(const Heads&)>;
 
 // Windows of text part-way through a layer. Their rows run in groups. A group that a tap stopped continues from that point in the next
 // run(), with the matrices set by then; what was computed before that point is not computed again.

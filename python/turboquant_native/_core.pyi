@@ -279,10 +279,14 @@ class LayerRunner:
     ) -> NDArray[np.float32]:
         """A new array of hidden's shape. tap(site, x): x (rows, width), valid during the call only; sites as in layer_runner.h."""
     def layer_heads(
-        self, index: int, hidden: NDArray[np.float32], heads: Callable[[NDArray[np.float32], NDArray[np.float32]], Any]
+        self,
+        index: int,
+        hidden: NDArray[np.float32],
+        heads: Callable[[NDArray[np.float32], NDArray[np.float32], dict[str, Any]], Any],
     ) -> NDArray[np.float32]:
-        """As layer(). heads(q, k), where the layer has keys of its own: queries (rows, n_heads * head_dim) and keys (rows, n_kv_heads *
-        head_dim) of whole windows before their rotary embedding, valid during the call only."""
+        """As layer(). heads(q, k, attention), where the layer has keys of its own: queries (rows, n_heads * head_dim) and keys (rows,
+        n_kv_heads * head_dim) of whole windows before their rotary embedding, and what the layer's attention is: "n_kv_heads", "head_dim",
+        "soft_cap", "sinks", "rope_frequencies", "rope_magnitude", "rope_pairs"."""
     def head(self, hidden: NDArray[np.float32], tap: Callable[[str, NDArray[np.float32]], Any] | None = None) -> NDArray[np.float32]:
         """(rows, row width), before the output norm -> (rows, n_vocab); tap site "output", where True spares the product."""
 

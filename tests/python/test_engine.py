@@ -278,7 +278,7 @@ def test_bad_states_are_refused(model: Model) -> None:
         (b"X" + state[1:], "not a saved state"),
         (state[:-1], "bytes, expected"),
         (state + b"\0", "bytes, expected"),
-        (state[:7] + b"1" + state[8:], "version 1, this release reads version 3"),
+        (state[:7] + b"1" + state[8:], "version 1, this release reads version 4"),
         (state[:8] + b"\x07" + state[9:], "tiles of 7 positions, this release has tiles of 64"),
         (state[:12] + b"\x07" + state[13:], "codes of version 7, this release has version 1"),
         (state[:16] + b"\x07" + state[17:], "another model"),

@@ -43,15 +43,15 @@ def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def of(folder: Path, effort: str = "fast", speed: Speed = ONE, chooses: bool = True) -> Estimate:
     source, work = open_source(str(folder)), EFFORTS[effort]
-    asked = Work(work, work.windows, work.seq_len, samples_text=True, chooses=chooses, chooses_embeddings=not chooses)
+    asked = Work(work, work.windows, work.seq_len, samples_text=True, chooses=chooses, chooses_embeddings=not chooses, key_statistics=True)
     return estimate(source, make_plan(source, Options(embed_bits=4)), asked, speed)
 
 
 def test_stages_are_those_that_run(folder: Path) -> None:
     names = [stage.name for stage in of(folder).stages]
-    assert names == ["reference", "text", "sensitivity", "rounding (allocated)", "measuring"]
+    assert names == ["reference", "text", "sensitivity", "key statistics", "rounding (allocated)", "measuring"]
     verified = [stage.name for stage in of(folder, "normal").stages]
-    assert verified == ["reference", "text", "sensitivity", "rounding (allocated)", "rounding (simple rule)", "measuring", "plain rounding"]
+    assert verified == [*names[:-1], "rounding (simple rule)", "measuring", "plain rounding"]
     assert "rounding (given)" in [stage.name for stage in of(folder, chooses=False).stages]
 
 
@@ -125,8 +125,8 @@ def test_a_conversion_says_what_it_takes_and_counts_down_once(
     monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
     assert convert(folder, tmp_path / "m.gguf") == 0
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("estimate") and lines[6].startswith("in all")
-    shown = [line for line in lines[7:] if line]
+    assert lines[0].startswith("estimate") and lines[7].startswith("in all")
+    shown = [line for line in lines[8:] if line]
     assert all("left in all" in line for line in shown)
     percent = [int(line.split("%")[0]) for line in shown]
     assert percent == sorted(percent) and percent[-1] == 100 and shown[-1].endswith("0:00 left in all")

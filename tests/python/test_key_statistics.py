@@ -254,29 +254,31 @@ def test_damaged_statistics_are_refused_by_name(measured: Vectors, write: Write)
             opened(path)
 
 
-def test_a_soft_cap_takes_no_means(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    ids = {"vocab_size": 320, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
-    config = transformers.AutoConfig.for_model("gemma2", **sizes, **ids, head_dim=12, max_position_embeddings=64)
-    torch.manual_seed(0)
-    transformers.AutoModelForCausalLM.from_config(config).float().save_pretrained(tmp_path)
-    source = open_source(str(tmp_path), needs_tokenizer=False)
+@pytest.mark.parametrize(("name", "what"), [("gemma2", "a soft cap"), ("gpt_oss", "sinks")])
+def test_soft_caps_and_sinks_take_no_means(tmp_path_factory: pytest.TempPathFactory, name: str, what: str) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from architecture_cases import CASES, References
 
-    def model(name: str, further: dict[str, np.ndarray]) -> Any:
-        write_model(source, make_plan(source, Options(outtype="f32")), tmp_path / name, further=further)
-        return opened(str(tmp_path / name))
+    reference = References(tmp_path_factory).of(next(case for case in CASES if case.name == name))
+    source, place = open_source(str(reference.folder), needs_tokenizer=False), tmp_path_factory.mktemp(name)
 
-    capped = model("plain.gguf", {})
-    full = next(i for i, layer in enumerate(capped.config["layers"]) if layer["keeps_codes"])
-    found = key_statistics.statistics(capped, tokens_of(8, 128).reshape(4, 32), "both")
-    assert sorted(found) == [name_of(full, "balance")], "layers with a window keep numbers, and a cap takes balances alone"
-    text = tokens_of(9, 40)
-    exact, coded = logits(capped, "f32", tokens=text), logits(model("balanced.gguf", found), "k8v8", tokens=text)
-    assert np.sqrt(np.mean((coded - exact) ** 2)) < 0.02 * exact.std()
-    with pytest.raises(FormatError, match=f"{name_of(full, 'mean')}: a layer with a soft cap"):
-        model("means.gguf", {name_of(full, "mean"): np.ones((N_KV, DIM), np.float32)})
+    def model(file: str, further: dict[str, np.ndarray]) -> Any:
+        write_model(source, make_plan(source, Options(outtype="f32")), place / file, further=further)
+        return opened(str(place / file))
+
+    plain = model("plain.gguf", {})
+    keeping = [i for i, layer in enumerate(plain.config["layers"]) if layer["keeps_codes"]]
+    assert 0 < len(keeping) < len(plain.config["layers"])
+    found = key_statistics.statistics(plain, tokens_of(8, 128).reshape(4, 32) % 96, "both")
+    assert sorted(found) == [name_of(layer, "balance") for layer in keeping], "layers with a window keep numbers"
+    exact, coded = (
+        logits(opened_one, cache, tokens=reference.tokens) for opened_one, cache in ((plain, "f32"), (model("b.gguf", found), "k8v8"))
+    )
+    assert 0 < np.sqrt(np.mean((coded - exact) ** 2)) < 0.02 * exact.std()
+    mean = name_of(keeping[0], "mean")
+    with pytest.raises(FormatError, match=f"{mean}: a layer with {what}"):
+        model("means.gguf", {mean: np.ones_like(found[name_of(keeping[0], "balance")])})
 
 
 # --- the converter

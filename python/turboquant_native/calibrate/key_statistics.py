@@ -9,7 +9,7 @@ contexts of every length up to the model's own: all of mu for pairs that hardly 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,15 +45,13 @@ def statistics(
     if kind == "none":
         return found
     runner, config = _core.LayerRunner(model, tokens.shape[1]), model.config
-    operations = _core.graph(model, tokens.shape[1])[1:]  # behind the embedding's
     hidden = runner.embed(np.ascontiguousarray(tokens[:: -(-len(tokens) // WINDOWS)]))
     for layer, described in enumerate(config["layers"]):
         if not described.get("keeps_codes"):
             hidden = runner.layer(layer, hidden)
             progress(layer + 1)
             continue
-        attention = next(op for op in operations[layer] if op["op"] == "attention")
-        sums = _Sums(attention, tokens.shape[1])
+        sums = _Sums(tokens.shape[1])
         hidden = runner.layer_heads(layer, hidden, sums.add)
         for name, values in sums.result(kind, int(config["n_ctx_train"])).items():
             found[f"blk.{layer}{KEY_STATISTICS}{name}.weight"] = values.astype(np.float32)
@@ -65,14 +63,15 @@ def statistics(
 class _Sums:
     """Of a layer's queries and keys: (n_kv_heads, head_dim) each, queries of a key's whole group."""
 
-    attention: dict[str, Any]
     seq_len: int
+    attention: dict[str, Any] = field(default_factory=dict)
     rows: int = 0
     keys: Floats | float = 0.0
     key_squares: Floats | float = 0.0
     query_squares: Floats | float = 0.0
 
-    def add(self, q: NDArray[np.float32], k: NDArray[np.float32]) -> None:
+    def add(self, q: NDArray[np.float32], k: NDArray[np.float32], attention: dict[str, Any]) -> None:
+        self.attention = attention
         n_kv, dim = self.attention["n_kv_heads"], self.attention["head_dim"]
         windows = len(k) // self.seq_len
         keys = k.reshape(windows, self.seq_len, n_kv, dim)[:, _FIRST:].astype(np.float64)
@@ -87,7 +86,7 @@ class _Sums:
         pairs = bool(self.attention["rope_pairs"])
         mean = turned(np.asarray(self.keys) / self.rows, turns, pairs)
         # Sinks and soft caps see what all scores are shifted by.
-        centres = kind in ("means", "both") and self.attention["sinks"] is None and not self.attention["soft_cap"]
+        centres = kind in ("means", "both") and not self.attention["sinks"] and not self.attention["soft_cap"]
         found = {"mean": mean} if centres else {}
         if kind in ("balances", "both"):
             spread = np.asarray(self.key_squares) / self.rows - (np.square(mean) if centres else 0)
