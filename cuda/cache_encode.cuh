@@ -31,11 +31,14 @@ __device__ inline int warp_sum(int x) {
 #endif
 }
 
+// A warp's vector of up to 32 C channels; lane's are lane + 32 i.
+template <int C = kLaneChannels>
 struct LaneVector {
-  float x[kLaneChannels];  // channels lane + 32 i
+  float x[C];
 };
+template <int C>
 struct LaneLevels {
-  int code[kLaneChannels];
+  int code[C];
 };
 
 __device__ inline int lane_of() { return int(threadIdx.x) % kWarp; }
@@ -52,12 +55,13 @@ __device__ inline int nearest_level(float x) {
 }
 
 // From a plane: turned by its position, but not by the rotation. Where `query`, grown as long contexts ask.
-__device__ inline LaneVector load_vector(const AttentionView& a, int row, const float* from, bool turned, bool query) {
+template <int C = kLaneChannels>
+__device__ inline LaneVector<C> load_vector(const AttentionView& a, int row, const float* from, bool turned, bool query) {
   const int dim = a.shape.head_dim, half = a.rope_dims / 2;
   const float grown = query && a.growth.beta != 0 ? query_growth(a, row) : 1.f;
-  LaneVector l;
+  LaneVector<C> l;
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; i++) {
+  for (int i = 0; i < C; i++) {
     const int channel = lane_of() + kWarp * i;
     l.x[i] = 0;
     if (channel >= dim) continue;
@@ -66,91 +70,91 @@ __device__ inline LaneVector load_vector(const AttentionView& a, int row, const 
   return l;
 }
 
-// Butterflies of M vectors of up to Dim channels by the warp's lanes alone; n: of their channels, a power of two.
-template <int Dim, int M>
-__device__ inline void mix_lanes(LaneVector (&l)[M], int n) {
+// Butterflies of M vectors by the warp's lanes alone; n: of their channels, a power of two.
+template <int C, int M>
+__device__ inline void mix_lanes(LaneVector<C> (&l)[M], int n) {
 #pragma unroll
   for (int d = 1; d < kWarp; d *= 2) {
     if (d >= n) break;
     const float sign = lane_of() & d ? -1.f : 1.f;
 #pragma unroll
-    for (int i = 0; i < Dim / kWarp; i++)
+    for (int i = 0; i < C; i++)
 #pragma unroll
-      for (LaneVector& v : l) v.x[i] = fmaf(sign, v.x[i], __shfl_xor_sync(~0u, v.x[i], d));
+      for (LaneVector<C>& v : l) v.x[i] = fmaf(sign, v.x[i], __shfl_xor_sync(~0u, v.x[i], d));
   }
 #pragma unroll
-  for (int d = 1; d < Dim / kWarp; d *= 2) {
+  for (int d = 1; d < C; d *= 2) {
     if (d * kWarp >= n) break;
 #pragma unroll
-    for (int i = 0; i < Dim / kWarp; i++)
+    for (int i = 0; i < C; i++)
       if (!(i & d))
 #pragma unroll
-        for (LaneVector& v : l) {
+        for (LaneVector<C>& v : l) {
           const float p = v.x[i], q = v.x[i + d];
           v.x[i] = p + q, v.x[i + d] = p - q;
         }
   }
 }
-template <int M>
-__device__ inline void mix_lanes(const RotationView& r, LaneVector (&l)[M]) {
-  if (r.n == 128)
-    mix_lanes<128>(l, 128);
-  else if (r.n <= 64)
-    mix_lanes<64>(l, r.n);
-  else
-    mix_lanes<256>(l, r.n);
-}
 
-// x <- R x of M vectors. vectors: 2 * padded_size(kMaxCodedDim) floats of the block, which is this warp, for the rotations that need them.
-template <int M>
-__device__ inline void rotate(const RotationView& r, LaneVector (&l)[M], float* vectors = nullptr) {
+template <int C, int M>
+__device__ inline void turn_signs(const RotationView& r, LaneVector<C> (&l)[M]) {
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; i++) {
+  for (int i = 0; i < C; i++) {
     const float sign = lane_of() + kWarp * i < r.n ? r.signs[lane_of() + kWarp * i] : 0;
 #pragma unroll
-    for (LaneVector& v : l) v.x[i] *= sign;
-  }
-  const float factor = hadamard_factor(r);
-  if (r.n_primes == 0) {
-    mix_lanes(r, l);
-#pragma unroll
-    for (int i = 0; i < kLaneChannels; i++)
-#pragma unroll
-      for (LaneVector& v : l) v.x[i] *= factor;
-  }
-  if constexpr (M == 1) {
-    if (r.n_primes == 0) return;
-#pragma unroll
-    for (int i = 0; i < kLaneChannels; i++)
-      if (lane_of() + kWarp * i < r.n) vectors[padded(lane_of() + kWarp * i)] = l[0].x[i];
-    __syncthreads();
-    const float* const rotated = mix(r, vectors, vectors + padded_size(kMaxCodedDim));
-#pragma unroll
-    for (int i = 0; i < kLaneChannels; i++)
-      if (lane_of() + kWarp * i < r.n) l[0].x[i] = factor * rotated[padded(lane_of() + kWarp * i)];
+    for (LaneVector<C>& v : l) v.x[i] *= sign;
   }
 }
 
-__device__ inline void store_vector(const LaneVector& l, int dim, float* to) {
+// x <- R x of M vectors, for rotations that are done in registers.
+template <int C, int M>
+__device__ inline void rotate(const RotationView& r, LaneVector<C> (&l)[M]) {
+  turn_signs(r, l), mix_lanes(l, r.n);
+  const float factor = hadamard_factor(r);
+#pragma unroll
+  for (int i = 0; i < C; i++)
+#pragma unroll
+    for (LaneVector<C>& v : l) v.x[i] *= factor;
+}
+
+// Any rotation. vectors: 2 * padded_size(kMaxCodedDim) floats of the block, which is this warp.
+__device__ inline void rotate(const RotationView& r, LaneVector<> (&l)[1], float* vectors) {
+  if (r.n_primes == 0) return rotate(r, l);
+  turn_signs(r, l);
+  const float factor = hadamard_factor(r);
 #pragma unroll
   for (int i = 0; i < kLaneChannels; i++)
+    if (lane_of() + kWarp * i < r.n) vectors[padded(lane_of() + kWarp * i)] = l[0].x[i];
+  __syncthreads();
+  const float* const rotated = mix(r, vectors, vectors + padded_size(kMaxCodedDim));
+#pragma unroll
+  for (int i = 0; i < kLaneChannels; i++)
+    if (lane_of() + kWarp * i < r.n) l[0].x[i] = factor * rotated[padded(lane_of() + kWarp * i)];
+}
+
+template <int C>
+__device__ inline void store_vector(const LaneVector<C>& l, int dim, float* to) {
+#pragma unroll
+  for (int i = 0; i < C; i++)
     if (lane_of() + kWarp * i < dim) to[lane_of() + kWarp * i] = l.x[i];
 }
 
 // NaN where x is not finite.
-__device__ inline float largest_magnitude(const LaneVector& l) {
+template <int C>
+__device__ inline float largest_magnitude(const LaneVector<C>& l) {
   uint32_t most = 0;  // magnitudes are ordered as their bits are
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; i++) most = max(most, __float_as_uint(l.x[i]) & 0x7FFFFFFF);
+  for (int i = 0; i < C; i++) most = max(most, __float_as_uint(l.x[i]) & 0x7FFFFFFF);
   most = warp_max(most);
   return most < 0x7F800000 ? __uint_as_float(most) : NAN;
 }
 
-__device__ inline float fitted_scale(const LaneVector& l, int dim, float scale) {
+template <int C>
+__device__ inline float fitted_scale(const LaneVector<C>& l, int dim, float scale) {
   double products = 0;
   int squares = 0;
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; i++) {
+  for (int i = 0; i < C; i++) {
     if (lane_of() + kWarp * i >= dim) break;
     const int value = int(int8_t(levels_of(uint32_t(nearest_level(l.x[i] / scale)))));
     products += double(l.x[i]) * value, squares += value * value;
@@ -160,16 +164,18 @@ __device__ inline float fitted_scale(const LaneVector& l, int dim, float scale) 
   return float(products / warp_sum(squares));
 }
 
-__device__ inline uint16_t encode(const LaneVector& l, int bits, int dim, LaneLevels& codes) {
+template <int C>
+__device__ inline uint16_t encode(const LaneVector<C>& l, int bits, int dim, LaneLevels<C>& codes) {
   constexpr uint16_t kNan = 0x7E00;
   const float most = largest_magnitude(l);
   float scale = most / tqn::cache::kMax;
   if (bits == 4)
+#pragma unroll 1
     for (int round = 0; round < 2 && scale > 0; round++) scale = fitted_scale(l, dim, scale);
   const uint16_t half = isnan(scale) ? kNan : __half_as_ushort(__float2half_rn(scale));
   scale = half_value(half);
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; i++) {
+  for (int i = 0; i < C; i++) {
     const float v = scale > 0 ? l.x[i] / scale : 0;
     constexpr float limit = tqn::cache::kMax;
     codes.code[i] = bits == 4 ? nearest_level(v) : int(fminf(fmaxf(rintf(v), -limit), limit));
@@ -190,13 +196,14 @@ struct HeadTiles {
 
 // Encodes a key or value at its row's position; bytes of 4-bit codes have two channels. codes: kMaxCodedDim bytes of shared memory for this
 // warp alone.
-__device__ inline void store_codes(const CodedView& c, const LaneVector& l, bool key, int row, int kv_head, uint8_t* codes) {
+template <int C>
+__device__ inline void store_codes(const CodedView& c, const LaneVector<C>& l, bool key, int row, int kv_head, uint8_t* codes) {
   const int bits = key ? c.k_bits : c.v_bits, dim = c.a.shape.head_dim, padded_dim = int(tqn::cache::padded(dim));
   const int position = c.a.batch.positions[row], lane = position % tqn::cache::kTile;
-  LaneLevels levels;
+  LaneLevels<C> levels;
   const uint16_t scale = encode(l, bits, dim, levels);
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; i++) codes[lane_of() + kWarp * i] = uint8_t(levels.code[i]);
+  for (int i = 0; i < C; i++) codes[lane_of() + kWarp * i] = uint8_t(levels.code[i]);
   __syncwarp();
   const HeadTiles tiles(c, key, c.a.batch.slots[row], kv_head);
   uint8_t* const tile = tiles.first + position / tqn::cache::kTile * tiles.bytes;
@@ -212,12 +219,12 @@ __device__ inline void store_codes(const CodedView& c, const LaneVector& l, bool
 }
 
 // As kernels::quantize; the scale. Channel c goes to place_of(c).
-template <class Place>
-__device__ inline float quantize_query(const LaneVector& l, int padded_dim, int8_t* codes, Place&& place_of) {
+template <int C, class Place>
+__device__ inline float quantize_query(const LaneVector<C>& l, int padded_dim, int8_t* codes, Place&& place_of) {
   constexpr float limit = tqn::kActivationMax;
   const float scale = largest_magnitude(l) / limit;
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; i++) {
+  for (int i = 0; i < C; i++) {
     const int c = lane_of() + kWarp * i;
     if (c < padded_dim) codes[place_of(c)] = int8_t(scale > 0 ? fminf(fmaxf(rintf(l.x[i] / scale), -limit), limit) : 0);
   }

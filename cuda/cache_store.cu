@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kWarp) store_codes_kernel(const __grid_constan
   release_dependents();
   await_inputs();
   float* const x = query ? a.q + (int64_t(row) * n_heads + head) * dim : (key ? a.k : a.v) + (int64_t(row) * n_kv + kv_head) * dim;
-  LaneVector l[1] = {load_vector(a, row, x, a.cos && (query || key), query)};
+  LaneVector<> l[1] = {load_vector(a, row, x, a.cos && (query || key), query)};
   rotate(c.rotation, l, vectors);
   store_vector(l[0], dim, x);
   if (!query) return store_codes(c, l[0], key, row, kv_head, codes);

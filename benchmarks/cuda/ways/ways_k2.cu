@@ -1,0 +1,2 @@
+#define TQ_WAY_K 2
+#include "body.cuh"

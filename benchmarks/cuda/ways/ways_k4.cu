@@ -1,0 +1,2 @@
+#define TQ_WAY_K 4
+#include "body.cuh"

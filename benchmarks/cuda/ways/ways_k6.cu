@@ -1,0 +1,2 @@
+#define TQ_WAY_K 6
+#include "body.cuh"
