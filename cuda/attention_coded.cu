@@ -186,8 +186,8 @@ __device__ inline void load_queries(const CodedView& c, Shared<P>& s, int64_t fi
 
 // The same from the row's plane: a warp rotates and rounds every kWarps-th query.
 template <class P>
-__device__ inline void encode_queries(const CodedView& c, Shared<P>& s, int row, int64_t first, int queries, int padded_dim,
-                                      float (&q_scale)[P::kOwn]) {
+__device__ inline void encode_queries(const CodedView& c, Shared<P>& s, const LaneVector<P::kDim / kWarp>& signs, int row, int64_t first,
+                                      int queries, int padded_dim, float (&q_scale)[P::kOwn]) {
   constexpr int N = P::kQueries, kMine = (N + P::kWarps - 1) / P::kWarps;
   static_assert(sizeof s.q == N * P::kDim);
   __shared__ float scales[kMine * P::kWarps];
@@ -201,7 +201,7 @@ __device__ inline void encode_queries(const CodedView& c, Shared<P>& s, int row,
       const int g = warp + i * P::kWarps;
       if (g < queries) l[i] = load_vector<kChannels>(c.a, row, c.a.q + (first + g) * c.a.shape.head_dim, c.a.cos != nullptr, true);
     }
-    rotate(c.rotation, l);
+    rotate(c.rotation, signs, l);
   }
   __syncthreads();
 #pragma unroll
@@ -226,7 +226,7 @@ struct Launch {
 
 // The row's own key and value into the cache and, rotated, where they were; its rotated queries for the merge. A warp a vector.
 template <class P>
-__device__ inline void store_row(const CodedView& c, int row, int kv_head, int64_t first_query, int queries, bool first_chunk,
+__device__ inline void store_row(const CodedView& c, const LaneVector<P::kDim / kWarp>& signs, int row, int kv_head, int64_t first_query, int queries, bool first_chunk,
                                  uint8_t* codes) {
   const AttentionView& a = c.a;
   const int dim = a.shape.head_dim, warp = int(threadIdx.x) / kWarp, task = int(blockIdx.y) * P::kWarps + warp, g = task - 2;
@@ -235,7 +235,7 @@ __device__ inline void store_row(const CodedView& c, int row, int kv_head, int64
   const int64_t at = query ? (first_query + g) * dim : (int64_t(row) * a.shape.n_kv_heads + kv_head) * dim;
   const float* const from = (query ? a.q : key ? a.k : a.v) + at;
   LaneVector<P::kDim / kWarp> l[1] = {load_vector<P::kDim / kWarp>(a, row, from, (query || key) && a.cos, query)};
-  rotate(c.rotation, l);
+  rotate(c.rotation, signs, l);
   store_vector(l[0], dim, (query ? a.out : key ? a.k : a.v) + at);
   if (!query) store_codes(c, l[0], key, row, kv_head, codes + warp * kMaxCodedDim);
 }
@@ -257,10 +257,12 @@ __global__ void __launch_bounds__(P::kThreads) coded_kernel(const __grid_constan
   constexpr int kStoring = Stores ? P::kStoringBlocks : 0;
   const int first_span = int(blockIdx.y) - kStoring, span_blocks = int(gridDim.y) - kStoring;
   release_dependents();
+  LaneVector<P::kDim / kWarp> signs;
   if constexpr (Stores) {
+    signs = load_signs<P::kDim / kWarp>(c.rotation);
     if (first_span < 0) {
       await_inputs();
-      if (!(l.cut & 1)) store_row<P>(c, row, kv_head, head, queries, first_query == 0, stages);
+      if (!(l.cut & 1)) store_row<P>(c, signs, row, kv_head, head, queries, first_query == 0, stages);
       return;
     }
   } else {
@@ -286,7 +288,7 @@ __global__ void __launch_bounds__(P::kThreads) coded_kernel(const __grid_constan
   if constexpr (Stores) {
     await_inputs();
     if (l.cut & 2) return wait_copies<0>();
-    encode_queries(c, s, row, head, queries, padded_dim, q_scale);
+    encode_queries(c, s, signs, row, head, queries, padded_dim, q_scale);
   } else {
     load_queries(c, s, head, queries, padded_dim, q_scale);
   }
@@ -356,21 +358,24 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_con
   const int n = fixed_spans > 0 ? fixed_spans : spans_of(a.batch.positions[row]);
   const int begin = n * warp / kFinishWarps, end = n * (warp + 1) / kFinishWarps;
   const auto channel_of = [&](int i) { return lane + kWarp * i; };
-  const auto each_channel = [&](auto&& act) {
-#pragma unroll
-    for (int i = 0; i < kChannels; i++)
-      if (channel_of(i) < dim) act(i);
-  };
-  float signs[kChannels] = {}, value[kChannels] = {}, out[kChannels] = {}, early[kEarly][kChannels] = {};
+  const auto read_of = [&](int i) { return min(channel_of(i), dim - 1); };  // what is read behind the last channel goes nowhere
+  float value[kChannels], out[kChannels] = {}, early[kEarly][kChannels];
   release_dependents();
-  each_channel([&](int i) { signs[i] = l.c.rotation.signs[channel_of(i)]; });
+  const LaneVector<kChannels> signs = load_signs<kChannels>(l.c.rotation);
   await_inputs();
   if (l.cut & 8) return;
+  if (begin < end)
 #pragma unroll
-  for (int e = 0; e < kEarly; e++)
-    if (begin + e < end) each_channel([&](int i) { early[e][i] = parts[int64_t(begin + e) * stride + channel_of(i)]; });
+    for (int e = 0; e < kEarly; e++)  // those behind the last are read again, and count nothing
+#pragma unroll
+      for (int i = 0; i < kChannels; i++) early[e][i] = parts[int64_t(min(begin + e, end - 1)) * stride + read_of(i)];
   float product = 0;
-  if (warp == 0) each_channel([&](int i) { value[i] = a.v[own + channel_of(i)], product += q[channel_of(i)] * a.k[own + channel_of(i)]; });
+  if (warp == 0)
+#pragma unroll
+    for (int i = 0; i < kChannels; i++) {
+      const float x = q[read_of(i)] * a.k[own + read_of(i)];
+      value[i] = a.v[own + read_of(i)], product += channel_of(i) < dim ? x : 0.f;
+    }
   float max = -INFINITY, sum = 0;
   for (int first = begin; first < end; first += kWarp) {
     const int count = min(end - first, kWarp);
@@ -393,7 +398,8 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_con
 #pragma unroll 4
     for (; j < count; j++) {
       const float w = __shfl_sync(~0u, weight, j);
-      each_channel([&](int i) { out[i] += w * parts[int64_t(first + j) * stride + channel_of(i)]; });
+#pragma unroll
+      for (int i = 0; i < kChannels; i++) out[i] += w * parts[int64_t(first + j) * stride + read_of(i)];
     }
   }
   if (lane == 0) mosts[warp] = max, sums[warp] = sum;
@@ -424,14 +430,17 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_con
   }
   if (in_registers) {
     mix_lanes(merged, l.c.rotation.n);
-    each_channel([&](int i) { to[channel_of(i)] = factor * signs[i] * merged[0].x[i]; });
-    return;
+#pragma unroll
+    for (int i = 0; i < kChannels; i++) merged[0].x[i] *= factor * signs.x[i];
+    return store_vector(merged[0], dim, to);
   }
   __shared__ float vectors[2 * padded_size(D)];
-  if (warp == 0) each_channel([&](int i) { vectors[padded(channel_of(i))] = merged[0].x[i]; });
+  if (warp == 0)
+#pragma unroll
+    for (int i = 0; i < kChannels; i++) vectors[padded(channel_of(i))] = merged[0].x[i];
   __syncthreads();
   const float* turned = mix(l.c.rotation, vectors, vectors + padded_size(D));
-  if (warp == 0) each_channel([&](int i) { to[channel_of(i)] = factor * signs[i] * turned[padded(channel_of(i))]; });
+  for (int i = threadIdx.x; i < dim; i += kFinishThreads) to[i] = factor * l.c.rotation.signs[i] * turned[padded(i)];
 }
 
 void launch_finish(const Launch& l, int rows, int fixed_spans, const char* name, cudaStream_t stream) {

@@ -54,20 +54,44 @@ __device__ inline int nearest_level(float x) {
   return x < 0 ? tqn::cache::kLevels / 2 - 1 - step : tqn::cache::kLevels / 2 + step;
 }
 
-// From a plane: turned by its position, but not by the rotation. Where `query`, grown as long contexts ask.
+// From a plane: turned by its position (rope.cuh), but not by the rotation. Where `query`, grown as long contexts ask. No load stands behind
+// a condition on the channel, so that all are on their way at once.
 template <int C = kLaneChannels>
 __device__ inline LaneVector<C> load_vector(const AttentionView& a, int row, const float* from, bool turned, bool query) {
   const int dim = a.shape.head_dim, half = a.rope_dims / 2;
-  const float grown = query && a.growth.beta != 0 ? query_growth(a, row) : 1.f;
   LaneVector<C> l;
 #pragma unroll
-  for (int i = 0; i < C; i++) {
-    const int channel = lane_of() + kWarp * i;
-    l.x[i] = 0;
-    if (channel >= dim) continue;
-    l.x[i] = grown * (turned && channel < 2 * half ? turned_element(a, row, from, channel) : from[channel]);
+  for (int i = 0; i < C; i++) l.x[i] = from[min(lane_of() + kWarp * i, dim - 1)];
+  if (turned) {
+    float other[C], c[C], s[C];
+#pragma unroll
+    for (int i = 0; i < C; i++) {
+      const Turn turn(a, min(lane_of() + kWarp * i, 2 * half - 1));
+      other[i] = from[turn.other], c[i] = a.cos[int64_t(row) * half + turn.pair], s[i] = a.sin[int64_t(row) * half + turn.pair];
+    }
+#pragma unroll
+    for (int i = 0; i < C; i++) {
+      const int channel = lane_of() + kWarp * i;
+      const float turned_x = l.x[i] * c[i] + (Turn(a, channel).first ? -other[i] : other[i]) * s[i];
+      l.x[i] = channel < 2 * half ? turned_x : l.x[i];
+    }
   }
+  const float grown = query && a.growth.beta != 0 ? query_growth(a, row) : 1.f;
+#pragma unroll
+  for (int i = 0; i < C; i++) l.x[i] = lane_of() + kWarp * i < dim ? grown * l.x[i] : 0.f;
   return l;
+}
+
+// A lane's signs of a rotation, 0 behind its last channel; no kernel writes them.
+template <int C>
+__device__ inline LaneVector<C> load_signs(const RotationView& r) {
+  LaneVector<C> signs;
+#pragma unroll
+  for (int i = 0; i < C; i++) {
+    const float sign = r.signs[min(lane_of() + kWarp * i, r.n - 1)];
+    signs.x[i] = lane_of() + kWarp * i < r.n ? sign : 0.f;
+  }
+  return signs;
 }
 
 // Butterflies of M vectors by the warp's lanes alone; n: of their channels, a power of two.
@@ -96,20 +120,14 @@ __device__ inline void mix_lanes(LaneVector<C> (&l)[M], int n) {
   }
 }
 
-template <int C, int M>
-__device__ inline void turn_signs(const RotationView& r, LaneVector<C> (&l)[M]) {
-#pragma unroll
-  for (int i = 0; i < C; i++) {
-    const float sign = lane_of() + kWarp * i < r.n ? r.signs[lane_of() + kWarp * i] : 0;
-#pragma unroll
-    for (LaneVector<C>& v : l) v.x[i] *= sign;
-  }
-}
-
 // x <- R x of M vectors, for rotations that are done in registers.
 template <int C, int M>
-__device__ inline void rotate(const RotationView& r, LaneVector<C> (&l)[M]) {
-  turn_signs(r, l), mix_lanes(l, r.n);
+__device__ inline void rotate(const RotationView& r, const LaneVector<C>& signs, LaneVector<C> (&l)[M]) {
+#pragma unroll
+  for (int i = 0; i < C; i++)
+#pragma unroll
+    for (LaneVector<C>& v : l) v.x[i] *= signs.x[i];
+  mix_lanes(l, r.n);
   const float factor = hadamard_factor(r);
 #pragma unroll
   for (int i = 0; i < C; i++)
@@ -118,13 +136,12 @@ __device__ inline void rotate(const RotationView& r, LaneVector<C> (&l)[M]) {
 }
 
 // Any rotation. vectors: 2 * padded_size(kMaxCodedDim) floats of the block, which is this warp.
-__device__ inline void rotate(const RotationView& r, LaneVector<> (&l)[1], float* vectors) {
-  if (r.n_primes == 0) return rotate(r, l);
-  turn_signs(r, l);
+__device__ inline void rotate(const RotationView& r, const LaneVector<>& signs, LaneVector<> (&l)[1], float* vectors) {
+  if (r.n_primes == 0) return rotate(r, signs, l);
   const float factor = hadamard_factor(r);
 #pragma unroll
   for (int i = 0; i < kLaneChannels; i++)
-    if (lane_of() + kWarp * i < r.n) vectors[padded(lane_of() + kWarp * i)] = l[0].x[i];
+    if (lane_of() + kWarp * i < r.n) vectors[padded(lane_of() + kWarp * i)] = signs.x[i] * l[0].x[i];
   __syncthreads();
   const float* const rotated = mix(r, vectors, vectors + padded_size(kMaxCodedDim));
 #pragma unroll
