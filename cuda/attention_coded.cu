@@ -55,7 +55,8 @@ template <int Bits, class P>
 __device__ inline void key_products(const Shared<P>& s, const uint8_t* k, int padded_dim, int (&acc)[P::kOwn]) {
   const int* words = reinterpret_cast<const int*>(k) + place_of();
   const auto* queries = s.q + team_of() * P::kOwn;
-#pragma unroll 2
+  constexpr int kAtOnce = P::kOwn == 1 ? 4 : 2;  // what is loaded before it is used
+#pragma unroll kAtOnce
   for (int c = 0; c < padded_dim / 16; c++) {
     int keys[4];
 #pragma unroll
@@ -227,7 +228,7 @@ struct Launch {
 // The row's own key and value into the cache and, rotated, where they were; its rotated queries for the merge. A warp a vector.
 template <class P>
 __device__ inline void store_row(const CodedView& c, const LaneVector<P::kDim / kWarp>& signs, int row, int kv_head, int64_t first_query, int queries, bool first_chunk,
-                                 uint8_t* codes) {
+                                 int slot, int position, uint8_t* codes) {
   const AttentionView& a = c.a;
   const int dim = a.shape.head_dim, warp = int(threadIdx.x) / kWarp, task = int(blockIdx.y) * P::kWarps + warp, g = task - 2;
   const bool key = task == 0, query = g >= 0;
@@ -237,7 +238,7 @@ __device__ inline void store_row(const CodedView& c, const LaneVector<P::kDim / 
   LaneVector<P::kDim / kWarp> l[1] = {load_vector<P::kDim / kWarp>(a, row, from, (query || key) && a.cos, query)};
   rotate(c.rotation, signs, l);
   store_vector(l[0], dim, (query ? a.out : key ? a.k : a.v) + at);
-  if (!query) store_codes(c, l[0], key, row, kv_head, codes + warp * kMaxCodedDim);
+  if (!query) store_codes(c, l[0], key, slot, position, kv_head, codes + warp * kMaxCodedDim);
 }
 
 // Stores: for a single row, whose queries every block rotates itself while its first tiles come: nothing needs to wait for a kernel that
@@ -258,18 +259,18 @@ __global__ void __launch_bounds__(P::kThreads) coded_kernel(const __grid_constan
   const int first_span = int(blockIdx.y) - kStoring, span_blocks = int(gridDim.y) - kStoring;
   release_dependents();
   LaneVector<P::kDim / kWarp> signs;
+  if constexpr (!Stores) await_inputs();
+  const int position = a.batch.positions[row], slot = a.batch.slots[row];
   if constexpr (Stores) {
     signs = load_signs<P::kDim / kWarp>(c.rotation);
     if (first_span < 0) {
       await_inputs();
-      if (!(l.cut & 1)) store_row<P>(c, signs, row, kv_head, head, queries, first_query == 0, stages);
+      if (!(l.cut & 1)) store_row<P>(c, signs, row, kv_head, head, queries, first_query == 0, slot, position, stages);
       return;
     }
-  } else {
-    await_inputs();
   }
-  const int64_t position = a.batch.positions[row], n_tiles = tqn::cache::tiles(position);
-  const int64_t first_tile = (int64_t(a.batch.slots[row]) * a.shape.n_kv_heads + kv_head) * tqn::cache::tiles(a.capacity);
+  const int64_t n_tiles = tqn::cache::tiles(position);
+  const int64_t first_tile = (int64_t(slot) * a.shape.n_kv_heads + kv_head) * tqn::cache::tiles(a.capacity);
   Tiles tiles{nullptr, nullptr, tqn::cache::tile_bytes(c.k_bits, dim), tqn::cache::tile_bytes(c.v_bits, dim)};
   tiles.k = static_cast<const uint8_t*>(a.k_cache) + first_tile * tiles.k_bytes;
   tiles.v = static_cast<const uint8_t*>(a.v_cache) + first_tile * tiles.v_bytes;
@@ -364,23 +365,24 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_con
   const LaneVector<kChannels> signs = load_signs<kChannels>(l.c.rotation);
   await_inputs();
   if (l.cut & 8) return;
+  float most = -INFINITY, share = 0;  // of the lane's span of up to kWarp
+  const auto load_state = [&](int first) {
+    const float* state = parts + int64_t(first + lane) * stride + dim;
+    most = first + lane < end ? state[0] : -INFINITY, share = first + lane < end ? state[1] : 0;
+  };
+  load_state(begin);
   if (begin < end)
 #pragma unroll
     for (int e = 0; e < kEarly; e++)  // those behind the last are read again, and count nothing
 #pragma unroll
       for (int i = 0; i < kChannels; i++) early[e][i] = parts[int64_t(min(begin + e, end - 1)) * stride + read_of(i)];
-  float product = 0;
-  if (warp == 0)
+  float query[kChannels], key[kChannels];
 #pragma unroll
-    for (int i = 0; i < kChannels; i++) {
-      const float x = q[read_of(i)] * a.k[own + read_of(i)];
-      value[i] = a.v[own + read_of(i)], product += channel_of(i) < dim ? x : 0.f;
-    }
+  for (int i = 0; i < kChannels; i++) query[i] = q[read_of(i)], key[i] = a.k[own + read_of(i)], value[i] = a.v[own + read_of(i)];
   float max = -INFINITY, sum = 0;
   for (int first = begin; first < end; first += kWarp) {
     const int count = min(end - first, kWarp);
-    const float* state = parts + int64_t(first + min(lane, count - 1)) * stride + dim;
-    const float most = lane < count ? state[0] : -INFINITY, share = lane < count ? state[1] : 0;
+    if (first > begin) load_state(first);
     const float now = fmaxf(max, warp_max(most));
     const float before = max == -INFINITY ? 0 : expf(max - now), weight = share == 0 ? 0 : expf(most - now);  // of NaN: NaN
     sum = sum * before + warp_sum(weight * share), max = now;
@@ -402,6 +404,9 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_con
       for (int i = 0; i < kChannels; i++) out[i] += w * parts[int64_t(first + j) * stride + read_of(i)];
     }
   }
+  float product = 0;
+#pragma unroll
+  for (int i = 0; i < kChannels; i++) product += channel_of(i) < dim ? query[i] * key[i] : 0.f;
   if (lane == 0) mosts[warp] = max, sums[warp] = sum;
 #pragma unroll
   for (int i = 0; i < kChannels; i++) outs[warp][channel_of(i)] = out[i];
@@ -415,8 +420,8 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_con
     float score = a.shape.scale * warp_sum(product);
     if (a.shape.soft_cap > 0) score = a.shape.soft_cap * tanhf(score / a.shape.soft_cap);
     max = lane < kFinishWarps ? mosts[lane] : -INFINITY, sum = lane < kFinishWarps ? sums[lane] : 0;
-    const float most = fmaxf(score, warp_max(max)), weight = sum == 0 ? 0 : expf(max - most), mine = expf(score - most);
-    const float total = warp_sum(weight * sum) + mine + (a.sinks ? expf(a.sinks[head] - most) : 0.f);
+    const float largest = fmaxf(score, warp_max(max)), weight = sum == 0 ? 0 : expf(max - largest), mine = expf(score - largest);
+    const float total = warp_sum(weight * sum) + mine + (a.sinks ? expf(a.sinks[head] - largest) : 0.f);
 #pragma unroll
     for (int i = 0; i < kChannels; i++) out[i] = mine * value[i];
 #pragma unroll

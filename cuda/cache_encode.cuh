@@ -211,18 +211,18 @@ struct HeadTiles {
   }
 };
 
-// Encodes a key or value at its row's position; bytes of 4-bit codes have two channels. codes: kMaxCodedDim bytes of shared memory for this
+// Encodes a key or value at `position` of a slot; bytes of 4-bit codes have two channels. codes: kMaxCodedDim bytes of shared memory for this
 // warp alone.
 template <int C>
-__device__ inline void store_codes(const CodedView& c, const LaneVector<C>& l, bool key, int row, int kv_head, uint8_t* codes) {
+__device__ inline void store_codes(const CodedView& c, const LaneVector<C>& l, bool key, int slot, int position, int kv_head, uint8_t* codes) {
   const int bits = key ? c.k_bits : c.v_bits, dim = c.a.shape.head_dim, padded_dim = int(tqn::cache::padded(dim));
-  const int position = c.a.batch.positions[row], lane = position % tqn::cache::kTile;
+  const int lane = position % tqn::cache::kTile;
   LaneLevels<C> levels;
   const uint16_t scale = encode(l, bits, dim, levels);
 #pragma unroll
   for (int i = 0; i < C; i++) codes[lane_of() + kWarp * i] = uint8_t(levels.code[i]);
   __syncwarp();
-  const HeadTiles tiles(c, key, c.a.batch.slots[row], kv_head);
+  const HeadTiles tiles(c, key, slot, kv_head);
   uint8_t* const tile = tiles.first + position / tqn::cache::kTile * tiles.bytes;
   const int apart = key ? 4 : 8;  // channels between a byte's halves
   for (int channel = lane_of(); channel < padded_dim; channel += kWarp) {

@@ -14,12 +14,13 @@ __global__ void __launch_bounds__(kWarp) store_codes_kernel(const __grid_constan
   const bool query = head < n_heads, key = !query && head < n_heads + n_kv;
   release_dependents();
   const LaneVector<> signs = load_signs<kLaneChannels>(c.rotation);
+  const int slot = a.batch.slots[row], position = a.batch.positions[row];
   await_inputs();
   float* const x = query ? a.q + (int64_t(row) * n_heads + head) * dim : (key ? a.k : a.v) + (int64_t(row) * n_kv + kv_head) * dim;
   LaneVector<> l[1] = {load_vector(a, row, x, a.cos && (query || key), query)};
   rotate(c.rotation, signs, l, vectors);
   store_vector(l[0], dim, x);
-  if (!query) return store_codes(c, l[0], key, row, kv_head, codes);
+  if (!query) return store_codes(c, l[0], key, slot, position, kv_head, codes);
   const int64_t at = int64_t(row) * n_heads + head;
   const int padded_dim = int(tqn::cache::padded(dim));
   const float scale = quantize_query(l[0], padded_dim, c.q_codes + at * padded_dim, [](int channel) { return channel; });
