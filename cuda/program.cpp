@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "dependent.h"
 #include "device.h"
 #include "format/cache.h"
 
@@ -273,7 +274,7 @@ void CudaProgram::launch_coded(const AttentionView& a, const AttentionOp& op) {
   const int at_once = int(coded_rows(op));
   for (int first = 0; first < batch_.rows; first += at_once) {
     const int rows = std::min(at_once, batch_.rows - first);
-    const int wanted = kCodedBlocks * device_limits().processors / (rows * op.shape.n_kv_heads);
+    const int wanted = experiment("TQ_X_BLOCKS", kCodedBlocks) * device_limits().processors / (rows * op.shape.n_kv_heads);
     attend_coded(c, first, rows, std::clamp(wanted, 1, std::min(coded_spans_, spans_of(op.capacity))), stream_);
   }
 }
