@@ -16,12 +16,14 @@ constexpr int kPairs = kTile / 2;
 constexpr float kWeightMax = 32767;
 constexpr int kSharedShare = 75;  // percent of the first-level cache that is shared memory
 
-// A block of heads of up to D channels, with N queries: teams of kTile threads, a thread a position of the tile, then channels. Each team
-// works on N / Teams queries: one team decodes the tile once for all, several have less to do one after the other.
-template <int D, int N, int Teams>
+// A block of heads of up to D channels, with N queries: teams of kTile threads, a thread a position of the tile, then channels. Each of two
+// teams has half of the queries: one decodes a tile once for all of them, but has twice the work one after the other, and each scheduler
+// has half the warps to fill the time; four decode it four times.
+template <int D, int N>
 struct Plan {
-  static_assert(N % Teams == 0);
-  static constexpr int kDim = D, kQueries = N, kOwn = N / Teams, kThreads = kTile * Teams, kWarps = kThreads / kWarp;
+  static constexpr int kTeams = N > 1 ? 2 : 1;
+  static_assert(N % kTeams == 0);
+  static constexpr int kDim = D, kQueries = N, kOwn = N / kTeams, kThreads = kTile * kTeams, kWarps = kThreads / kWarp;
   static constexpr int kLanes = kTile / (D / 8);  // threads of a team that share eight channels
   // Blocks, for each key/value head, that store the row: a warp for the key, one for the value, one for each query.
   static constexpr int kStoringBlocks = (N + 2 + kWarps - 1) / kWarps;
@@ -221,14 +223,13 @@ __device__ inline void encode_queries(const CodedView& c, Shared<P>& s, const La
 struct Launch {
   CodedView c;
   int first_row, stages, max_spans;
-  int cut;         // experiment: parts left out
   const float* q;  // rotated, as the merge reads it
 };
 
 // The row's own key and value into the cache and, rotated, where they were; its rotated queries for the merge. A warp a vector.
 template <class P>
-__device__ inline void store_row(const CodedView& c, const LaneVector<P::kDim / kWarp>& signs, int row, int kv_head, int64_t first_query, int queries, bool first_chunk,
-                                 int slot, int position, uint8_t* codes) {
+__device__ inline void store_row(const CodedView& c, const LaneVector<P::kDim / kWarp>& signs, int row, int kv_head, int64_t first_query,
+                                 int queries, bool first_chunk, int slot, int position, uint8_t* codes) {
   const AttentionView& a = c.a;
   const int dim = a.shape.head_dim, warp = int(threadIdx.x) / kWarp, task = int(blockIdx.y) * P::kWarps + warp, g = task - 2;
   const bool key = task == 0, query = g >= 0;
@@ -265,7 +266,7 @@ __global__ void __launch_bounds__(P::kThreads) coded_kernel(const __grid_constan
     signs = load_signs<P::kDim / kWarp>(c.rotation);
     if (first_span < 0) {
       await_inputs();
-      if (!(l.cut & 1)) store_row<P>(c, signs, row, kv_head, head, queries, first_query == 0, slot, position, stages);
+      store_row<P>(c, signs, row, kv_head, head, queries, first_query == 0, slot, position, stages);
       return;
     }
   }
@@ -280,7 +281,8 @@ __global__ void __launch_bounds__(P::kThreads) coded_kernel(const __grid_constan
   const auto prefetch = [&](int span) {  // the first tiles of a span
     const int64_t begin = span_first(span) / kTile, end = min(int64_t(span_first(span + 1)) / kTile, n_tiles);
     for (int64_t tile = begin; tile < begin + l.stages - 1; tile++) {
-      if (span < n_spans && tile < end) load_tile<P>(tiles, tile, shared_address(stages) + (uint32_t(tile - begin) & stage_mask) * stage_bytes);
+      if (span < n_spans && tile < end)
+        load_tile<P>(tiles, tile, shared_address(stages) + (uint32_t(tile - begin) & stage_mask) * stage_bytes);
       commit_copies();
     }
   };
@@ -288,7 +290,6 @@ __global__ void __launch_bounds__(P::kThreads) coded_kernel(const __grid_constan
   float q_scale[kOwn];
   if constexpr (Stores) {
     await_inputs();
-    if (l.cut & 2) return wait_copies<0>();
     encode_queries(c, s, signs, row, head, queries, padded_dim, q_scale);
   } else {
     load_queries(c, s, head, queries, padded_dim, q_scale);
@@ -299,7 +300,7 @@ __global__ void __launch_bounds__(P::kThreads) coded_kernel(const __grid_constan
     Values<P> values = {};
 #pragma unroll
     for (int g = 0; g < kOwn; g++) states.max[g] = -INFINITY, states.sum[g] = 0;
-    for (int64_t tile = begin; tile < end && !(l.cut & 4); tile++) {
+    for (int64_t tile = begin; tile < end; tile++) {
       const int64_t next = tile + l.stages - 1;
       if (next < end) load_tile<P>(tiles, next, shared_address(stages) + (uint32_t(next - begin) & stage_mask) * stage_bytes);
       commit_copies();
@@ -364,7 +365,6 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_con
   release_dependents();
   const LaneVector<kChannels> signs = load_signs<kChannels>(l.c.rotation);
   await_inputs();
-  if (l.cut & 8) return;
   float most = -INFINITY, share = 0;  // of the lane's span of up to kWarp
   const auto load_state = [&](int first) {
     const float* state = parts + int64_t(first + lane) * stride + dim;
@@ -463,7 +463,7 @@ void launch(const Launch& l, int rows, int blocks, cudaStream_t stream) {
   mine.stages = 2 * tile <= room ? 2 : 1;
   allow_shared(coded_kernel<P, Stores>, mine.stages * tile);
   // Left to itself the driver gives all of the cache to shared memory, and changing the division between kernels costs each layer 10 us.
-  check(cudaFuncSetAttribute(coded_kernel<P, Stores>, cudaFuncAttributePreferredSharedMemoryCarveout, experiment("TQ_X_SHARE", kSharedShare)),
+  check(cudaFuncSetAttribute(coded_kernel<P, Stores>, cudaFuncAttributePreferredSharedMemoryCarveout, kSharedShare),
         "shared memory of a kernel");
   const int group = shape.n_heads / shape.n_kv_heads, chunks = (group + P::kQueries - 1) / P::kQueries;
   // The storing blocks first: theirs is the longest way.
@@ -479,40 +479,29 @@ void launch(const Launch& l, int rows, int blocks, cudaStream_t stream) {
     launch<P, false>(l, rows, blocks, stream);
 }
 
-// Blocks for each processor up to which they have several teams.
-constexpr int kWideBlocks = 4;
-
 template <int D>
 void launch(const Launch& l, int rows, int blocks, cudaStream_t stream) {
-  const auto& shape = l.c.a.shape;
-  if (shape.n_heads == shape.n_kv_heads) return launch<Plan<D, 1, 1>>(l, rows, blocks, stream);
-  const int chunks = (shape.n_heads / shape.n_kv_heads + 3) / 4, teams = experiment("TQ_X_TEAMS", 4);
-  const bool wide = rows * shape.n_kv_heads * chunks * blocks <= experiment("TQ_X_WIDE", kWideBlocks) * device_limits().processors;
-  if (wide && teams == 4) return launch<Plan<D, 4, 4>>(l, rows, blocks, stream);
-  if (wide && teams == 2) return launch<Plan<D, 4, 2>>(l, rows, blocks, stream);
-  launch<Plan<D, 4, 1>>(l, rows, blocks, stream);
+  if (l.c.a.shape.n_heads == l.c.a.shape.n_kv_heads)
+    launch<Plan<D, 1>>(l, rows, blocks, stream);
+  else
+    launch<Plan<D, 4>>(l, rows, blocks, stream);
 }
 
 }  // namespace
 
-void attend_coded_old(const CodedView& c, int first_row, int rows, int blocks, cudaStream_t stream);
 bool attends_alone(const CodedView& c) { return c.a.batch.rows == 1 && rotates_in_registers(c.rotation); }
 
 void attend_coded(const CodedView& c, int first_row, int rows, int blocks, cudaStream_t stream) {
-  if (experiment("TQ_X_OLD", 0)) return attend_coded_old(c, first_row, rows, blocks, stream);
-  const int skip = experiment("TQ_X_SKIP", 0);
-  const Launch l{c, first_row, 0, spans_of(c.a.capacity), experiment("TQ_X_CUT", 0), attends_alone(c) ? c.a.out : c.a.q};
+  const Launch l{c, first_row, 0, spans_of(c.a.capacity), attends_alone(c) ? c.a.out : c.a.q};
   const int dim = c.a.shape.head_dim;
-  if (!(skip & 1)) {
-    dim <= 64    ? launch<64>(l, rows, blocks, stream)
-    : dim <= 128 ? launch<128>(l, rows, blocks, stream)
-                 : launch<256>(l, rows, blocks, stream);
-  }
-  if (!(skip & 2)) launch_finish(l, rows, 0, "attend_coded merge", stream);
+  dim <= 64    ? launch<64>(l, rows, blocks, stream)
+  : dim <= 128 ? launch<128>(l, rows, blocks, stream)
+               : launch<256>(l, rows, blocks, stream);
+  launch_finish(l, rows, 0, "attend_coded merge", stream);
 }
 
 void finish_coded(const CodedView& c, cudaStream_t stream) {
-  launch_finish({c, 0, 0, 1, 0, c.a.q}, c.a.batch.rows, 1, "attend_coded_runs merge", stream);
+  launch_finish({c, 0, 0, 1, c.a.q}, c.a.batch.rows, 1, "attend_coded_runs merge", stream);
 }
 
 }  // namespace tq::cuda

@@ -186,7 +186,6 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
 }  // namespace
 
 void store_keys(const AttentionView& a, cudaStream_t stream) {
-  if (experiment("TQ_X_SKIP", 0) & 1) return;
   const dim3 grid(a.shape.n_heads + (a.k ? a.shape.n_kv_heads : 0), a.batch.rows);  // without keys: queries alone
   launch_dependent("store_keys", a.cache_f32 ? store_kernel<float> : store_kernel<uint16_t>, grid, kThreads, 0, stream, a);
 }
@@ -219,9 +218,8 @@ void launch_rows(const AttentionView& a, int splits, cudaStream_t stream) {
 }  // namespace
 
 void attend_rows(const AttentionView& a, int splits, cudaStream_t stream) {
-  const int skip = experiment("TQ_X_SKIP", 0);
-  if (!(skip & 2)) a.cache_f32 ? launch_rows<float>(a, splits, stream) : launch_rows<uint16_t>(a, splits, stream);
-  if (splits == 1 || skip & 4) return;
+  a.cache_f32 ? launch_rows<float>(a, splits, stream) : launch_rows<uint16_t>(a, splits, stream);
+  if (splits == 1) return;
   launch_dependent("attend_rows merge", merge_kernel, dim3(a.shape.n_heads, a.batch.rows), kThreads, 0, stream, a, splits);
 }
 

@@ -54,8 +54,8 @@ __device__ inline int nearest_level(float x) {
   return x < 0 ? tqn::cache::kLevels / 2 - 1 - step : tqn::cache::kLevels / 2 + step;
 }
 
-// From a plane: turned by its position (rope.cuh), but not by the rotation. Where `query`, grown as long contexts ask. No load stands behind
-// a condition on the channel, so that all are on their way at once.
+// From a plane: turned by its position (rope.cuh), but not by the rotation. Where `query`, grown as long contexts ask. No load stands
+// behind a condition on the channel, so that all are on their way at once.
 template <int C = kLaneChannels>
 __device__ inline LaneVector<C> load_vector(const AttentionView& a, int row, const float* from, bool turned, bool query) {
   const int dim = a.shape.head_dim, half = a.rope_dims / 2;
@@ -211,10 +211,11 @@ struct HeadTiles {
   }
 };
 
-// Encodes a key or value at `position` of a slot; bytes of 4-bit codes have two channels. codes: kMaxCodedDim bytes of shared memory for this
-// warp alone.
+// Encodes a key or value at `position` of a slot; bytes of 4-bit codes have two channels. codes: kMaxCodedDim bytes of shared memory for
+// this warp alone.
 template <int C>
-__device__ inline void store_codes(const CodedView& c, const LaneVector<C>& l, bool key, int slot, int position, int kv_head, uint8_t* codes) {
+__device__ inline void store_codes(const CodedView& c, const LaneVector<C>& l, bool key, int slot, int position, int kv_head,
+                                   uint8_t* codes) {
   const int bits = key ? c.k_bits : c.v_bits, dim = c.a.shape.head_dim, padded_dim = int(tqn::cache::padded(dim));
   const int lane = position % tqn::cache::kTile;
   LaneLevels<C> levels;

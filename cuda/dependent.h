@@ -2,17 +2,9 @@
 // first codes and the codebook, is fetched meanwhile. A kernel launched so must call await_inputs() before it touches anything that an
 // earlier kernel writes or reads.
 #pragma once
-#include <cstdlib>
-
 #include "device.h"
 
 namespace tq::cuda {
-
-// Experiment: a number from the environment.
-inline int experiment(const char* name, int otherwise) {
-  const char* text = std::getenv(name);
-  return text ? std::atoi(text) : otherwise;
-}
 
 #ifdef __CUDACC__
 // Until the kernels before this one have ended and what they wrote can be read.
@@ -32,19 +24,12 @@ __device__ inline void release_dependents() {
 template <class... Parameters, class... Arguments>
 void launch_dependent(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads, int64_t shared_bytes,
                       cudaStream_t stream, Arguments&&... arguments) {
-  cudaLaunchAttribute attributes[2]{};
-  int count = 0;
-  if (device_limits().capability >= 90 && !experiment("TQ_X_NO_PDL", 0)) {
-    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (const int carve = experiment("TQ_X_CARVE", -1); carve >= 0) {
-    attributes[count].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
-    attributes[count++].val.sharedMemCarveout = unsigned(carve);
-  }
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = size_t(shared_bytes), config.stream = stream;
-  config.attrs = attributes, config.numAttrs = unsigned(count);
+  config.attrs = &early, config.numAttrs = device_limits().capability >= 90 ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), name);
 }
 #endif

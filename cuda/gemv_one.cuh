@@ -15,14 +15,7 @@ namespace tq::cuda {
 
 // Warps of a block: fewer have more registers to decode ahead in (96 with 20), which formats with a trellis repay.
 constexpr int one_warps(int k) { return tqn::is_trellis(k) ? 20 : 24; }
-// Experiment: how the input is loaded, and the steps of a turn of the loop (an even number, so that what was fetched ahead need not move).
-enum class InputLoad { ordered, constant_ordered, constant, plain, shared };
-template <InputLoad Load, int Turn>
-struct OneWay {
-  static constexpr InputLoad kLoad = Load;
-  static constexpr int kTurn = Turn;
-};
-using DefaultWay = OneWay<InputLoad::ordered, 4>;
+inline constexpr int kTurn = 4;              // steps of a turn of the loop: an even number, so that what was fetched ahead need not move
 inline constexpr int kSingleTokenRows = 16;  // rows of a tile that a lane owns: two groups
 inline constexpr int kSingleTokenLanes = tqn::kTileRows / kSingleTokenRows;  // lanes of a tile
 inline constexpr int kSingleTokenTiles = kWarp / kSingleTokenLanes;          // tiles of a step
@@ -54,6 +47,13 @@ struct Run {
     return {begin, begin + share + (i < rest)};
   }
 };
+
+// How a lane loads its activations: `coherent` by ld.global, else by ld.global.nc; `ordered`: the compiler leaves the load where the loop
+// has it, between products. Chosen for each format by measurement (docs/cuda.md): what the compiler makes of the loop differs by up to 7 %.
+struct InputLoad {
+  bool coherent, ordered;
+};
+constexpr InputLoad input_load(int k) { return {!tqn::is_trellis(k), k != 2}; }
 
 // A tile's four activations, as bytes and as integers.
 struct OneInput {
@@ -109,23 +109,18 @@ struct LanePart {
 };
 
 // What it holds.
-template <int K, class Way>
+template <int K>
 struct Fetched {
   Codes<K> codes[2];
   int x;
   __device__ void fetch_codes(const LanePart<K>& part) { load_codes(part.codes, codes); }
   __device__ void fetch_x(const LanePart<K>& part) {
-    // Not __ldg(), which the compiler may move before await_inputs().
-    if constexpr (Way::kLoad == InputLoad::ordered)
+    if constexpr (input_load(K).coherent)
       asm volatile("ld.global.u32 %0, [%1];" : "=r"(x) : "l"(part.x));
-    else if constexpr (Way::kLoad == InputLoad::constant_ordered)
+    else if constexpr (input_load(K).ordered)
       asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(x) : "l"(part.x));
-    else if constexpr (Way::kLoad == InputLoad::constant)
-      asm("ld.global.nc.u32 %0, [%1];" : "=r"(x) : "l"(part.x));
-    else if constexpr (Way::kLoad == InputLoad::plain)
-      x = *reinterpret_cast<const int*>(part.x);
     else
-      asm("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(uint32_t(reinterpret_cast<uint64_t>(part.x))));
+      asm("ld.global.nc.u32 %0, [%1];" : "=r"(x) : "l"(part.x));
   }
   __device__ void fetch(LanePart<K> part, int steps_on) { part.advance(steps_on), fetch_codes(part), fetch_x(part); }
   // Adds W x of the part to the lane's sums (all lanes of the warp).
@@ -144,10 +139,8 @@ struct Fetched {
 };
 
 // The parts of a lane in a warp's run, each fetched one step ahead; one step behind a run is readable too (kCodesPadding).
-template <int K, class Way>
+template <int K>
 class OneStream {
-  static constexpr int kTurn = Way::kTurn;
-
  public:
   __device__ explicit OneStream(const LanePart<K>& first) : at_(first) { now_.fetch_codes(at_); }
   __device__ void fetch_first_x(const int8_t* x) { at_.x = x, now_.fetch_x(at_); }
@@ -158,7 +151,7 @@ class OneStream {
     for (; count >= kTurn; count -= kTurn) {
 #pragma unroll
       for (int i = 0; i < kTurn; i += 2) {
-        Fetched<K, Way> second;
+        Fetched<K> second;
         second.fetch(at_, i + 1);
         now_.template multiply<Tables>(table, sums);
         __syncwarp();  // else the next loads come first, and need registers of their own
@@ -170,7 +163,7 @@ class OneStream {
     }
 #pragma unroll 1
     for (; count > 0; count--) {
-      Fetched<K, Way> last = now_;
+      Fetched<K> last = now_;
       at_.advance(1);
       now_.fetch(at_, 0);
       last.template multiply<Tables>(table, sums);
@@ -185,7 +178,7 @@ class OneStream {
 
  private:
   LanePart<K> at_;
-  Fetched<K, Way> now_;
+  Fetched<K> now_;
 };
 
 // Adds N rows over the two halves of the lanes that differ in `bit`: the upper half keeps the upper rows.
@@ -295,7 +288,7 @@ inline int64_t gemv_one_shared_bytes(const GemvOneLaunch& l, int k, int tables) 
   return int64_t(l.n_books) * tables * table_bytes(k) + int64_t(l.block_strips) * tqn::kTileRows * 8;
 }
 
-template <int K, int Tables, class Way>
+template <int K, int Tables>
 __global__ void __launch_bounds__(one_warps(K) * kWarp, 1) gemv_one_kernel(const __grid_constant__ GemvOneLaunch l) {
   extern __shared__ __align__(16) char shared[];
   constexpr int kBookBytes = Tables * int(table_bytes(K));
@@ -308,25 +301,17 @@ __global__ void __launch_bounds__(one_warps(K) * kWarp, 1) gemv_one_kernel(const
   int step = own.first, strip = min(step, total - 1) / steps, m = matrix_of(l, strip);  // a run without steps may begin at the end
   const int8_t* input = l.product.in.quantized;
   const auto part = [&](int from) { return LanePart<K>(l.product.matrix[m], input, strip - l.first_strip[m], from); };
-  OneStream<K, Way> stream(part(min(step, total - 1) - strip * steps));
+  OneStream<K> stream(part(min(step, total - 1) - strip * steps));
   for (int b = 0; b < l.n_books; b++)
     fill_table<K, Tables == 1, Tables>(shared + b * kBookBytes, l.product.matrix[l.first_of[b]].book.value);
   for (int i = threadIdx.x; i < block.rows(); i += blockDim.x) sums[i] = 0;
   for (int i = threadIdx.x; i < block.strips; i += blockDim.x) fetch_row_scales(l, block.first_strip + i);
   release_dependents();
   await_inputs();
-  if constexpr (Way::kLoad == InputLoad::shared) {
-    int8_t* const copy = reinterpret_cast<int8_t*>(extra + block.rows());
-    for (int i = threadIdx.x; i < int(l.product.in.quantized_stride()) / 16; i += blockDim.x)
-      reinterpret_cast<int4*>(copy)[i] = __ldcg(reinterpret_cast<const int4*>(input) + i);
-    input = reinterpret_cast<const int8_t*>(uint64_t(shared_address(copy)));
-    __syncthreads();
-    stream.fetch_first_x(part(min(step, total - 1) - strip * steps).x);
-  } else {
-    if constexpr (Way::kLoad != InputLoad::ordered) asm volatile("" : "+l"(input)::"memory");  // no address of the input before here
-    stream.fetch_first_x(part(min(step, total - 1) - strip * steps).x);
-    __syncthreads();
-  }
+  // The compiler could move such loads before the wait if it knew their address there: it gets to know it here.
+  if constexpr (!input_load(K).coherent) asm volatile("" : "+l"(input)::"memory");
+  stream.fetch_first_x(part(min(step, total - 1) - strip * steps).x);
+  __syncthreads();
   if (warp % 2 == 0) sum_block_outliers(l, block, steps, extra);  // while the other warps multiply
   while (step < own.last) {
     const int count = min((strip + 1) * steps, own.last) - step;
@@ -355,7 +340,7 @@ inline void share_tables(GemvOneLaunch& l) {
   }
 }
 
-template <int K, class Way = DefaultWay>
+template <int K>
 void launch_gemv_one(const PackedProduct& product, const SplitSums& split, cudaStream_t stream) {
   GemvOneLaunch launch{product, split, {}, 0, 0, 0, 0, {}, {}};
   share_tables(launch);
@@ -370,15 +355,14 @@ void launch_gemv_one(const PackedProduct& product, const SplitSums& split, cudaS
     for (int m = 0; m < product.count; m++) {
       PackedProduct one = product;
       one.count = 1, one.matrix[0] = product.matrix[m], one.out[0] = product.out[m];
-      launch_gemv_one<K, Way>(one, split, stream);
+      launch_gemv_one<K>(one, split, stream);
     }
     return;
   }
-  auto kernel = gemv_one_kernel<K, 1, Way>;
+  auto kernel = gemv_one_kernel<K, 1>;
   int64_t bytes = few;
   if constexpr (has_many_tables(K))
-    if (launch.share >= kManyTablesSteps && many <= device_limits().shared_bytes) kernel = gemv_one_kernel<K, kManyTables, Way>, bytes = many;
-  if constexpr (Way::kLoad == InputLoad::shared) bytes += product.in.quantized_stride() + 256;  // one step behind a run is read too
+    if (launch.share >= kManyTablesSteps && many <= device_limits().shared_bytes) kernel = gemv_one_kernel<K, kManyTables>, bytes = many;
   allow_shared(kernel, bytes);
   launch_dependent("gemv", kernel, dim3(unsigned(blocks)), one_warps(K) * kWarp, bytes, stream, launch);
 }

@@ -13,7 +13,6 @@
 #include "launch.h"
 #include "linear.h"
 #include "measure.h"
-#include "ways/ways.h"
 
 using namespace bench;
 using namespace tq::cuda;
@@ -98,34 +97,6 @@ class Product {
       gemv(product, workspace_.split(), nullptr);
     });
   }
-  // Experiment: one of the ways of the one-token product.
-  void launch_way(int way, int i) {
-    const CudaMatrix& m = *matrices_[size_t(i) % matrices_.size()];
-    PackedProduct product;
-    product.count = 1, product.matrix[0] = m.tqn, product.out[0] = {y_.as<float>(), m.n_out, nullptr, 1, false};
-    product.in.rows = rows_, product.in.n_in = int(m.n_in), product.in.quantized = workspace_.quantized.as<int8_t>(),
-    product.in.scale = workspace_.scale.as<float>();
-    bench::launch_way(m.tqn.k, way, product, workspace_.split(), nullptr);
-  }
-  double time_way(int way) {
-    return seconds(nullptr, calls(), [&](int i) { launch_way(way, i); });
-  }
-  // Behind the kernel that writes the input (`scaled`: another input), nothing waiting between them.
-  std::vector<float> result_of(int way, bool other) {
-    check(cudaMemset(y_.as<void>(), 0xFF, size_t(y_.bytes())), "poison");
-    SourceView source;
-    source.x = x_.as<float>();
-    const CudaMatrix& m = *matrices_[0];
-    InputView in;
-    in.rows = 1, in.n_in = int(m.n_in), in.quantized = workspace_.quantized.as<int8_t>(), in.scale = workspace_.scale.as<float>();
-    if (other) source.kind = LinearInput::gated, source.up = source.x;
-    check(cudaDeviceSynchronize(), "before");
-    prepare_input(source, rotation_of(m), in, Element::f16, workspace_.vectors.as<float>(), nullptr);
-    launch_way(way, 0);
-    std::vector<float> y(size_t(y_.bytes()) / 4);
-    check(cudaMemcpy(y.data(), y_.as<void>(), size_t(y_.bytes()), cudaMemcpyDeviceToHost), "result");
-    return y;
-  }
 
  private:
   int calls() const { return std::max(kChain, int(matrices_.size())); }
@@ -147,7 +118,7 @@ void gemv_table(const Cublas& cublas) {
               "Tw/s", "x cuBLAS");
   for (const Shape s : kShapes) {
     const double half = cublas ? cublas.time(s.n_out, s.n_in, 1) : 0;
-    for (const int k : {2, 3, 4}) {
+    for (const int k : {1, 2, 3, 4, 6}) {
       Product p(s.n_out, s.n_in, k, 1);
       p.time_layer();  // fills the prepared input
       const double t = p.time_gemv(), weights = double(s.n_out) * s.n_in, rate = weights * k / 8 / t;
@@ -155,30 +126,6 @@ void gemv_table(const Cublas& cublas) {
                   weights / t / 1e12, half / t);
     }
   }
-}
-
-void ways_table() {
-  const double copy = copy_bandwidth();
-  std::printf("\nOne token, ways of loading the input, us (median of three rounds; largest less smallest). copy: %.0f GB/s\n%-14s %2s", copy / 1e9, "shape",
-              "k");
-  for (const char* name : kWayNames) std::printf(" %16s", name);
-  std::printf("  sums\n");
-  for (const Shape s : {kShapes[4], kShapes[2], kShapes[0]})
-    for (const int k : {1, 2, 3, 4, 6}) {
-      Product p(s.n_out, s.n_in, k, 1);
-      p.time_layer();
-      std::vector<std::vector<double>> times(kWays);
-      for (int round = 0; round < 3; round++)
-        for (int way = 0; way < kWays; way++) times[size_t(way)].push_back(p.time_way(way) * 1e6);
-      std::printf("%5dx%-8d %2d", s.n_out, s.n_in, k);
-      for (auto& t : times) std::sort(t.begin(), t.end()), std::printf("  %9.2f (%.2f)", t[1], t[2] - t[0]);
-      int differ = 0;
-      const std::vector<float> expected[2] = {p.result_of(0, false), p.result_of(0, true)};
-      for (int repeat = 0; repeat < 6; repeat++)
-        for (int way = 0; way < kWays; way++) differ += p.result_of(way, repeat % 2) != expected[repeat % 2];
-      std::printf("  %s\n", expected[0] == expected[1] ? "one input" : differ ? "DIFFER" : "equal");
-      std::fflush(stdout);
-    }
 }
 
 void loop_table() {
@@ -238,7 +185,6 @@ int main(int argc, char** argv) {
     const Cublas cublas;
     if (!cublas) std::printf("no cuBLAS on this machine: no comparison\n");
     if (wanted("gemv")) gemv_table(cublas);
-    if (wanted("ways")) ways_table();
     if (wanted("loop")) loop_table();
     if (wanted("gemm")) gemm_table(cublas);
     if (wanted("encode")) encode_table();

@@ -70,11 +70,7 @@ class Synthetic {
     program_ = backend_->prepare(ops, memory.rows);
     add_best(ops, graph);
     choosing_ = backend_->prepare(ops, memory.slots);
-    choosing_ops_ = ops;
   }
-  // Experiment: further programs, each captured with the environment of its first passes.
-  void add_program() { others_.push_back(std::move(choosing_)), choosing_ = backend_->prepare(choosing_ops_, 1); }
-  void swap_program(int i) { std::swap(choosing_, others_[size_t(i)]); }
   // Random bytes in all caches: numbers or codes, whose sums mean nothing.
   void fill_caches() {
     std::mt19937_64 random{4};
@@ -156,8 +152,6 @@ class Synthetic {
   Planes p_;
   std::vector<LayerState> states_;
   std::unique_ptr<Program> program_, choosing_;
-  std::vector<Op> choosing_ops_;
-  std::vector<std::unique_ptr<Program>> others_;
   std::vector<float> logits_;
   std::vector<Candidate> best_;
   int64_t weight_bytes_ = 0;
@@ -225,55 +219,6 @@ void depths(const Shape& shape, int bits, const std::vector<std::string>& wanted
   }
 }
 
-// Experiment: variants NAME:VARIABLE=VALUE,... beside each other.
-void variants(const Shape& shape, int bits, const std::string& type_name, const std::vector<std::string>& wanted) {
-  const std::pair<const char*, CacheType> types[] = {
-      {"f16", CacheType::f16}, {"k8v8", CacheType::k8v8}, {"k8v4", CacheType::k8v4}, {"k4v4", CacheType::k4v4}};
-  CacheType type = CacheType::f16;
-  for (const auto& [name, t] : types)
-    if (type_name == name) type = t;
-  constexpr int kRounds = 5, kPasses = 15, kDepths[] = {1, 2049, 8200};
-  Synthetic m(shape, bits, {1, 8192 + 64, 64, type});
-  m.fill_caches();
-  const int n = int(wanted.size());
-  std::vector<std::vector<double>> times[std::size(kDepths)];
-  for (auto& t : times) t.resize(wanted.size());
-  for (int i = 0; i < n; i++) m.add_program();
-  for (int round = 0; round <= kRounds; round++)
-    for (int i = 0; i < n; i++) {
-      std::vector<std::string> set;
-      for (size_t at = wanted[size_t(i)].find(':'); at != std::string::npos && at + 1 < wanted[size_t(i)].size();) {
-        const size_t end = wanted[size_t(i)].find(',', at + 1), equals = wanted[size_t(i)].find('=', at + 1);
-        set.push_back(wanted[size_t(i)].substr(at + 1, equals - at - 1));
-        setenv(set.back().c_str(), wanted[size_t(i)].substr(equals + 1, end == std::string::npos ? end : end - equals - 1).c_str(), 1);
-        at = end;
-      }
-      m.swap_program(i);
-      for (size_t d = 0; d < std::size(kDepths); d++) {
-        std::vector<double> token;
-        if (round == 0) m.pass(1, 1, kDepths[d], Synthetic::best), m.pass(1, 1, kDepths[d], Synthetic::best);
-        for (int p = 0; round > 0 && p < kPasses; p++) token.push_back(m.pass(1, 1, kDepths[d] + p, Synthetic::best));
-        std::sort(token.begin(), token.end());
-        if (round > 0) times[d][size_t(i)].push_back(1e3 * token[kPasses / 2]);
-      }
-      m.swap_program(i);
-      for (const std::string& name : set) unsetenv(name.c_str());
-    }
-  std::printf("%s: ms a token at 0, 2k, 8k (largest less smallest of %d rounds); us a layer against the first\n", type_name.c_str(), kRounds);
-  double base[std::size(kDepths)] = {};
-  for (int i = 0; i < n; i++) {
-    std::printf("%-16s", wanted[size_t(i)].substr(0, wanted[size_t(i)].find(':')).c_str());
-    for (size_t d = 0; d < std::size(kDepths); d++) {
-      auto& t = times[d][size_t(i)];
-      std::sort(t.begin(), t.end());
-      if (i == 0) base[d] = t[kRounds / 2];
-      std::printf("  %7.3f (%.3f) %+6.2f", t[kRounds / 2], t.back() - t[0], 1e3 * (t[kRounds / 2] - base[d]) / double(shape.n_layers));
-    }
-    std::printf("\n");
-  }
-  std::fflush(stdout);
-}
-
 struct Answer {
   std::vector<float> prompt_logits;
   std::vector<int32_t> tokens;
@@ -330,19 +275,6 @@ int main(int argc, char** argv) {
       compare(argv[2]);
     } else if (argc > 3 && !std::strcmp(argv[1], "depth")) {
       depths(find_shape(argv[2]), std::atoi(argv[3]), {argv + 4, argv + argc});
-    } else if (argc > 5 && !std::strcmp(argv[1], "variants")) {
-      variants(find_shape(argv[2]), std::atoi(argv[3]), argv[4], {argv + 5, argv + argc});
-    } else if (argc > 3 && !std::strcmp(argv[1], "cached")) {  // experiment: a few passes for a profiler: cached TYPE DEPTH
-      const std::string type = argv[2];
-      const int depth = std::atoi(argv[3]);
-      Synthetic m(find_shape("llama-3.1-8b"), 4,
-                  {1, depth + 64, 64,
-                   type == "f16"    ? CacheType::f16
-                   : type == "k8v8" ? CacheType::k8v8
-                   : type == "k8v4" ? CacheType::k8v4
-                                    : CacheType::k4v4});
-      m.fill_caches();
-      for (int i = 0; i < 3; i++) std::printf("pass %d: %.3f ms\n", i, 1e3 * m.pass(1, 1, depth + i));
     } else if (argc > 2 && !std::strcmp(argv[1], "decode")) {
       Synthetic m(find_shape("llama-3.1-8b"), std::atoi(argv[2]));
       for (int i = 0; i < 4; i++) std::printf("pass %d: %.3f ms\n", i, 1e3 * m.pass(1, 1, i));

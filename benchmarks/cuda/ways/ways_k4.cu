@@ -1,2 +1,0 @@
-#define TQ_WAY_K 4
-#include "body.cuh"

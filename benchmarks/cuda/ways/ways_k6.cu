@@ -1,2 +1,0 @@
-#define TQ_WAY_K 6
-#include "body.cuh"
