@@ -31,11 +31,14 @@ __device__ inline int warp_sum(int x) {
 #endif
 }
 
+// A warp's vector of up to 32 C channels; lane's are lane + 32 i.
+template <int C = kLaneChannels>
 struct LaneVector {
-  float x[kLaneChannels];  // channels lane + 32 i
+  float x[C];
 };
+template <int C>
 struct LaneLevels {
-  int code[kLaneChannels];
+  int code[C];
 };
 
 __device__ inline int lane_of() { return int(threadIdx.x) % kWarp; }
@@ -51,118 +54,153 @@ __device__ inline int nearest_level(float x) {
   return x < 0 ? tqn::cache::kLevels / 2 - 1 - step : tqn::cache::kLevels / 2 + step;
 }
 
-// From a plane: turned by its position, but not by the rotation. Where `query`, grown as long contexts ask.
-__device__ inline LaneVector load_vector(const AttentionView& a, int row, const float* from, bool turned, bool query) {
+// From a plane: turned by its position (rope.cuh), but not by the rotation. Where `query`, grown as long contexts ask. No load stands
+// behind a condition on the channel, so that all are on their way at once.
+template <int C = kLaneChannels>
+__device__ inline LaneVector<C> load_vector(const AttentionView& a, int row, const float* from, bool turned, bool query) {
   const int dim = a.shape.head_dim, half = a.rope_dims / 2;
-  const float grown = query && a.growth.beta != 0 ? query_growth(a, row) : 1.f;
-  LaneVector l;
+  LaneVector<C> l;
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; i++) {
-    const int channel = lane_of() + kWarp * i;
-    l.x[i] = 0;
-    if (channel >= dim) continue;
-    l.x[i] = grown * (turned && channel < 2 * half ? turned_element(a, row, from, channel) : from[channel]);
+  for (int i = 0; i < C; i++) l.x[i] = from[min(lane_of() + kWarp * i, dim - 1)];
+  if (turned) {
+    float other[C], c[C], s[C];
+#pragma unroll
+    for (int i = 0; i < C; i++) {
+      const Turn turn(a, min(lane_of() + kWarp * i, 2 * half - 1));
+      other[i] = from[turn.other], c[i] = a.cos[int64_t(row) * half + turn.pair], s[i] = a.sin[int64_t(row) * half + turn.pair];
+    }
+#pragma unroll
+    for (int i = 0; i < C; i++) {
+      const int channel = lane_of() + kWarp * i;
+      const float turned_x = l.x[i] * c[i] + (Turn(a, channel).first ? -other[i] : other[i]) * s[i];
+      l.x[i] = channel < 2 * half ? turned_x : l.x[i];
+    }
   }
+  const float grown = query && a.growth.beta != 0 ? query_growth(a, row) : 1.f;
+#pragma unroll
+  for (int i = 0; i < C; i++) l.x[i] = lane_of() + kWarp * i < dim ? grown * l.x[i] : 0.f;
   return l;
 }
 
-// As balance_key and balance_query of format/cache.h.
-__device__ inline void balance(const AttentionView& a, int kv_head, bool query, LaneVector& l) {
+// What a file says of the channels of a key/value head (KeyStatistics of format/cache.h); where it says nothing, what changes nothing. No
+// kernel writes it.
+template <int C>
+struct LaneStatistics {
+  LaneVector<C> mean, balance;
+};
+template <int C>
+__device__ inline LaneStatistics<C> load_statistics(const AttentionView& a, int kv_head) {
   const int dim = a.shape.head_dim;
+  LaneStatistics<C> s;
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; i++) {
-    const int channel = lane_of() + kWarp * i, at = kv_head * dim + channel;
-    if (channel >= dim) continue;
-    if (!query && a.key_mean) l.x[i] -= a.key_mean[at];
-    if (a.key_balance) l.x[i] = query ? l.x[i] * a.key_balance[at] : l.x[i] / a.key_balance[at];
+  for (int i = 0; i < C; i++) {
+    const int at = kv_head * dim + min(lane_of() + kWarp * i, dim - 1);
+    s.mean.x[i] = a.key_mean ? a.key_mean[at] : 0.f;
+    s.balance.x[i] = a.key_balance ? a.key_balance[at] : 1.f;
+  }
+  return s;
+}
+
+// As balance_key and balance_query; channels behind the last are 0 before and after.
+template <int C>
+__device__ inline void balance(const LaneStatistics<C>& s, int dim, bool query, LaneVector<C>& l) {
+#pragma unroll
+  for (int i = 0; i < C; i++) {
+    if (lane_of() + kWarp * i >= dim) continue;
+    l.x[i] = query ? l.x[i] * s.balance.x[i] : (l.x[i] - s.mean.x[i]) / s.balance.x[i];
   }
 }
 
-// Butterflies of M vectors of up to Dim channels by the warp's lanes alone; n: of their channels, a power of two.
-template <int Dim, int M>
-__device__ inline void mix_lanes(LaneVector (&l)[M], int n) {
+// A lane's signs of a rotation, 0 behind its last channel; no kernel writes them.
+template <int C>
+__device__ inline LaneVector<C> load_signs(const RotationView& r) {
+  LaneVector<C> signs;
+#pragma unroll
+  for (int i = 0; i < C; i++) {
+    const float sign = r.signs[min(lane_of() + kWarp * i, r.n - 1)];
+    signs.x[i] = lane_of() + kWarp * i < r.n ? sign : 0.f;
+  }
+  return signs;
+}
+
+// Butterflies of M vectors by the warp's lanes alone; n: of their channels, a power of two.
+template <int C, int M>
+__device__ inline void mix_lanes(LaneVector<C> (&l)[M], int n) {
 #pragma unroll
   for (int d = 1; d < kWarp; d *= 2) {
     if (d >= n) break;
     const float sign = lane_of() & d ? -1.f : 1.f;
 #pragma unroll
-    for (int i = 0; i < Dim / kWarp; i++)
+    for (int i = 0; i < C; i++)
 #pragma unroll
-      for (LaneVector& v : l) v.x[i] = fmaf(sign, v.x[i], __shfl_xor_sync(~0u, v.x[i], d));
+      for (LaneVector<C>& v : l) v.x[i] = fmaf(sign, v.x[i], __shfl_xor_sync(~0u, v.x[i], d));
   }
 #pragma unroll
-  for (int d = 1; d < Dim / kWarp; d *= 2) {
+  for (int d = 1; d < C; d *= 2) {
     if (d * kWarp >= n) break;
 #pragma unroll
-    for (int i = 0; i < Dim / kWarp; i++)
+    for (int i = 0; i < C; i++)
       if (!(i & d))
 #pragma unroll
-        for (LaneVector& v : l) {
+        for (LaneVector<C>& v : l) {
           const float p = v.x[i], q = v.x[i + d];
           v.x[i] = p + q, v.x[i + d] = p - q;
         }
   }
 }
-template <int M>
-__device__ inline void mix_lanes(const RotationView& r, LaneVector (&l)[M]) {
-  if (r.n == 128)
-    mix_lanes<128>(l, 128);
-  else if (r.n <= 64)
-    mix_lanes<64>(l, r.n);
-  else
-    mix_lanes<256>(l, r.n);
-}
 
-// x <- R x of M vectors. vectors: 2 * padded_size(kMaxCodedDim) floats of the block, which is this warp, for the rotations that need them.
-template <int M>
-__device__ inline void rotate(const RotationView& r, LaneVector (&l)[M], float* vectors = nullptr) {
+// x <- R x of M vectors, for rotations that are done in registers.
+template <int C, int M>
+__device__ inline void rotate(const RotationView& r, const LaneVector<C>& signs, LaneVector<C> (&l)[M]) {
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; i++) {
-    const float sign = lane_of() + kWarp * i < r.n ? r.signs[lane_of() + kWarp * i] : 0;
+  for (int i = 0; i < C; i++)
 #pragma unroll
-    for (LaneVector& v : l) v.x[i] *= sign;
-  }
+    for (LaneVector<C>& v : l) v.x[i] *= signs.x[i];
+  mix_lanes(l, r.n);
   const float factor = hadamard_factor(r);
-  if (r.n_primes == 0) {
-    mix_lanes(r, l);
 #pragma unroll
-    for (int i = 0; i < kLaneChannels; i++)
+  for (int i = 0; i < C; i++)
 #pragma unroll
-      for (LaneVector& v : l) v.x[i] *= factor;
-  }
-  if constexpr (M == 1) {
-    if (r.n_primes == 0) return;
-#pragma unroll
-    for (int i = 0; i < kLaneChannels; i++)
-      if (lane_of() + kWarp * i < r.n) vectors[padded(lane_of() + kWarp * i)] = l[0].x[i];
-    __syncthreads();
-    const float* const rotated = mix(r, vectors, vectors + padded_size(kMaxCodedDim));
-#pragma unroll
-    for (int i = 0; i < kLaneChannels; i++)
-      if (lane_of() + kWarp * i < r.n) l[0].x[i] = factor * rotated[padded(lane_of() + kWarp * i)];
-  }
+    for (LaneVector<C>& v : l) v.x[i] *= factor;
 }
 
-__device__ inline void store_vector(const LaneVector& l, int dim, float* to) {
+// Any rotation. vectors: 2 * padded_size(kMaxCodedDim) floats of the block, which is this warp.
+__device__ inline void rotate(const RotationView& r, const LaneVector<>& signs, LaneVector<> (&l)[1], float* vectors) {
+  if (r.n_primes == 0) return rotate(r, signs, l);
+  const float factor = hadamard_factor(r);
 #pragma unroll
   for (int i = 0; i < kLaneChannels; i++)
+    if (lane_of() + kWarp * i < r.n) vectors[padded(lane_of() + kWarp * i)] = signs.x[i] * l[0].x[i];
+  __syncthreads();
+  const float* const rotated = mix(r, vectors, vectors + padded_size(kMaxCodedDim));
+#pragma unroll
+  for (int i = 0; i < kLaneChannels; i++)
+    if (lane_of() + kWarp * i < r.n) l[0].x[i] = factor * rotated[padded(lane_of() + kWarp * i)];
+}
+
+template <int C>
+__device__ inline void store_vector(const LaneVector<C>& l, int dim, float* to) {
+#pragma unroll
+  for (int i = 0; i < C; i++)
     if (lane_of() + kWarp * i < dim) to[lane_of() + kWarp * i] = l.x[i];
 }
 
 // NaN where x is not finite.
-__device__ inline float largest_magnitude(const LaneVector& l) {
+template <int C>
+__device__ inline float largest_magnitude(const LaneVector<C>& l) {
   uint32_t most = 0;  // magnitudes are ordered as their bits are
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; i++) most = max(most, __float_as_uint(l.x[i]) & 0x7FFFFFFF);
+  for (int i = 0; i < C; i++) most = max(most, __float_as_uint(l.x[i]) & 0x7FFFFFFF);
   most = warp_max(most);
   return most < 0x7F800000 ? __uint_as_float(most) : NAN;
 }
 
-__device__ inline float fitted_scale(const LaneVector& l, int dim, float scale) {
+template <int C>
+__device__ inline float fitted_scale(const LaneVector<C>& l, int dim, float scale) {
   double products = 0;
   int squares = 0;
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; i++) {
+  for (int i = 0; i < C; i++) {
     if (lane_of() + kWarp * i >= dim) break;
     const int value = int(int8_t(levels_of(uint32_t(nearest_level(l.x[i] / scale)))));
     products += double(l.x[i]) * value, squares += value * value;
@@ -172,16 +210,18 @@ __device__ inline float fitted_scale(const LaneVector& l, int dim, float scale) 
   return float(products / warp_sum(squares));
 }
 
-__device__ inline uint16_t encode(const LaneVector& l, int bits, int dim, LaneLevels& codes) {
+template <int C>
+__device__ inline uint16_t encode(const LaneVector<C>& l, int bits, int dim, LaneLevels<C>& codes) {
   constexpr uint16_t kNan = 0x7E00;
   const float most = largest_magnitude(l);
   float scale = most / tqn::cache::kMax;
   if (bits == 4)
+#pragma unroll 1
     for (int round = 0; round < 2 && scale > 0; round++) scale = fitted_scale(l, dim, scale);
   const uint16_t half = isnan(scale) ? kNan : __half_as_ushort(__float2half_rn(scale));
   scale = half_value(half);
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; i++) {
+  for (int i = 0; i < C; i++) {
     const float v = scale > 0 ? l.x[i] / scale : 0;
     constexpr float limit = tqn::cache::kMax;
     codes.code[i] = bits == 4 ? nearest_level(v) : int(fminf(fmaxf(rintf(v), -limit), limit));
@@ -200,17 +240,19 @@ struct HeadTiles {
   }
 };
 
-// Encodes a key or value at its row's position; bytes of 4-bit codes have two channels. codes: kMaxCodedDim bytes of shared memory for this
-// warp alone.
-__device__ inline void store_codes(const CodedView& c, const LaneVector& l, bool key, int row, int kv_head, uint8_t* codes) {
+// Encodes a key or value at `position` of a slot; bytes of 4-bit codes have two channels. codes: kMaxCodedDim bytes of shared memory for
+// this warp alone.
+template <int C>
+__device__ inline void store_codes(const CodedView& c, const LaneVector<C>& l, bool key, int slot, int position, int kv_head,
+                                   uint8_t* codes) {
   const int bits = key ? c.k_bits : c.v_bits, dim = c.a.shape.head_dim, padded_dim = int(tqn::cache::padded(dim));
-  const int position = c.a.batch.positions[row], lane = position % tqn::cache::kTile;
-  LaneLevels levels;
+  const int lane = position % tqn::cache::kTile;
+  LaneLevels<C> levels;
   const uint16_t scale = encode(l, bits, dim, levels);
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; i++) codes[lane_of() + kWarp * i] = uint8_t(levels.code[i]);
+  for (int i = 0; i < C; i++) codes[lane_of() + kWarp * i] = uint8_t(levels.code[i]);
   __syncwarp();
-  const HeadTiles tiles(c, key, c.a.batch.slots[row], kv_head);
+  const HeadTiles tiles(c, key, slot, kv_head);
   uint8_t* const tile = tiles.first + position / tqn::cache::kTile * tiles.bytes;
   const int apart = key ? 4 : 8;  // channels between a byte's halves
   for (int channel = lane_of(); channel < padded_dim; channel += kWarp) {
@@ -224,12 +266,12 @@ __device__ inline void store_codes(const CodedView& c, const LaneVector& l, bool
 }
 
 // As kernels::quantize; the scale. Channel c goes to place_of(c).
-template <class Place>
-__device__ inline float quantize_query(const LaneVector& l, int padded_dim, int8_t* codes, Place&& place_of) {
+template <int C, class Place>
+__device__ inline float quantize_query(const LaneVector<C>& l, int padded_dim, int8_t* codes, Place&& place_of) {
   constexpr float limit = tqn::kActivationMax;
   const float scale = largest_magnitude(l) / limit;
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; i++) {
+  for (int i = 0; i < C; i++) {
     const int c = lane_of() + kWarp * i;
     if (c < padded_dim) codes[place_of(c)] = int8_t(scale > 0 ? fminf(fmaxf(rintf(l.x[i] / scale), -limit), limit) : 0);
   }

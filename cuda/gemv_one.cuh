@@ -48,6 +48,13 @@ struct Run {
   }
 };
 
+// How a lane loads its activations: `coherent` by ld.global, else by ld.global.nc; `ordered`: the compiler leaves the load where the loop
+// has it, between products. Chosen for each format by measurement (docs/cuda.md): what the compiler makes of the loop differs by up to 7 %.
+struct InputLoad {
+  bool coherent, ordered;
+};
+constexpr InputLoad input_load(int k) { return {!tqn::is_trellis(k), k != 2}; }
+
 // A tile's four activations, as bytes and as integers.
 struct OneInput {
   int four, x[tqn::kTileCols];
@@ -108,8 +115,12 @@ struct Fetched {
   int x;
   __device__ void fetch_codes(const LanePart<K>& part) { load_codes(part.codes, codes); }
   __device__ void fetch_x(const LanePart<K>& part) {
-    // Not __ldg(), which the compiler may move before await_inputs().
-    asm volatile("ld.global.u32 %0, [%1];" : "=r"(x) : "l"(part.x));
+    if constexpr (input_load(K).coherent)
+      asm volatile("ld.global.u32 %0, [%1];" : "=r"(x) : "l"(part.x));
+    else if constexpr (input_load(K).ordered)
+      asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(x) : "l"(part.x));
+    else
+      asm("ld.global.nc.u32 %0, [%1];" : "=r"(x) : "l"(part.x));
   }
   __device__ void fetch(LanePart<K> part, int steps_on) { part.advance(steps_on), fetch_codes(part), fetch_x(part); }
   // Adds W x of the part to the lane's sums (all lanes of the warp).
@@ -132,7 +143,7 @@ template <int K>
 class OneStream {
  public:
   __device__ explicit OneStream(const LanePart<K>& first) : at_(first) { now_.fetch_codes(at_); }
-  __device__ void fetch_first_x() { now_.fetch_x(at_); }
+  __device__ void fetch_first_x(const int8_t* x) { at_.x = x, now_.fetch_x(at_); }
   // The lane's sums over `count` consecutive steps of a strip.
   template <int Tables>
   __device__ void add(int count, uint32_t table, int (&sums)[kSingleTokenRows]) {
@@ -288,7 +299,8 @@ __global__ void __launch_bounds__(one_warps(K) * kWarp, 1) gemv_one_kernel(const
   float* extra = reinterpret_cast<float*>(sums + block.rows());
 
   int step = own.first, strip = min(step, total - 1) / steps, m = matrix_of(l, strip);  // a run without steps may begin at the end
-  const auto part = [&](int from) { return LanePart<K>(l.product.matrix[m], l.product.in.quantized, strip - l.first_strip[m], from); };
+  const int8_t* input = l.product.in.quantized;
+  const auto part = [&](int from) { return LanePart<K>(l.product.matrix[m], input, strip - l.first_strip[m], from); };
   OneStream<K> stream(part(min(step, total - 1) - strip * steps));
   for (int b = 0; b < l.n_books; b++)
     fill_table<K, Tables == 1, Tables>(shared + b * kBookBytes, l.product.matrix[l.first_of[b]].book.value);
@@ -296,7 +308,9 @@ __global__ void __launch_bounds__(one_warps(K) * kWarp, 1) gemv_one_kernel(const
   for (int i = threadIdx.x; i < block.strips; i += blockDim.x) fetch_row_scales(l, block.first_strip + i);
   release_dependents();
   await_inputs();
-  stream.fetch_first_x();
+  // The compiler could move such loads before the wait if it knew their address there: it gets to know it here.
+  if constexpr (!input_load(K).coherent) asm volatile("" : "+l"(input)::"memory");
+  stream.fetch_first_x(part(min(step, total - 1) - strip * steps).x);
   __syncthreads();
   if (warp % 2 == 0) sum_block_outliers(l, block, steps, extra);  // while the other warps multiply
   while (step < own.last) {

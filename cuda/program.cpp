@@ -9,10 +9,10 @@
 namespace tq::cuda {
 namespace {
 
-constexpr int kGraphRows = 32;   // batches up to this size are decoding: their kernels are short, and a graph saves launch time
-constexpr int kMaxSplits = 32;   // ranges that the positions of one row are cut into
-constexpr int kCodedBlocks = 6;  // of the decoding kernel over codes, for each processor
-constexpr int kMinRunRows = 16;  // prompts with fewer rows attend row by row
+constexpr int kGraphRows = 32;  // batches up to this size are decoding: their kernels are short, and a graph saves launch time
+constexpr int kMaxSplits = 32;  // ranges that the positions of one row are cut into
+constexpr int kCodedBlocks = 4, kNarrowCodedBlocks = 6;  // of the decoding kernel over codes, for each processor; with a query a block
+constexpr int kMinRunRows = 16;                          // prompts with fewer rows attend row by row
 
 float* at(const Plane& plane) { return data(plane.buffer); }
 
@@ -271,10 +271,10 @@ void CudaProgram::launch_coded(const AttentionView& a, const AttentionOp& op) {
       a, op.k_bits, op.v_bits, rotations_.at(op.shape.head_dim)->view, workspace_.q_codes.as<int8_t>(), workspace_.q_scale.as<float>()};
   if (!attends_alone(c)) store_codes(c, stream_);
   if (by_runs()) return attend_coded_runs(c, device_runs(), int(runs_.size()), stream_);
-  const int at_once = int(coded_rows(op));
+  const int at_once = int(coded_rows(op)), blocks = op.shape.n_heads == op.shape.n_kv_heads ? kNarrowCodedBlocks : kCodedBlocks;
   for (int first = 0; first < batch_.rows; first += at_once) {
     const int rows = std::min(at_once, batch_.rows - first);
-    const int wanted = kCodedBlocks * device_limits().processors / (rows * op.shape.n_kv_heads);
+    const int wanted = blocks * device_limits().processors / (rows * op.shape.n_kv_heads);
     attend_coded(c, first, rows, std::clamp(wanted, 1, std::min(coded_spans_, spans_of(op.capacity))), stream_);
   }
 }

@@ -14,14 +14,17 @@ __device__ inline void rope(const AttentionView& a, int row, float* x) {
   }
 }
 
-// The element that rope() gives for one of its channels.
-__device__ inline float turned_element(const AttentionView& a, int row, const float* x, int channel) {
-  const int half = a.rope_dims / 2, pair = a.rope_pairs ? channel / 2 : channel % half;
-  const bool first = a.rope_pairs ? channel % 2 == 0 : channel < half;
-  const float c = a.cos[int64_t(row) * half + pair], s = a.sin[int64_t(row) * half + pair];
-  const float other = x[a.rope_pairs ? channel ^ 1 : first ? channel + half : channel - half];
-  return x[channel] * c + (first ? -other : other) * s;
-}
+// The pair that a channel belongs to in rope(), the channel that it is turned with, and whether it is the pair's first.
+struct Turn {
+  int pair, other;
+  bool first;
+  __device__ Turn(const AttentionView& a, int channel) {
+    const int half = a.rope_dims / 2;
+    first = a.rope_pairs ? channel % 2 == 0 : channel < half;
+    pair = a.rope_pairs ? channel / 2 : first ? channel : channel - half;
+    other = a.rope_pairs ? channel ^ 1 : first ? channel + half : channel - half;
+  }
+};
 
 __device__ inline float query_growth(const AttentionView& a, int row) {
   return 1 + a.growth.beta * log1pf(float(int64_t(a.batch.positions[row]) / a.growth.length));

@@ -118,7 +118,7 @@ void gemv_table(const Cublas& cublas) {
               "Tw/s", "x cuBLAS");
   for (const Shape s : kShapes) {
     const double half = cublas ? cublas.time(s.n_out, s.n_in, 1) : 0;
-    for (const int k : {2, 3, 4}) {
+    for (const int k : {1, 2, 3, 4, 6}) {
       Product p(s.n_out, s.n_in, k, 1);
       p.time_layer();  // fills the prepared input
       const double t = p.time_gemv(), weights = double(s.n_out) * s.n_in, rate = weights * k / 8 / t;

@@ -10,7 +10,9 @@ namespace {
 struct Case {
   int heads, kv_heads, dim, k_bits, v_bits, rows;
   float soft_cap = 0;
-  bool turned = true;
+  int depth = 0;  // positions before the first row that the cache holds already
+  bool turned = depth == 0;
+  int64_t capacity() const { return depth + rows + 3; }
 };
 
 // KeyStatistics of all key/value heads; empty: none.
@@ -22,13 +24,31 @@ struct Statistics {
   }
 };
 
+// Tiles of both slots, for the positions before the first row. The mean of a channel's values tells of which tile they are, so that sums
+// show tiles that were left out or counted twice.
+std::vector<uint8_t> filled(CacheSide side, int bits, const Case& c) {
+  const int64_t bytes = tqn::cache::tile_bytes(bits, c.dim), tiles = tqn::cache::tiles(c.capacity());
+  std::vector<uint8_t> all(size_t(2 * c.kv_heads * tiles * bytes));
+  Random random{uint64_t(c.depth) + uint64_t(side == CacheSide::key)};
+  for (int64_t h = 0; h < c.kv_heads; h++)
+    for (int64_t p = 0; p < c.depth; p++) {
+      std::vector<float> x = random.normals(c.dim);
+      for (int i = 0; side == CacheSide::value && i < c.dim; i++) x[size_t(i)] += (p / tqn::cache::kTile >> i % 11) & 1 ? 2.f : -2.f;
+      encode_cached(side, bits, x.data(), c.dim, int(p % tqn::cache::kTile), all.data() + (h * tiles + p / tqn::cache::kTile) * bytes);
+    }
+  std::copy_n(all.begin(), all.size() / 2, all.begin() + int64_t(all.size() / 2));
+  return all;
+}
+
 struct Inputs {
   explicit Inputs(const Case& c) {
     Random random{uint64_t(c.heads * c.dim + c.rows)};
     q = random.normals(c.rows * c.heads * c.dim), k = random.normals(c.rows * c.kv_heads * c.dim);
     v = random.normals(c.rows * c.kv_heads * c.dim);
+    if (c.depth > 0) k_tiles = filled(CacheSide::key, c.k_bits, c), v_tiles = filled(CacheSide::value, c.v_bits, c);
   }
   std::vector<float> q, k, v;
+  std::vector<uint8_t> k_tiles, v_tiles;  // what the caches hold before the first row
 };
 
 struct Result {
@@ -38,7 +58,7 @@ struct Result {
 
 // The operation in passes of the given numbers of rows (repeated), in the second of two slots.
 Result run(Backend& b, const Case& c, const Inputs& in, const std::vector<int64_t>& passes, const Statistics& statistics = {}) {
-  const int64_t capacity = c.rows + 3, q_width = c.heads * c.dim, kv_width = c.kv_heads * c.dim;
+  const int64_t capacity = c.capacity(), q_width = c.heads * c.dim, kv_width = c.kv_heads * c.dim;
   std::vector<float> inv_freq;
   for (int i = 0; i < c.dim / 2; i++) inv_freq.push_back(std::pow(10000.f, -2.f * float(i) / float(c.dim)));
   TestPlane freq(b, inv_freq, c.dim / 2);
@@ -49,6 +69,7 @@ Result run(Backend& b, const Case& c, const Inputs& in, const std::vector<int64_
   std::vector<TestPlane> of_keys;
   for (const std::vector<float>* x : {&statistics.mean, &statistics.balance})
     of_keys.emplace_back(b, x->empty() ? std::vector<float>(size_t(kv_width)) : *x, kv_width);
+  if (c.depth > 0) b.upload(*k_cache, 0, in.k_tiles.data(), k_cache->bytes), b.upload(*v_cache, 0, in.v_tiles.data(), v_cache->bytes);
   Result result;
   for (int64_t first = 0, pass = 0; first < c.rows; pass++) {
     const int64_t n = std::min(passes[size_t(pass) % passes.size()], c.rows - first);
@@ -72,7 +93,7 @@ Result run(Backend& b, const Case& c, const Inputs& in, const std::vector<int64_
                        .key_balance = statistics.balance.empty() ? nullptr : of_keys[1].buffer.get(),
                        .capacity = capacity};
     Rows rows(static_cast<int>(n));
-    for (int64_t r = 0; r < n; r++) rows.positions[size_t(r)] = int32_t(first + r), rows.slots[size_t(r)] = 1;
+    for (int64_t r = 0; r < n; r++) rows.positions[size_t(r)] = int32_t(c.depth + first + r), rows.slots[size_t(r)] = 1;
     const auto program = b.prepare({op}, n);
     b.run(*program, rows.batch());
     const auto append = [&](std::vector<float>& to, const TestPlane& plane) {
@@ -137,6 +158,21 @@ TEST("rows of decoding over codes: the same bits for any batches") {
     const std::vector<float> whole = run(*device, c, in, {32}).out;
     CHECK(run(*device, c, in, {1, 5, 17, 32}).out == whole);
     CHECK(run(*device, c, in, {100}).out == whole);
+  }
+}
+
+// Spans of one tile and of eight, of several rounds of the merge, and blocks that take several spans; one row, which the attending kernel
+// stores itself, and many; groups of one, three and four heads; a rotation that is done in registers and one that is not.
+TEST("attention over codes at depth: the same bits for any batches, near the CPU's") {
+  for (const Case& c : {Case{4, 1, 64, 8, 8, 33, 0, 8150}, Case{6, 2, 128, 8, 4, 17, 0, 9000}, Case{1, 1, 64, 4, 4, 17, 0, 9000},
+                        Case{4, 1, 96, 8, 4, 17, 0, 9000}, Case{4, 1, 256, 4, 4, 9, 0, 8700}, Case{8, 2, 64, 4, 4, 32, 0, 75000}}) {
+    if (small_cases()) continue;
+    const auto device = device_backend(Precision::f32), cpu = make_cpu_backend({.threads = 1, .precision = Precision::f32});
+    const Inputs in(c);
+    const std::vector<float> alone = run(*device, c, in, {1}).out;
+    CHECK(run(*device, c, in, {32, 1}).out == alone);
+    CHECK(run(*device, c, in, {5, 2}).out == alone);
+    CHECK_NEAR(check::largest_difference(alone, run(*cpu, c, in, {1}).out), 0, 0.01);
   }
 }
 
