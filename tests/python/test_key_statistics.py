@@ -307,6 +307,7 @@ def test_the_command_line_and_requests_know_the_kinds(folder: Path, tmp_path: Pa
     out = str(tmp_path / "m.gguf")
     assert cli.main(["convert", str(folder), out, "--effort", "none", "--bits", "6", "--cache-statistics", "means"]) == 1
     assert "--cache-statistics means: --effort none measures nothing" in capsys.readouterr().err
+    assert cli.main(["convert", str(folder), out, "--effort", "none", "--bits", "6", "--cache-statistics", "none"]) == 0
     with pytest.raises(ConvertError, match="--cache-statistics all"):
         Request(cache_statistics="all")
     assert Request().cache_statistics == "both"

@@ -159,13 +159,14 @@ def _check(args: argparse.Namespace) -> None:
     sizes = _given(args, "bpw", "size", "bits", "outtype")
     if len(sizes) > 1:
         raise ConvertError(f"{' and '.join(sizes)}: each decides the size; give one of them")
+    measuring = tuple(name for name in _CALIBRATION if name != "cache_statistics" or args.cache_statistics not in ("none", "auto"))
     if args.outtype is not None:
         if args.tune:
             raise ConvertError(f"--tune: --outtype {args.outtype} leaves nothing to tune")
-        _refuse(args, f"--outtype {args.outtype} leaves the weights as they are", _CALIBRATION)
+        _refuse(args, f"--outtype {args.outtype} leaves the weights as they are", measuring)
         _refuse(args, f"--outtype {args.outtype} leaves the weights as they are", ("tensor_bits", "embed_bits", "output_bits", "outliers"))
     elif args.effort == "none":
-        _refuse(args, "--effort none measures nothing", (*_CALIBRATION, "bpw", "size"))
+        _refuse(args, "--effort none measures nothing", (*measuring, "bpw", "size"))
         if args.outliers == "auto":
             raise ConvertError("--outliers auto: --effort none measures nothing; give a fraction")
 
