@@ -31,7 +31,7 @@ def tqn(*args: object) -> str:
 def measure(model: Path, reference: Path, text: Path, windows: int) -> dict:
     found = json.loads(tqn("eval", model, "--reference", reference, "--text", text, "--windows", windows, "--json"))
     speed = json.loads(tqn("bench", model, "--json"))["rows"][0]
-    says = tqn("run", model, "-p", PROMPT, "-n", 6, "--temperature", 0, "--no-echo")
+    says = tqn("run", model, "-p", PROMPT, "-n", 6, "--temperature", 0, "--no-echo", "--raw")
     return found | {"speed": speed, "says": says.strip().replace("\n", " ")}
 
 
