@@ -1,7 +1,10 @@
 #include "common/text.h"
 
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
+#include <limits>
 
 namespace tq {
 
@@ -47,7 +50,11 @@ std::string printable(std::string_view bytes) {
 
 std::string number(double value) {
   char text[32];
-  std::snprintf(text, sizeof text, "%g", value);
+  const bool is_float = std::fabs(value) <= std::numeric_limits<float>::max() && double(float(value)) == value;
+  for (int digits = 6; digits <= 17; digits++) {
+    std::snprintf(text, sizeof text, "%.*g", digits, value);
+    if (is_float ? std::strtof(text, nullptr) == float(value) : std::strtod(text, nullptr) == value) break;
+  }
   return text;
 }
 

@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <set>
 
 #include "common/error.h"
+#include "common/text.h"
 #include "format/cache.h"
 #include "model/architectures.h"
 #include "model/model.h"
@@ -77,6 +79,7 @@ struct Loader {
       }
     }
     if (!missing.empty()) throw Error(Cause::bad_file, file().path() + ": missing tensors: " + missing);
+    check_key_statistics();
     model->config_ = c;
     return model;
   }
@@ -140,7 +143,8 @@ struct Loader {
     for (int64_t i = 0; i < n * rows; i++) {
       values[size_t(i)] = element(tensor->data.data(), type, i);
       if (!std::isfinite(values[size_t(i)]))
-        throw Error(Cause::bad_file, file().path() + ": tensor " + name + " is not finite at " + std::to_string(i));
+        throw Error(Cause::bad_file, file().path() + ": tensor " + name + " is not finite at " + std::to_string(i) + ": " +
+                                         number(values[size_t(i)]));
     }
     return values;
   }
@@ -252,25 +256,46 @@ struct Loader {
     return w;
   }
 
+  // Of a layer's keys, F32 from `least` to `most`; empty where the file has none.
+  std::vector<float> key_statistic(const std::string& name, const AttentionConfig& a, float least, float most) {
+    if (!has(name)) return {};
+    const Tensor* tensor = file().find(name);
+    if (kernels::DType type; !tensor || !dense_type(tensor->type, &type) || type != kernels::DType::f32)
+      throw Error(Cause::bad_file, file().path() + ": tensor " + name + " has " +
+                                       (tensor ? "the GGUF type " + std::to_string(tensor->type) : "codes") +
+                                       "; what a file says of a layer's keys is F32");
+    std::vector<float> values = floats(name, a.head_dim, a.n_kv_heads);
+    for (size_t i = 0; i < values.size(); i++)
+      if (!(values[i] >= least && values[i] <= most))
+        throw Error(Cause::bad_file, file().path() + ": tensor " + name + " is " + number(values[i]) + " at " + std::to_string(i) +
+                                         ", expected " + number(least) + " to " + number(most));
+    return values;
+  }
+
   // Layers that never keep codes have no use for them.
   void load_key_statistics(const std::string& blk, AttentionConfig& a, AttentionWeights& w) {
-    if (!may_keep_codes(a)) return;
     const std::string mean = blk + "attn_k_cache_mean.weight", balance = blk + "attn_k_cache_balance.weight";
+    if (a.kv_layer < 0) key_statistics.insert({mean, balance});
+    if (!may_keep_codes(a)) return;
     LayerKeyStatistics s;
-    if (has(mean)) s.mean = floats(mean, a.head_dim, a.n_kv_heads);
-    if (has(balance)) s.balance = floats(balance, a.head_dim, a.n_kv_heads);
+    s.mean = key_statistic(mean, a, -kMaxKeyMean, kMaxKeyMean);
+    s.balance = key_statistic(balance, a, 1 / kMaxBalance, kMaxBalance);
     if (!s.mean.empty() && (a.soft_cap > 0 || a.sinks))
       throw Error(Cause::bad_file, file().path() + ": tensor " + mean + ": a layer with " +
                                        (a.sinks ? "sinks" : "a soft cap of its scores") +
                                        " cannot have means of keys: they would change its results");
-    for (size_t i = 0; i < s.balance.size(); i++)
-      if (!(s.balance[i] >= 1 / kMaxBalance && s.balance[i] <= kMaxBalance))
-        throw Error(Cause::bad_file, file().path() + ": tensor " + balance + " is " + std::to_string(s.balance[i]) + " at " +
-                                         std::to_string(i) + ", expected 1/1024 to 1024");
     if (s.mean.empty() && s.balance.empty()) return;
     if (!s.mean.empty()) w.key_mean = upload(s.mean);
     if (!s.balance.empty()) w.key_balance = upload(s.balance);
     a.key_statistics = std::make_shared<const LayerKeyStatistics>(std::move(s));
+  }
+
+  void check_key_statistics() const {
+    for (const Tensor& tensor : file().tensors()) {
+      const std::string name(tensor.name);
+      if (name.find(".attn_k_cache_") != std::string::npos && !key_statistics.contains(name))
+        throw Error(Cause::bad_file, file().path() + ": tensor " + name + ": the model has no layer whose keys that could describe");
+    }
   }
 
   AttentionWeights load_mixer(const std::string& blk, AttentionConfig& a) {
@@ -370,6 +395,7 @@ struct Loader {
   MatrixPtr layer_embed;                                      // on that device
   BufferPtr project_norm;                                     // likewise
   bool counted_layer_embed = false;
+  std::set<std::string> key_statistics;  // names that layers may have
   std::string missing;
 };
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <utility>
 
 #include "common/error.h"
 #include "common/parallel.h"
@@ -52,16 +53,26 @@ CachedRow row_of(int64_t type, const CachedRow& like) {
   return CacheElement(type) == like.type ? like : cached_row(CacheElement(type), like.head_dim);
 }
 
-// The shape of a record that stands for a layer like `own`.
-StateShape shape_of(const ShapeRecord& record, const StateShape& own) {
+// The shape of a record that stands for a layer like `own`, the one of that number.
+StateShape shape_of(const ShapeRecord& record, const StateShape& own, size_t layer) {
   StateShape shape = own;
   if (auto* a = std::get_if<AttentionState>(&shape); a && record.kind == int64_t(own.index()))
     a->k = row_of(record.k_type, a->k), a->v = row_of(record.v_type, a->v);
   ShapeRecord expected = record_of(shape);
-  const bool same_statistics = record.key_statistics == expected.key_statistics;
-  expected.key_statistics = record.key_statistics;
-  if (record != expected) bad_state("it belongs to another model: its layers remember something else");
-  if (!same_statistics) bad_state("it belongs to another model: its keys became codes with other means or balances");
+  const uint64_t statistics = std::exchange(expected.key_statistics, record.key_statistics);
+  const auto refuse = [layer](const std::string& what) {
+    bad_state("it belongs to another model: layer " + std::to_string(layer) + " " + what);
+  };
+  if (record.kind != expected.kind) refuse("remembers something of another kind");
+  if (record.n_kv_heads != expected.n_kv_heads)
+    refuse("has " + std::to_string(record.n_kv_heads) + " heads of keys, here " + std::to_string(expected.n_kv_heads));
+  if (record != expected) refuse("has heads or states of another size");
+  if (record.key_statistics != statistics) {
+    const auto with = [](uint64_t found) { return found ? "with means or balances" : "without means or balances"; };
+    const bool both = record.key_statistics && statistics;
+    refuse(std::string("made codes of its keys ") +
+           (both ? "with other means or balances" : std::string(with(record.key_statistics)) + ", here " + with(statistics)));
+  }
   return shape;
 }
 
@@ -173,10 +184,10 @@ SavedState read_saved(std::span<const uint8_t> state, std::span<const StateShape
   SavedState read;
   read.positions = header.positions;
   const uint8_t* at = state.data() + sizeof header;
-  for (const StateShape& layer : layers) {
+  for (size_t i = 0; i < layers.size(); i++) {
     ShapeRecord record;
     std::memcpy(&record, at, sizeof record), at += sizeof record;
-    read.shapes.push_back(shape_of(record, layer));
+    read.shapes.push_back(shape_of(record, layers[i], i));
   }
   if (int64_t(state.size()) != saved_bytes(read.shapes, read.positions))
     bad_state(std::to_string(state.size()) + " bytes, expected " + std::to_string(saved_bytes(read.shapes, read.positions)));

@@ -9,7 +9,7 @@ import pytest
 from turboquant_native import Llama, LlamaRAMCache, _core
 from turboquant_native._core import FormatError
 from turboquant_native.commands import cli
-from turboquant_native.engine.cache_types import CHOICES, MEASURED, cache_type, is_balanced, measured_choice, types_of
+from turboquant_native.engine.cache_types import CHOICES, MEASURED, cache_type, choice_text, is_balanced, measured_choice, types_of
 
 CODED = [choice for choice in CHOICES if choice != "f16"]
 
@@ -28,15 +28,18 @@ def test_auto_is_what_was_measured(tiny_tqn, capsys):
     assert measured_choice("llama", [64, 64], False) == measured_choice("llama", [64], True) == "k8v8"
     assert measured_choice("llama", [64, 128], True) == measured_choice("gemma2", [64], True) == "f16"
     assert measured_choice("qwen2", [64], False) == "f16" and measured_choice("qwen2", [64], True) == "k8v8"
-    names = ["blk.0.attn_k.weight", "blk.3.attn_k_cache_mean.weight"]
-    assert not is_balanced(names) and is_balanced([*names, "blk.3.attn_k_cache_balance.weight"]) and not is_balanced([])
+    layers = [[f"blk.{i}.attn_k.weight.tqn", f"blk.{i}.attn_k_cache_mean.weight", f"blk.{i}.attn_k_cache_balance.weight"] for i in (0, 1)]
+    assert is_balanced(layers[0]) and is_balanced([*layers[0], *layers[1]]) and not is_balanced([])
+    assert not any(is_balanced([*layers[0], *layers[1][:1], *layers[1][1 + i : 2 + i]]) for i in (0, 1, 2)), "each layer has both"
     with pytest.raises(ValueError, match="auto chooses both"):
         cache_type("auto", 8)
     with Llama(str(tiny_tqn), n_ctx=64, type_k="auto", verbose=False) as llm:  # heads of 16: not measured
         assert llm.engine.context.cache == "f16"
     assert cli.main(["run", str(tiny_tqn), "Hello", "-n", "2", "--raw", "--cache", "auto", "--ctx", "64"]) == 0
+    assert "(cache: f16: quantized caches were not measured with such models)" in capsys.readouterr().err
     assert cli.main(["run", str(tiny_tqn), "--fit-only", "--cache", "auto"]) == 0
     capsys.readouterr()
+    assert "no means and balances" in choice_text("qwen2", [64], False) and choice_text("qwen2", [64], True).startswith("k8v8: ")
 
 
 def logits(model: Any, cache: str, tokens: np.ndarray, step: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Means and balances of keys for quantized caches: what calibration measures, what a file holds, what the engine makes of it."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -218,14 +219,14 @@ def test_states_of_other_statistics_are_refused(plain: Any, balanced: Any, measu
     for cache in ("k8v8", "k4v4"):
         state, context = state_of(balanced, cache), _core.Context(balanced, n_ctx=128, cache=cache)
         context.load(0, state)
-        for model in (plain, opened(write(nudged)), opened(write(half))):
+        for layer, model in ((0, plain), (1, opened(write(nudged))), (0, opened(write(half)))):
             other = _core.Context(model, n_ctx=128, cache=cache)
             for refused in (
                 lambda other=other, state=state: other.load(0, state),
                 lambda other=other, state=state: other.convert(state, 70, "f16"),
                 lambda context=context, model=model, cache=cache: context.load(0, state_of(model, cache)),
             ):
-                with pytest.raises(FormatError, match="other means or balances"):
+                with pytest.raises(FormatError, match=f"layer {layer} made codes of its keys with"):
                     refused()
     _core.Context(plain, n_ctx=128, cache="f16").load(0, state_of(balanced, "f16"))  # numbers are the same in all of them
 
@@ -240,11 +241,14 @@ def test_damaged_statistics_are_refused_by_name(measured: Vectors, write: Write)
         return values
 
     wrong = {
-        "not finite at 15": ("mean", changed("mean", np.nan)),
-        "is not finite at 15": ("balance", changed("balance", np.inf)),
-        "is 0.0.* at 15, expected 1/1024 to 1024": ("balance", changed("balance", 0)),
-        "is -1.0.* at 15": ("balance", changed("balance", -1)),
-        "is 2000.* at 15": ("balance", changed("balance", 2000)),
+        "not finite at 15: nan": ("mean", changed("mean", np.nan)),
+        "is not finite at 15: -inf": ("balance", changed("balance", -np.inf)),
+        r"is 1e\+30 at 15, expected -65504 to 65504": ("mean", changed("mean", 1e30)),
+        "is 0 at 15, expected 0.0009765625 to 1024": ("balance", changed("balance", 0)),
+        "is -1 at 15": ("balance", changed("balance", -1)),
+        "is 1024.0001 at 15": ("balance", changed("balance", np.nextafter(np.float32(1024), np.float32(2000)))),
+        "has the GGUF type 1; .* is F32": ("mean", measured[name_of(1, "mean")].astype(np.float16)),
+        "has the GGUF type 26; .* is F32": ("balance", np.ones((N_KV, DIM), np.int32)),
         r"has the shape \(2, 6\), expected \(2, 12\)": ("mean", np.zeros((2, 6), np.float32)),
         r"has the shape \(24\), expected \(2, 12\)": ("balance", np.ones(24, np.float32)),
     }
@@ -252,6 +256,27 @@ def test_damaged_statistics_are_refused_by_name(measured: Vectors, write: Write)
         path = write({**measured, name_of(1, kind): values})
         with pytest.raises(FormatError, match=f"{Path(path).name}: tensor {name_of(1, kind)} .*{message}"):
             opened(path)
+
+
+def test_statistics_of_no_layer_are_refused(measured: Vectors, write: Write) -> None:
+    ones = np.ones((N_KV, DIM), np.float32)
+    for stray in (name_of(LAYERS, "mean"), name_of(0, "median"), "blk.01.attn_k_cache_mean.weight"):
+        with pytest.raises(FormatError, match=f"tensor {stray}: the model has no layer whose keys"):
+            opened(write({**measured, stray: ones}))
+    opened(write({name_of(1, "balance"): measured[name_of(1, "balance")]})).close()  # layers may differ
+
+
+def test_info_names_them_and_counts_no_weights(measured: Vectors, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    with_them, without = write(measured, packed=True), write({}, packed=True)
+    shown = []
+    for path in (with_them, without):
+        assert cli.main(["info", path, "--json"]) == 0
+        shown.append(json.loads(capsys.readouterr().out))
+    for key in ("parameters", "bits_per_weight", "bits_per_weight_without_embeddings"):
+        assert shown[0][key] == shown[1][key]
+    assert (shown[0]["key_statistics_bytes"], shown[1]["key_statistics_bytes"]) == (LAYERS * 2 * N_KV * DIM * 4, 0)
+    assert cli.main(["info", with_them]) == 0 and "means of 2 layers, balances of 2 layers: 384 bytes" in capsys.readouterr().out
+    assert cli.main(["info", without]) == 0 and "statistics of keys" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "what"), [("gemma2", "a soft cap"), ("gpt_oss", "sinks")])

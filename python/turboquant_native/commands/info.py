@@ -51,6 +51,7 @@ def _totals(summary: FileSummary) -> dict[str, Any]:
         "bits_per_weight": summary.bits_per_weight,
         "bits_per_weight_without_embeddings": summary.bits_per_weight_without_embeddings,
         "ratio_to_f16": 2 * summary.parameters / summary.tensor_bytes,
+        "key_statistics_bytes": sum(tensor.bytes for tensor in summary.key_statistics),
     }
 
 
@@ -69,8 +70,20 @@ def _print_table(summary: FileSummary, kld: float | None) -> None:
     print(f"file               {summary.size / 1e6:.2f} MB, tensors {summary.tensor_bytes / 1e6:.2f} MB")
     print(f"bits per weight    {summary.bits_per_weight:.3f}, without embeddings {summary.bits_per_weight_without_embeddings:.3f}")
     print(f"smaller than FP16  {totals['ratio_to_f16']:.2f} times")
+    if summary.key_statistics:
+        print(f"statistics of keys {_key_statistics(summary)}")
     if kld is not None:
         print(f"loss               KL divergence {kld:.3g} nats a token, as measured by the conversion")
+
+
+def _key_statistics(summary: FileSummary) -> str:
+    """What quantized caches get from the file, in how many layers, and how large that is."""
+    layers = {
+        kind: sum(tensor.name.endswith(f"_{name}.weight") for tensor in summary.key_statistics)
+        for kind, name in (("means", "mean"), ("balances", "balance"))
+    }
+    counts = ", ".join(f"{kind} of {count} layers" for kind, count in layers.items() if count)
+    return f"{counts}: {sum(tensor.bytes for tensor in summary.key_statistics):,} bytes, for quantized caches"
 
 
 def _short(value: Any) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import ConvertError
-from ..engine.cache_types import OFFERED, measured_choice, types_of
+from ..engine.cache_types import CACHE_HELP, OFFERED, choice_text, measured_choice, types_of
 from .terminal.console import Console, size
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="(default: this process's cores)")
     parser.add_argument("--gpu", action="store_true", help="run on a GPU (default: the CPU)")
     parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="activations of packed matrices (%(default)s)")
-    parser.add_argument(
-        "--cache", choices=OFFERED, default="f16", help="keys and values: k8v4 means 8 and 4 bits; auto: as measured (%(default)s)"
-    )
+    parser.add_argument("--cache", choices=OFFERED, default="f16", help=CACHE_HELP)
     parser.add_argument("--chat-format", help="chatml, llama-3, gemma or a jinja2 template (default: the file's)")
     parser.add_argument("--fit-only", action="store_true", help="only say what the model would need and how fast it would be")
     group = parser.add_argument_group("sampling")
@@ -116,6 +114,8 @@ def open_model(args: argparse.Namespace, console: Console) -> Iterator[Opened]:
     _check(args, console)
     file = ModelFile(find_model(args.model))
     n_ctx = _context(file, args, console)
+    if args.cache == "auto":
+        console.note(f"(cache: {choice_text(*_kind(file))})")
     type_k, type_v = types_of(args.cache)
     with console.waiting(f"loading {Path(file.path).name}"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_ctx=")  # said above, with the option's name
@@ -145,11 +145,14 @@ def print_fit(args: argparse.Namespace, as_json: bool) -> int:
     return 0 if fit.fits else 1
 
 
+def _kind(file: ModelFile) -> tuple[str, list[int], bool]:
+    """What `--cache auto` chooses by."""
+    return str(file.metadata.get("general.architecture")), [dim for _, dim, _ in file.layers], file.balanced
+
+
 def _cache(file: ModelFile, args: argparse.Namespace) -> str:
     """The cache's type for the estimate: float32 activations have a float32 cache unless it is quantized."""
-    choice: str = args.cache
-    if choice == "auto":
-        choice = measured_choice(str(file.metadata.get("general.architecture")), (dim for _, dim, _ in file.layers), file.balanced)
+    choice: str = measured_choice(*_kind(file)) if args.cache == "auto" else args.cache
     return "f32" if args.precision == "f32" and choice == "f16" else choice
 
 

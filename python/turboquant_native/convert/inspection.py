@@ -14,6 +14,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from .._core import FormatError, GgufFile, UnsupportedError, cpu_count
+from ..engine.cache_types import KEY_STATISTICS
 from .architectures import PER_LAYER_TABLE
 from .container import CALIBRATION_KEY, CHECKSUMS_KEY, HEADER_KEY, PLANE_SUFFIXES, header_digest
 
@@ -134,7 +135,8 @@ class TensorSummary:
 
 @dataclass(frozen=True)
 class FileSummary:
-    """What `describe` returns. Bits per weight count all tensors (codes, scales, codebooks, outliers, norms), not the tokenizer."""
+    """What `describe` returns. Parameters and bits per weight count all tensors (codes, scales, codebooks, outliers, norms) but what a file
+    says of its layers' keys, and not the tokenizer."""
 
     path: str
     architecture: str
@@ -142,8 +144,18 @@ class FileSummary:
     tensors: list[TensorSummary]
 
     @property
+    def key_statistics(self) -> list[TensorSummary]:
+        """Means and balances of keys, for caches in codes (docs/format.md)."""
+        return [tensor for tensor in self.tensors if KEY_STATISTICS in tensor.name]
+
+    @property
+    def weights(self) -> list[TensorSummary]:
+        """All others."""
+        return [tensor for tensor in self.tensors if KEY_STATISTICS not in tensor.name]
+
+    @property
     def parameters(self) -> int:
-        return sum(tensor.elements for tensor in self.tensors)
+        return sum(tensor.elements for tensor in self.weights)
 
     @property
     def tensor_bytes(self) -> int:
@@ -155,11 +167,11 @@ class FileSummary:
 
     @property
     def bits_per_weight(self) -> float:
-        return _bits_per_weight(self.tensors)
+        return _bits_per_weight(self.weights)
 
     @property
     def bits_per_weight_without_embeddings(self) -> float:
-        return _bits_per_weight([tensor for tensor in self.tensors if tensor.name not in (*EMBEDDINGS, PER_LAYER_TABLE)])
+        return _bits_per_weight([tensor for tensor in self.weights if tensor.name not in (*EMBEDDINGS, PER_LAYER_TABLE)])
 
 
 def _bits_per_weight(tensors: list[TensorSummary]) -> float:

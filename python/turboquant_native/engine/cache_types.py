@@ -5,6 +5,7 @@ from collections.abc import Iterable
 CHOICES = ("f16", "k8v8", "k8v4", "k4v8", "k4v4")  # of command lines; k8v4: keys in 8 bits, values in 4
 
 OFFERED = ("auto", *CHOICES)  # where a model is run; auto: what was measured for models of its kind
+CACHE_HELP = "keys and values: k8v4 is 8 and 4 bits; auto: codes where they were measured to lose little, else f16 (default: %(default)s)"
 MEASURED = "measured"  # cache_type's name for auto, which measured_choice() makes one of CHOICES once the model is known
 
 # Architectures whose loss was measured on real models, with the sizes of their heads (docs/running.md has the table): types
@@ -53,9 +54,10 @@ def types_of(choice: str) -> tuple[str | None, str | None]:
 
 
 def is_balanced(names: Iterable[str]) -> bool:
-    """Whether a file with tensors of these names has means of its keys and balances (docs/format.md)."""
-    kinds = {name.rpartition(KEY_STATISTICS)[2] for name in names if KEY_STATISTICS in name}
-    return kinds == {"mean.weight", "balance.weight"}
+    """Whether every layer with keys has their means and balances, in a file with tensors of these names (docs/format.md)."""
+    known = {name.partition(".tqn")[0] for name in names}
+    layers = [name.removesuffix(".attn_k.weight") for name in known if name.endswith(".attn_k.weight")]
+    return bool(layers) and all(f"{layer}{KEY_STATISTICS}{kind}.weight" in known for layer in layers for kind in ("mean", "balance"))
 
 
 def measured_choice(architecture: str, head_dims: Iterable[int], balanced: bool) -> str:
@@ -63,6 +65,16 @@ def measured_choice(architecture: str, head_dims: Iterable[int], balanced: bool)
     measured = _MEASURED_BALANCED if balanced else _MEASURED
     found = {measured.get((architecture, dim), "f16") for dim in head_dims}
     return found.pop() if len(found) == 1 else "f16"
+
+
+def choice_text(architecture: str, head_dims: Iterable[int], balanced: bool) -> str:
+    """What measured_choice() takes, and why, for people."""
+    dims = list(head_dims)
+    if (choice := measured_choice(architecture, dims, balanced)) != "f16":
+        return f"{choice}: measured to lose little with such models"
+    if measured_choice(architecture, dims, True) != "f16":
+        return "f16: with such models codes lose too much where the file has no means and balances of keys"
+    return "f16: quantized caches were not measured with such models"
 
 
 def budget_levels(own: str, four_bit_keys: bool) -> tuple[str, ...]:

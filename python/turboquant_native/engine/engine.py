@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .cache_types import MEASURED, four_bit_keys, is_balanced, measured_choice
+from .cache_types import MEASURED, choice_text, four_bit_keys, is_balanced, measured_choice
 from .generation import Generation, Limits
 from .head import read_head
 from .pace import Pace
@@ -73,8 +73,9 @@ class Engine:
         balanced = is_balanced(name for name, _, _ in model.file.tensors())
         bears = four_bit_keys(architecture, balanced)
         if cache == MEASURED:
-            layers = model.config["layers"]
-            choice = measured_choice(architecture, (layer["head_dim"] for layer in layers if "head_dim" in layer), balanced)
+            head_dims = [layer["head_dim"] for layer in model.config["layers"] if "head_dim" in layer]
+            choice = measured_choice(architecture, head_dims, balanced)
+            logger.info("cache: auto is %s", choice_text(architecture, head_dims, balanced))
             cache = "auto" if choice == "f16" else choice
         if cache.startswith("k4") and bears is False:
             logger.warning(

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..api.running import registered
 from ..common.sizes import size_argument
-from ..engine.cache_types import OFFERED, types_of
+from ..engine.cache_types import CACHE_HELP, OFFERED, types_of
 from .settings import Settings
 
 
@@ -25,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--threads", type=int, help="default: this process's cores")
     engine.add_argument("--gpu", action="store_true", help="run on a GPU")
     engine.add_argument("--precision", choices=("int8", "f32"), default="int8", help="activations of packed matrices (%(default)s)")
-    engine.add_argument(
-        "--cache", choices=OFFERED, default="f16", help="keys and values: k8v4 is 8 and 4 bits; auto: as measured (%(default)s)"
-    )
+    engine.add_argument("--cache", choices=OFFERED, default="f16", help=CACHE_HELP)
     engine.add_argument(
         "--cache-budget",
         type=size_argument,
