@@ -31,7 +31,7 @@ WINDOWS, CTX = 16, 512
 HELD_OUT = "held out"
 CASES: dict[str, dict[str, Any]] = {
     "before": {},
-    "tuned": {},
+    "tuned": {"codes": True},
     "scales and norms alone": {"codes": False},
     "an eighth of real text": {"real_share": 0.125},
     "free rate .001": {"free_rate": 1e-3},

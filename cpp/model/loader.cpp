@@ -143,8 +143,8 @@ struct Loader {
     for (int64_t i = 0; i < n * rows; i++) {
       values[size_t(i)] = element(tensor->data.data(), type, i);
       if (!std::isfinite(values[size_t(i)]))
-        throw Error(Cause::bad_file, file().path() + ": tensor " + name + " is not finite at " + std::to_string(i) + ": " +
-                                         number(values[size_t(i)]));
+        throw Error(Cause::bad_file,
+                    file().path() + ": tensor " + name + " is not finite at " + std::to_string(i) + ": " + number(values[size_t(i)]));
     }
     return values;
   }

@@ -352,11 +352,15 @@ def test_shares_of_real_text(calib: Path | None, share: float, windows: int) -> 
     assert Settings(real_share=0.0, calib=calib).share_of_real_text == 0
 
 
-@pytest.mark.parametrize(("large", "asked", "chosen"), [(0, None, False), (1 << 30, None, True), (0, True, True), (1 << 30, False, False)])
-def test_codes_are_chosen_where_there_is_memory_for_it(
-    model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: int, asked: bool | None, chosen: bool
+@pytest.mark.parametrize(
+    ("large", "bits", "asked", "chosen"),
+    [(0, 2, None, False), (1 << 30, 2, None, True), (1 << 30, 4, None, False), (0, 4, True, True), (1 << 30, 2, False, False)],
+)
+def test_codes_are_chosen_where_they_pay_and_there_is_memory_for_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: int, bits: int, asked: bool | None, chosen: bool
 ) -> None:
     monkeypatch.setattr(tuner, "_LARGE", large)
+    model = rounded(folder, tmp_path / "model.gguf", bits=bits)
     assert tune(model, folder, tmp_path / "tuned.gguf", codes=asked)._chooses_codes == chosen
 
 

@@ -50,7 +50,7 @@ def add_tuning(group: Any) -> None:
         "--codes",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="choose the codes again too, group by group: 16 bytes a weight of memory (default: of models up to a billion weights)",
+        help="choose the codes again, group by group: 16 bytes a weight of memory (default: up to a billion weights, 3.2 bits on average)",
     )
 
 

@@ -23,7 +23,7 @@ class Settings:
         windows: of one step.
         rate: the learning rate, relative to what learns.
         codes: choose the codes again, group by group (`progressive.py`), which takes 16 bytes a weight; None: of models up to a billion
-            weights.
+            weights, where the packed matrices have up to 3.2 bits on average.
         free_rate: the learning rate of weights that are yet to be rounded, relative to their magnitude.
         code_part: of the steps, in which codes are chosen.
         seed: of text and order.

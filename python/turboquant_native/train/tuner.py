@@ -45,6 +45,7 @@ _SAVE_SECONDS = 60.0
 _LOOKS = 10  # at the held-out text
 _WARM_UP = 0.05  # of the steps, in which the learning rate rises
 _LARGE = 1_000_000_000  # weights, from which inner values are computed twice instead of kept, and codes stay
+_MOST_BITS = 3.2  # of the packed matrices on average, from which codes stay: at 3.5 scales and norms alone gained more
 _HESSIAN_WINDOWS = 128  # under which matrices are rounded
 _SLOTS = {"cpu": 64, "cuda": 512}  # sequences sampled side by side
 _TOKENS_AT_ONCE = {"cpu": 512, "small": 8192, "cuda": 32768}  # that are differentiated together; SmolLM2's take 13 and 36 GB on a GPU
@@ -247,8 +248,11 @@ class Tuner:
 
     @property
     def _chooses_codes(self) -> bool:
-        asked = self._settings.codes
-        return self._model.parameters <= _LARGE if asked is None else asked
+        if self._settings.codes is not None:
+            return self._settings.codes
+        packed = [(info["n_out"] * info["n_in"], info["bits"]) for info in self._model.file.quantized().values()]
+        bits = sum(size * width for size, width in packed) / sum(size for size, _ in packed)
+        return self._model.parameters <= _LARGE and bits <= _MOST_BITS
 
     def _rounding(self, student: Network, corpus: Corpus) -> Progressive | None:
         """None where codes stay."""
