@@ -30,6 +30,7 @@ from turboquant_native.common.progress import Stopwatch
 from turboquant_native.convert.conversion import Options, bits_per_weight, make_plan, write_model
 from turboquant_native.convert.quantize import MatrixSpec, quantize_matrix
 from turboquant_native.convert.sources import open_source
+from turboquant_native.engine import vocabulary
 
 _FULL_EFFORTS = requests.EFFORTS
 
@@ -594,3 +595,20 @@ def test_windows_are_spread_over_the_text() -> None:
 
     cut = cut_windows(Words(), " ".join(map(str, range(100))), 4, 10)
     assert cut[0, 0] == 0 and cut[-1, -1] == 99 and (np.diff(cut, axis=1) == 1).all()
+
+
+@pytest.mark.parametrize("separator", ["\n\n", "\n", " ", ""])
+def test_long_texts_are_encoded_piece_by_piece(separator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary, "_PIECE", 40)
+    pieces: list[str] = []
+
+    class Letters:
+        def encode(self, text: str) -> list[int]:
+            pieces.append(text)
+            return [ord(letter) for letter in text]
+
+    for length in (0, 1, 39, 40, 41, 400):
+        text = separator.join(f"word{i:03}" for i in range(100))[:length]
+        pieces.clear()
+        assert vocabulary.encode_long(Letters(), text).tolist() == [ord(letter) for letter in text]
+        assert all(len(piece) <= 40 and piece.endswith(separator) for piece in pieces[:-1])

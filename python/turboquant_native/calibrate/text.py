@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .. import _core
 from ..common.errors import ConvertError
 from ..common.journal import Journal
-from ..engine.vocabulary import Vocabulary
+from ..engine.vocabulary import Vocabulary, encode_long
 
 Tokens = NDArray[np.int32]
 SAMPLED_SHARE = 0.75  # of the default mix; the rest is half documentation, half source text of the standard library
@@ -69,7 +69,7 @@ def cut_windows(
     vocabulary: Vocabulary, text: str, windows: int, seq_len: int, what: str = "calibration text", overlap: bool = True
 ) -> Tokens:
     """Evenly spaced windows; where the text is short they overlap, or are fewer, but one at least must fit."""
-    tokens = np.array(vocabulary.encode(text), np.int32)
+    tokens = encode_long(vocabulary, text)
     if len(tokens) < seq_len:
         raise ConvertError(f"{what}: {len(tokens)} tokens, at least one window of {seq_len} is needed")
     count = windows if overlap else min(windows, len(tokens) // seq_len)

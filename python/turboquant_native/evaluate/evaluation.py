@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..convert.inspection import describe
-from ..engine.vocabulary import Vocabulary
+from ..engine.vocabulary import Vocabulary, encode_long
 
 Logprobs = NDArray[np.float32]
 _BLOCK_VALUES = 1 << 22  # values that one step of the arithmetic touches, so that memory does not grow with the vocabulary
@@ -62,7 +62,9 @@ class Scorer:
 
 def text_windows(vocabulary: Vocabulary, text: str, ctx: int, limit: int | None = None) -> NDArray[np.int32]:
     """(windows, ctx) tokens of a text, at most `limit` windows; ValueError when it is shorter than one."""
-    tokens = np.array(vocabulary.encode(text, add_bos=True), np.int32)
+    tokens = encode_long(vocabulary, text)
+    if vocabulary.add_bos and tokens[:1].tolist() != [vocabulary.bos]:
+        tokens = np.concatenate([np.array([vocabulary.bos], np.int32), tokens])
     count = len(tokens) // ctx
     if count == 0:
         raise ValueError(f"the text has {len(tokens)} tokens, less than a window of {ctx}")
