@@ -598,7 +598,7 @@ def test_windows_are_spread_over_the_text() -> None:
 
 
 @pytest.mark.parametrize("separator", ["\n\n", "\n", " ", ""])
-def test_long_texts_are_encoded_piece_by_piece(separator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_texts_are_encoded_piece_by_piece(separator: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(vocabulary, "_PIECE", 40)
     pieces: list[str] = []
 
@@ -610,5 +610,6 @@ def test_long_texts_are_encoded_piece_by_piece(separator: str, monkeypatch: pyte
     for length in (0, 1, 39, 40, 41, 400):
         text = separator.join(f"word{i:03}" for i in range(100))[:length]
         pieces.clear()
-        assert vocabulary.encode_long(Letters(), text).tolist() == [ord(letter) for letter in text]
+        assert vocabulary.encode_long(Letters(), text, quiet=length == 0).tolist() == [ord(letter) for letter in text]
         assert all(len(piece) <= 40 and piece.endswith(separator) for piece in pieces[:-1])
+        assert (f"reading text: 100 % of {length} characters" in capsys.readouterr().err) == (length > 40)

@@ -56,20 +56,26 @@ def vocabulary_of(model: Any) -> Vocabulary | None:
         return None
 
 
-def file_windows(model: Any, path: Path, windows: int, seq_len: int, overlap: bool = True) -> Tokens:
+def file_windows(model: Any, path: Path, windows: int, seq_len: int, overlap: bool = True, quiet: bool = True) -> Tokens:
     """(windows, seq_len) tokens, evenly spaced over the texts of a file or folder; fewer where they must not overlap and there is not more.
-    ConvertError where there is too little."""
+    ConvertError where there is too little. quiet: show no progress."""
     vocabulary = vocabulary_of(model)
     if vocabulary is None:
         raise ConvertError(f"--calib {path}: the model has no tokenizer to read it with")
-    return cut_windows(vocabulary, "\n\n".join(_read_texts(path)), windows, seq_len, str(path), overlap)
+    return cut_windows(vocabulary, "\n\n".join(_read_texts(path)), windows, seq_len, str(path), overlap, quiet)
 
 
 def cut_windows(
-    vocabulary: Vocabulary, text: str, windows: int, seq_len: int, what: str = "calibration text", overlap: bool = True
+    vocabulary: Vocabulary,
+    text: str,
+    windows: int,
+    seq_len: int,
+    what: str = "calibration text",
+    overlap: bool = True,
+    quiet: bool = True,
 ) -> Tokens:
     """Evenly spaced windows; where the text is short they overlap, or are fewer, but one at least must fit."""
-    tokens = encode_long(vocabulary, text)
+    tokens = encode_long(vocabulary, text, quiet)
     if len(tokens) < seq_len:
         raise ConvertError(f"{what}: {len(tokens)} tokens, at least one window of {seq_len} is needed")
     count = windows if overlap else min(windows, len(tokens) // seq_len)

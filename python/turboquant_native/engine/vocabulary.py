@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from .._core import FormatError
+from ..common.progress import Progress
 from .tokenizer_json import TokenizerError, compact, guarded, made_harmless, parsed, text_bound
 
 # Texts of tokens that end a turn, in the families whose metadata names only one of them.
@@ -57,17 +58,19 @@ class Encoder(Protocol):
         ...
 
 
-def encode_long(vocabulary: Encoder, text: str) -> NDArray[np.int32]:
+def encode_long(vocabulary: Encoder, text: str, quiet: bool = True) -> NDArray[np.int32]:
     """Token ids of a text of any length, piece by piece: beyond two million characters it is cut behind a blank line, a line or a word,
-    where a token that would span the cut becomes two."""
+    where a token that would span the cut becomes two. quiet: show no progress."""
     parts, first = [np.empty(0, np.int32)], 0
-    while first < len(text):
-        stop = first + _PIECE
-        if stop < len(text):
-            cuts = (text.rfind(mark, first + _PIECE // 2, stop) + len(mark) for mark in ("\n\n", "\n", " "))
-            stop = next((cut for cut in cuts if cut > first + _PIECE // 2), stop)
-        parts.append(np.array(vocabulary.encode(text[first:stop]), np.int32))
-        first = stop
+    with Progress(len(text), "reading text", quiet or len(text) <= _PIECE, unit="characters") as progress:
+        while first < len(text):
+            stop = first + _PIECE
+            if stop < len(text):
+                cuts = (text.rfind(mark, first + _PIECE // 2, stop) + len(mark) for mark in ("\n\n", "\n", " "))
+                stop = next((cut for cut in cuts if cut > first + _PIECE // 2), stop)
+            parts.append(np.array(vocabulary.encode(text[first:stop]), np.int32))
+            first = stop
+            progress.advance_to(min(stop, len(text)))
     return np.concatenate(parts)
 
 

@@ -47,11 +47,11 @@ class Corpus:
         return windows[[orders[place // len(windows)][place % len(windows)] for place in places]] if count else windows[:0]
 
 
-def real_windows(model: Any, calib: Path | None, windows: int, seq_len: int) -> tuple[Tokens, Tokens]:
+def real_windows(model: Any, calib: Path | None, windows: int, seq_len: int, quiet: bool = True) -> tuple[Tokens, Tokens]:
     """Of --calib, else of Python's own documentation and sources: what to learn from, and some of every part of it that is held out.
     ConvertError where there is too little text."""
     if calib is not None:
-        found = file_windows(model, calib, windows + HELD_OUT, seq_len, overlap=False)
+        found = file_windows(model, calib, windows + HELD_OUT, seq_len, overlap=False, quiet=quiet)
     elif vocabulary_of(model) is None:
         return np.empty((0, seq_len), np.int32), np.empty((0, seq_len), np.int32)
     else:

@@ -194,7 +194,7 @@ class Tuner:
 
     def _corpus(self) -> Corpus:
         s = self._settings
-        real, held_real = real_windows(self._model, s.calib, s.real_windows, self._seq_len)
+        real, held_real = real_windows(self._model, s.calib, s.real_windows, self._seq_len, self._quiet)
         found = self._sampled(s.sampled_windows + HELD_OUT)
         held_out = np.concatenate([found[s.sampled_windows :], held_real])
         return Corpus(found[: s.sampled_windows], real, held_out, s.share_of_real_text, s.seed)
