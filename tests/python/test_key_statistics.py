@@ -1,6 +1,7 @@
 """Means and balances of keys for quantized caches: what calibration measures, what a file holds, what the engine makes of it."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -226,8 +227,15 @@ def test_states_of_other_statistics_are_refused(plain: Any, balanced: Any, measu
                 lambda other=other, state=state: other.convert(state, 70, "f16"),
                 lambda context=context, model=model, cache=cache: context.load(0, state_of(model, cache)),
             ):
-                with pytest.raises(FormatError, match=f"layer {layer} made codes of its keys with"):
+                with pytest.raises(FormatError, match=f"layer {layer} made codes of its keys with") as error:
                     refused()
+                prints = re.findall("of the fingerprint ([0-9a-f]{16})", str(error.value))
+                assert len(set(prints)) == 2 or (model is plain and len(prints) == 1 and "without means or balances" in str(error.value))
+                assert "keeps keys" not in str(error.value), "the types are the same"
+        another = _core.Context(plain, n_ctx=128, cache="k8v4")
+        types = f"it keeps keys and values as {cache[1]}-bit codes and {cache[3]}-bit codes, here as 8-bit codes and 4-bit codes"
+        with pytest.raises(FormatError, match=f"layer 0 made codes of its keys with means .* here without means or balances; {types}"):
+            another.load(0, state)
     _core.Context(plain, n_ctx=128, cache="f16").load(0, state_of(balanced, "f16"))  # numbers are the same in all of them
 
 
