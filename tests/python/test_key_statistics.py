@@ -293,7 +293,7 @@ def test_info_names_them_and_counts_no_weights(measured: Vectors, write: Write, 
     for path in (with_them, without):
         assert cli.main(["info", path, "--json"]) == 0
         shown.append(json.loads(capsys.readouterr().out))
-    for key in ("parameters", "bits_per_weight", "bits_per_weight_without_embeddings"):
+    for key in ("parameters", "bits_per_weight", "bits_per_weight_without_embeddings", "ratio_to_f16"):
         assert shown[0][key] == shown[1][key]
     assert (shown[0]["key_statistics_bytes"], shown[1]["key_statistics_bytes"]) == (LAYERS * 2 * N_KV * DIM * 4, 0)
     assert cli.main(["info", with_them]) == 0 and "means of 2 layers, balances of 2 layers: 384 bytes" in capsys.readouterr().out
