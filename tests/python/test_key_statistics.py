@@ -315,7 +315,7 @@ def test_soft_caps_and_sinks_take_no_means(tmp_path_factory: pytest.TempPathFact
 
     plain = model("plain.gguf", {})
     keeping = [i for i, layer in enumerate(plain.config["layers"]) if layer["keeps_codes"]]
-    assert 0 < len(keeping) < len(plain.config["layers"])
+    assert 0 < len(keeping) < len(plain.config["layers"]) and plain.file.layers_with_codes() == keeping
     found = key_statistics.statistics(plain, tokens_of(8, 128).reshape(4, 32) % 96, "both")
     assert sorted(found) == [name_of(layer, "balance") for layer in keeping], "layers with a window keep numbers"
     exact, coded = (
