@@ -141,6 +141,14 @@ static py::list attention_layers(const GgufFile& self) {
   return layers;
 }
 
+static std::vector<int64_t> layers_with_codes(const GgufFile& self) {
+  std::vector<int64_t> found;
+  const std::vector<LayerConfig> layers = read_config(self.file()).layers;
+  for (size_t i = 0; i < layers.size(); i++)
+    if (const auto* a = std::get_if<AttentionConfig>(&layers[i].mixer); a && may_keep_codes(*a)) found.push_back(int64_t(i));
+  return found;
+}
+
 // Of a context with one slot, on one device.
 static py::dict context_memory(const GgufFile& self, int64_t n_ctx, const std::string& cache) {
   if (n_ctx < 0 || n_ctx > INT32_MAX) throw Error(Cause::invalid_argument, "n_ctx: " + std::to_string(n_ctx));
@@ -245,6 +253,7 @@ void bind_gguf(py::module_& m) {
       .def_property_readonly("data_offset", [](const GgufFile& self) { return self.file().data_offset(); })
       .def_property_readonly("metadata", &GgufFile::metadata)
       .def("attention_layers", &attention_layers)
+      .def("layers_with_codes", &layers_with_codes)
       .def("context_memory", &context_memory, py::arg("n_ctx"), py::arg("cache"))
       .def("tensors", &tensors)
       .def("places", &places)

@@ -31,7 +31,9 @@ void balance_key(const KeyStatistics& s, int head_dim, float* k);    // k <- (k 
 void unbalance_key(const KeyStatistics& s, int head_dim, float* k);  // and back
 void balance_query(const KeyStatistics& s, int head_dim, float* q);  // q <- q * balance
 inline constexpr float kMaxBalance = 1024;                           // and 1 / kMaxBalance: what a file may hold
-inline constexpr float kMaxKeyMean = 65504;                          // half precision's largest, as of keys that are no codes
+// Of a mean, and of a mean / balance: half precision's largest, as of keys that are no codes. A head of 512 such channels has a scale of
+// 512^.5 * 65504 / 127 at most, which half precision holds.
+inline constexpr float kMaxKeyMean = 65504;
 
 // Writes the codes and the scale of x (head_dim) as position `lane` of a tile; what the tile holds of other positions stays. The integers
 // are the same on every machine. Where x is not finite the scale is NaN.

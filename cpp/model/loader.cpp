@@ -45,6 +45,8 @@ bool dense_type(uint32_t type, kernels::DType* out) {
   }
 }
 
+std::string type_text(const Tensor& tensor) { return std::string("the type ") + gguf::type_layout(tensor.type)->name; }
+
 float element(const uint8_t* data, kernels::DType type, int64_t i) {
   if (type == kernels::DType::f32) return reinterpret_cast<const float*>(data)[i];
   const uint16_t bits = reinterpret_cast<const uint16_t*>(data)[i];
@@ -97,7 +99,7 @@ struct Loader {
     HostMatrix host{.name = name, .packed = false, .tqn = {}, .dense = {}};
     if (tensor.shape.empty() || tensor.shape.size() > 2) fail_shape(name, shape_text(tensor), "one or two dimensions");
     if (!dense_type(tensor.type, &host.dense.type))
-      throw Error(Cause::unsupported, file().path() + ": tensor " + name + " has the GGUF type " + std::to_string(tensor.type) +
+      throw Error(Cause::unsupported, file().path() + ": tensor " + name + " has " + type_text(tensor) +
                                           "; only F32, F16, BF16 and TQN matrices can be run: convert the file first");
     host.dense.n_out = tensor.shape.size() == 2 ? int64_t(tensor.shape[1]) : 1;  // a router to one expert may be stored as a vector
     host.dense.n_in = int64_t(tensor.shape[0]);
@@ -136,7 +138,7 @@ struct Loader {
     if (!tensor) return miss(name), std::vector<float>{};
     kernels::DType type;
     if (!dense_type(tensor->type, &type))
-      throw Error(Cause::unsupported, file().path() + ": tensor " + name + " has the GGUF type " + std::to_string(tensor->type));
+      throw Error(Cause::unsupported, file().path() + ": tensor " + name + " has " + type_text(*tensor) + ", expected F32, F16 or BF16");
     if (tensor->elements() != uint64_t(n * rows) || tensor->shape.empty() || tensor->shape[0] != uint64_t(n))
       fail_shape(name, shape_text(*tensor), rows == 1 ? shape_text({n}) : shape_text({rows, n}));
     std::vector<float> values(static_cast<size_t>(n * rows));
@@ -260,10 +262,9 @@ struct Loader {
   std::vector<float> key_statistic(const std::string& name, const AttentionConfig& a, float least, float most) {
     if (!has(name)) return {};
     const Tensor* tensor = file().find(name);
-    if (kernels::DType type; !tensor || !dense_type(tensor->type, &type) || type != kernels::DType::f32)
-      throw Error(Cause::bad_file, file().path() + ": tensor " + name + " has " +
-                                       (tensor ? "the GGUF type " + std::to_string(tensor->type) : "codes") +
-                                       "; what a file says of a layer's keys is F32");
+    if (!tensor || tensor->type != gguf::kF32)
+      throw Error(Cause::bad_file,
+                  file().path() + ": tensor " + name + " has " + (tensor ? type_text(*tensor) : "codes") + ", expected F32");
     std::vector<float> values = floats(name, a.head_dim, a.n_kv_heads);
     for (size_t i = 0; i < values.size(); i++)
       if (!(values[i] >= least && values[i] <= most))
@@ -284,10 +285,21 @@ struct Loader {
       throw Error(Cause::bad_file, file().path() + ": tensor " + mean + ": a layer with " +
                                        (a.sinks ? "sinks" : "a soft cap of its scores") +
                                        " cannot have means of keys: they would change its results");
+    check_balanced_means(mean, s);
     if (s.mean.empty() && s.balance.empty()) return;
     if (!s.mean.empty()) w.key_mean = upload(s.mean);
     if (!s.balance.empty()) w.key_balance = upload(s.balance);
     a.key_statistics = std::make_shared<const LayerKeyStatistics>(std::move(s));
+  }
+
+  // A key near 0 becomes -mean / balance: scales of codes must hold that, too.
+  void check_balanced_means(const std::string& name, const LayerKeyStatistics& s) const {
+    if (s.balance.empty()) return;
+    for (size_t i = 0; i < s.mean.size(); i++)
+      if (const float balanced = s.mean[i] / s.balance[i]; !(std::fabs(balanced) <= kMaxKeyMean))
+        throw Error(Cause::bad_file, file().path() + ": tensor " + name + " is " + number(s.mean[i]) + " at " + std::to_string(i) +
+                                         ", divided by the balance there, " + number(s.balance[i]) + ", " + number(balanced) +
+                                         ", expected " + number(-kMaxKeyMean) + " to " + number(kMaxKeyMean));
   }
 
   void check_key_statistics() const {

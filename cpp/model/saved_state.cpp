@@ -1,6 +1,8 @@
 #include "model/saved_state.h"
 
 #include <algorithm>
+#include <cinttypes>
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <string>
@@ -48,6 +50,15 @@ const char* name_of(CacheElement type) {
   return names[size_t(type)];
 }
 
+std::string types_of(const AttentionState& a) { return std::string(name_of(a.k.type)) + " and " + name_of(a.v.type); }
+
+std::string fingerprint_text(uint64_t key_statistics) {
+  if (key_statistics == 0) return "without means or balances";
+  char digits[17];
+  std::snprintf(digits, sizeof digits, "%016" PRIx64, key_statistics);
+  return std::string("with means or balances of the fingerprint ") + digits;
+}
+
 CachedRow row_of(int64_t type, const CachedRow& like) {
   if (type < 0 || type > int64_t(CacheElement::q4)) bad_state("type " + std::to_string(type) + " of cached numbers is unknown");
   return CacheElement(type) == like.type ? like : cached_row(CacheElement(type), like.head_dim);
@@ -66,12 +77,18 @@ StateShape shape_of(const ShapeRecord& record, const StateShape& own, size_t lay
   if (record.kind != expected.kind) refuse("remembers something of another kind");
   if (record.n_kv_heads != expected.n_kv_heads)
     refuse("has " + std::to_string(record.n_kv_heads) + " heads of keys, here " + std::to_string(expected.n_kv_heads));
-  if (record != expected) refuse("has heads or states of another size");
+  if (record != expected) {
+    const auto bytes = [](const ShapeRecord& r) {
+      return r.recurrent_bytes > 0 ? "a state of " + std::to_string(r.recurrent_bytes) + " bytes"
+                                   : "keys of " + std::to_string(r.k_bytes) + " and values of " + std::to_string(r.v_bytes) + " bytes";
+    };
+    refuse("has " + bytes(record) + ", here " + bytes(expected));
+  }
   if (record.key_statistics != statistics) {
-    const auto with = [](uint64_t found) { return found ? "with means or balances" : "without means or balances"; };
-    const bool both = record.key_statistics && statistics;
-    refuse(std::string("made codes of its keys ") +
-           (both ? "with other means or balances" : std::string(with(record.key_statistics)) + ", here " + with(statistics)));
+    const auto *theirs = std::get_if<AttentionState>(&shape), *ours = std::get_if<AttentionState>(&own);
+    const bool other_types = theirs && (theirs->k.type != ours->k.type || theirs->v.type != ours->v.type);
+    refuse("made codes of its keys " + fingerprint_text(record.key_statistics) + ", here " + fingerprint_text(statistics) +
+           (other_types ? "; it keeps keys and values as " + types_of(*theirs) + ", here as " + types_of(*ours) : ""));
   }
   return shape;
 }
@@ -199,9 +216,8 @@ void check_same_types(const SavedState& state, std::span<const StateShape> layer
   for (size_t i = 0; i < layers.size(); i++) {
     const auto *theirs = std::get_if<AttentionState>(&state.shapes[i]), *ours = std::get_if<AttentionState>(&layers[i]);
     if (!theirs || (theirs->k.type == ours->k.type && theirs->v.type == ours->v.type)) continue;
-    const auto types = [](const AttentionState& a) { return std::string(name_of(a.k.type)) + " and " + name_of(a.v.type); };
-    bad_state("its cache has another type: layer " + std::to_string(i) + " keeps keys and values as " + types(*theirs) + ", here as " +
-              types(*ours));
+    bad_state("its cache has another type: layer " + std::to_string(i) + " keeps keys and values as " + types_of(*theirs) + ", here as " +
+              types_of(*ours));
   }
 }
 

@@ -110,6 +110,8 @@ class GgufFile:
     def attention_layers(self) -> list[tuple[int, int, int]]:
         """(n_kv_heads, head_dim, window) of each layer that has keys of its own; window 0: it sees everything. Raises FormatError and
         UnsupportedError as opening the model does."""
+    def layers_with_codes(self) -> list[int]:
+        """Numbers of the layers whose keys and values become codes in caches of codes. Raises as attention_layers() does."""
     def context_memory(self, n_ctx: int, cache: str) -> dict[str, int]:
         """Bytes of a context of one slot on one device: "positions" (keys and values of n_ctx positions), "recurrent" (states of fixed
         size; a snapshot takes as much again), "row" (planes, for each row of a batch, logits aside), "expert_row" (scratch of mixtures of

@@ -172,10 +172,11 @@ TEST("saved states go on in another context of the same layers, and in no other"
   const std::vector<uint8_t> state = m.sequences.save(0, 5);
   const StateShape other_type = AttentionState{kHeads, cached_row(CacheElement::f32, kDim), cached_row(CacheElement::f32, kDim)};
   const StateShape other_rows = AttentionState{kHeads, cached_row(CacheElement::f16, kDim), cached_row(CacheElement::f32, kDim + 1)};
-  const std::pair<std::vector<StateShape>, const char*> others[] = {{{kAttention}, "it has 2 layers, this one 1"},
-                                                                    {{kAttention, other_type}, "its cache has another type"},
-                                                                    {{kAttention, other_rows}, "remember something else"},
-                                                                    {{kAttention, kRecurrent}, "another"}};
+  const std::pair<std::vector<StateShape>, const char*> others[] = {
+      {{kAttention}, "it has 2 layers, this one 1"},
+      {{kAttention, other_type}, "its cache has another type"},
+      {{kAttention, other_rows}, "layer 1 has keys of 4 and values of 8 bytes, here keys of 4 and values of 12 bytes"},
+      {{kAttention, kRecurrent}, "layer 1 remembers something of another kind"}};
   for (const auto& [shapes, text] : others) {
     Memory other(shapes);
     other.pass(0, 4, 70);

@@ -9,7 +9,7 @@ import pytest
 from turboquant_native import Llama, LlamaRAMCache, _core
 from turboquant_native._core import FormatError
 from turboquant_native.commands import cli
-from turboquant_native.engine.cache_types import CHOICES, MEASURED, cache_type, choice_text, is_balanced, measured_choice, types_of
+from turboquant_native.engine.cache_types import CHOICES, MEASURED, cache_type, is_balanced, measured_choice, types_of
 
 CODED = [choice for choice in CHOICES if choice != "f16"]
 
@@ -23,23 +23,44 @@ def test_names():
             cache_type(k, v)
 
 
-def test_auto_is_what_was_measured(tiny_tqn, capsys):
+def test_auto_is_what_was_measured():
     assert cache_type("auto", None) == cache_type(*types_of("auto")) == MEASURED
-    assert measured_choice("llama", [64, 64], False) == measured_choice("llama", [64], True) == "k8v8"
-    assert measured_choice("llama", [64, 128], True) == measured_choice("gemma2", [64], True) == "f16"
-    assert measured_choice("qwen2", [64], False) == "f16" and measured_choice("qwen2", [64], True) == "k8v8"
-    layers = [[f"blk.{i}.attn_k.weight.tqn", f"blk.{i}.attn_k_cache_mean.weight", f"blk.{i}.attn_k_cache_balance.weight"] for i in (0, 1)]
-    assert is_balanced(layers[0]) and is_balanced([*layers[0], *layers[1]]) and not is_balanced([])
-    assert not any(is_balanced([*layers[0], *layers[1][:1], *layers[1][1 + i : 2 + i]]) for i in (0, 1, 2)), "each layer has both"
+    assert measured_choice("llama", [64, 64], False) == measured_choice("llama", [64], True)
+    little, lacking, unknown = (
+        measured_choice(*model) for model in (("llama", [64], False), ("qwen2", [64], False), ("gemma2", [64], True))
+    )
+    assert little == measured_choice("qwen2", [64], True) == ("k8v8", "measured to lose little with such models")
+    assert unknown == measured_choice("llama", [64, 128], True) == ("f16", "quantized caches were not measured with such models")
+    assert lacking.cache == "f16" and "not every layer of the file has means and balances" in lacking.why
+    names = [f"blk.{i}.attn_k_cache_{kind}.weight" for i in (0, 1) for kind in ("mean", "balance")]
+    assert is_balanced(names, [0, 1]) and is_balanced(names, [1]) and not is_balanced(names, [0, 2]) and not is_balanced(names, [])
+    assert not any(is_balanced([name for name in names if name != left], [0, 1]) for left in names), "each layer has both"
     with pytest.raises(ValueError, match="auto chooses both"):
         cache_type("auto", 8)
-    with Llama(str(tiny_tqn), n_ctx=64, type_k="auto", verbose=False) as llm:  # heads of 16: not measured
-        assert llm.engine.context.cache == "f16"
-    assert cli.main(["run", str(tiny_tqn), "Hello", "-n", "2", "--raw", "--cache", "auto", "--ctx", "64"]) == 0
-    assert "(cache: f16: quantized caches were not measured with such models)" in capsys.readouterr().err
-    assert cli.main(["run", str(tiny_tqn), "--fit-only", "--cache", "auto"]) == 0
-    capsys.readouterr()
-    assert "no means and balances" in choice_text("qwen2", [64], False) and choice_text("qwen2", [64], True).startswith("k8v8: ")
+
+
+def test_auto_says_what_it_took(tiny_tqn, capsys, caplog):
+    why = "quantized caches were not measured with such models"  # heads of 16
+    for precision, cache in (("int8", "f16"), ("f32", "f32")):
+        with caplog.at_level("INFO"), Llama(str(tiny_tqn), n_ctx=64, type_k="auto", precision=precision, verbose=False) as llm:
+            assert (llm.cache_stats()["type"], llm.cache_stats()["why"]) == (cache, why)
+        assert f"cache: auto is {cache}: {why}" in caplog.text
+        asked = ["--cache", "auto", "--ctx", "64", "--precision", precision]
+        for rest in (["Hello", "-n", "2", "--raw"], ["--fit-only"]):
+            assert cli.main(["run", str(tiny_tqn), *rest, *asked]) == 0
+            assert f"(cache: {cache}: {why})" in capsys.readouterr().err
+    with Llama(str(tiny_tqn), n_ctx=64, type_k=8, type_v=2, verbose=False) as llm:
+        assert (llm.cache_stats()["type"], llm.cache_stats()["why"]) == ("k8v4", None)
+    assert cli.main(["run", str(tiny_tqn), "Hello", "-n", "2", "--raw", "--cache", "k8v4", "--ctx", "64"]) == 0
+    assert "(cache" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "serve", "eval", "bench"])
+def test_the_default_of_cache_is_named_as_one(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    described = " ".join(capsys.readouterr().out.split()).partition("keys and values" if command != "bench" else "of --depth:")[2]
+    assert described.partition(")")[0].endswith("(default: f16")
 
 
 def logits(model: Any, cache: str, tokens: np.ndarray, step: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Means and balances of keys for quantized caches: what calibration measures, what a file holds, what the engine makes of it."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -226,8 +227,15 @@ def test_states_of_other_statistics_are_refused(plain: Any, balanced: Any, measu
                 lambda other=other, state=state: other.convert(state, 70, "f16"),
                 lambda context=context, model=model, cache=cache: context.load(0, state_of(model, cache)),
             ):
-                with pytest.raises(FormatError, match=f"layer {layer} made codes of its keys with"):
+                with pytest.raises(FormatError, match=f"layer {layer} made codes of its keys with") as error:
                     refused()
+                prints = re.findall("of the fingerprint ([0-9a-f]{16})", str(error.value))
+                assert len(set(prints)) == 2 or (model is plain and len(prints) == 1 and "without means or balances" in str(error.value))
+                assert "keeps keys" not in str(error.value), "the types are the same"
+        another = _core.Context(plain, n_ctx=128, cache="k8v4")
+        types = f"it keeps keys and values as {cache[1]}-bit codes and {cache[3]}-bit codes, here as 8-bit codes and 4-bit codes"
+        with pytest.raises(FormatError, match=f"layer 0 made codes of its keys with means .* here without means or balances; {types}"):
+            another.load(0, state)
     _core.Context(plain, n_ctx=128, cache="f16").load(0, state_of(balanced, "f16"))  # numbers are the same in all of them
 
 
@@ -247,8 +255,8 @@ def test_damaged_statistics_are_refused_by_name(measured: Vectors, write: Write)
         "is 0 at 15, expected 0.0009765625 to 1024": ("balance", changed("balance", 0)),
         "is -1 at 15": ("balance", changed("balance", -1)),
         "is 1024.0001 at 15": ("balance", changed("balance", np.nextafter(np.float32(1024), np.float32(2000)))),
-        "has the GGUF type 1; .* is F32": ("mean", measured[name_of(1, "mean")].astype(np.float16)),
-        "has the GGUF type 26; .* is F32": ("balance", np.ones((N_KV, DIM), np.int32)),
+        "has the type F16, expected F32": ("mean", measured[name_of(1, "mean")].astype(np.float16)),
+        "has the type I32, expected F32": ("balance", np.ones((N_KV, DIM), np.int32)),
         r"has the shape \(2, 6\), expected \(2, 12\)": ("mean", np.zeros((2, 6), np.float32)),
         r"has the shape \(24\), expected \(2, 12\)": ("balance", np.ones(24, np.float32)),
     }
@@ -256,6 +264,19 @@ def test_damaged_statistics_are_refused_by_name(measured: Vectors, write: Write)
         path = write({**measured, name_of(1, kind): values})
         with pytest.raises(FormatError, match=f"{Path(path).name}: tensor {name_of(1, kind)} .*{message}"):
             opened(path)
+
+
+def test_means_are_bounded_as_keys_lose_them(write: Write) -> None:
+    """Divided by the balance: the largest that is let in leaves finite codes, what is beyond is refused by name."""
+    mean, balance = np.zeros((N_KV, DIM), np.float32), np.full((N_KV, DIM), 1 / 1024, np.float32)
+    mean[1] = 65504 / 1024
+    largest = write({name_of(0, "mean"): mean, name_of(0, "balance"): balance})
+    assert np.isfinite(logits(opened(largest), "k8v8")).all() and np.isfinite(logits(opened(largest), "k4v4")).all()
+    mean[1, 3] = 64
+    beyond = write({name_of(0, "mean"): mean, name_of(0, "balance"): balance})
+    told = "is 64 at 15, divided by the balance there, 0.0009765625, 65536, expected -65504 to 65504"
+    with pytest.raises(FormatError, match=f"{Path(beyond).name}: tensor {name_of(0, 'mean')} {told}"):
+        opened(beyond)
 
 
 def test_statistics_of_no_layer_are_refused(measured: Vectors, write: Write) -> None:
@@ -272,7 +293,7 @@ def test_info_names_them_and_counts_no_weights(measured: Vectors, write: Write, 
     for path in (with_them, without):
         assert cli.main(["info", path, "--json"]) == 0
         shown.append(json.loads(capsys.readouterr().out))
-    for key in ("parameters", "bits_per_weight", "bits_per_weight_without_embeddings"):
+    for key in ("parameters", "bits_per_weight", "bits_per_weight_without_embeddings", "ratio_to_f16"):
         assert shown[0][key] == shown[1][key]
     assert (shown[0]["key_statistics_bytes"], shown[1]["key_statistics_bytes"]) == (LAYERS * 2 * N_KV * DIM * 4, 0)
     assert cli.main(["info", with_them]) == 0 and "means of 2 layers, balances of 2 layers: 384 bytes" in capsys.readouterr().out
@@ -294,7 +315,7 @@ def test_soft_caps_and_sinks_take_no_means(tmp_path_factory: pytest.TempPathFact
 
     plain = model("plain.gguf", {})
     keeping = [i for i, layer in enumerate(plain.config["layers"]) if layer["keeps_codes"]]
-    assert 0 < len(keeping) < len(plain.config["layers"])
+    assert 0 < len(keeping) < len(plain.config["layers"]) and plain.file.layers_with_codes() == keeping
     found = key_statistics.statistics(plain, tokens_of(8, 128).reshape(4, 32) % 96, "both")
     assert sorted(found) == [name_of(layer, "balance") for layer in keeping], "layers with a window keep numbers"
     exact, coded = (

@@ -119,7 +119,9 @@ def test_models_and_state(client):
     listed = client.get("/v1/models").json()
     assert [model["id"] for model in listed["data"]] == ["tiny"] and client.get("/v1/models/tiny").json()["object"] == "model"
     assert client.get("/health").json() == {"status": "ok"}
-    assert client.get("/props").json()["default_generation_settings"]["n_ctx"] == 512
+    props = client.get("/props").json()
+    assert props["default_generation_settings"]["n_ctx"] == 512
+    assert (props["cache"], props["why_cache"]) == ("f16", None)
     slots = client.get("/slots").json()
     assert len(slots) == 4 and not any(slot["is_processing"] for slot in slots)
     tokens = post(client, "/tokenize", {"content": "The quick"})["tokens"]
@@ -459,10 +461,13 @@ def test_logs_say_nothing_of_what_was_said(client, llama, caplog):
 def test_a_folder_of_models(chat_model, tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.gguf").symlink_to(chat_model)
-    settings = Settings(models=[tmp_path], aliases=["gpt"], n_slots=1, idle_seconds=0.2, llama={"n_threads": 1, "chat_format": CHATML})
+    llama = {"n_threads": 1, "chat_format": CHATML, "type_k": "auto"}
+    settings = Settings(models=[tmp_path], aliases=["gpt"], n_slots=1, idle_seconds=0.2, llama=llama)
     with TestClient(create_app(settings)) as client:
         assert until(lambda: client.get("/health").status_code == 200)
-        assert client.get("/props").json()["n_ctx"] == 1024, "no more than the model's"
+        props = client.get("/props").json()
+        assert props["n_ctx"] == 1024, "no more than the model's"
+        assert (props["cache"], props["why_cache"]) == ("f16", "quantized caches were not measured with such models")
         states = lambda: {model["id"]: model["meta"]["state"] for model in client.get("/v1/models").json()["data"]}  # noqa: E731
         assert post(client, "/v1/chat/completions", ask("a", model="gpt", max_tokens=1))["model"] == "one"
         assert post(client, "/v1/chat/completions", ask("a", model="two", max_tokens=1))["model"] == "two"

@@ -80,7 +80,7 @@ class ModelFile:
     Attributes:
         n_ctx_train: positions that the model was trained for.
         layers: (n_kv_heads, head_dim, window) of each layer that keeps keys and values.
-        balanced: whether it has means and balances of its keys.
+        balanced: whether all layers that may keep codes have means and balances of their keys.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -89,7 +89,7 @@ class ModelFile:
         self.metadata = {key: value for key, value in file.metadata.items() if isinstance(value, (str, int, float))}  # no vocabularies
         _check_types(self._summary)
         self.layers = tuple(file.attention_layers())
-        self.balanced = is_balanced(name for name, _, _ in file.tensors())
+        self.balanced = is_balanced((name for name, _, _ in file.tensors()), file.layers_with_codes())
         self.n_ctx_train = self._integer("context_length")
         embedding = next((tensor for tensor in self._summary.tensors if tensor.name == EMBEDDINGS[0]), None)
         if embedding is None:

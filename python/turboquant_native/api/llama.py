@@ -169,13 +169,15 @@ class Llama(TextMethods, TokenMethods, ScoreMethods):
     def cache_stats(self) -> dict[str, Any]:
         """What is kept of evaluated tokens, in tokens and bytes.
 
-        Returns {"budget": bytes or None, "bytes": of slots, snapshots and kept prefixes together, "slots": {"prefixes", "tokens",
+        Returns {"type": of cached keys and values ("f16", "k8v4", ...), "why": why "auto" took that one, None where it was named,
+        "budget": bytes or None, "bytes": of slots, snapshots and kept prefixes together, "slots": {"prefixes", "tokens",
         "bytes"}, "snapshots": {"count", "bytes"} of recurrent layers, "prompt_tokens", "cached_tokens": evaluated and found since the
         beginning}. With a budget also "kept": {type of cache: {"prefixes", "tokens", "bytes"}} beside the slots, and since the beginning
         "dropped_snapshots": those that gave way, "requantized": steps to fewer bits, "evicted": prefixes that were forgotten, "taken_up"
         and "taken_up_tokens": {type: of kept prefixes that went on}. RuntimeError once closed.
         """
-        return self.engine.scheduler.cache_stats()
+        stats = self.engine.scheduler.cache_stats()
+        return {"type": self.engine.cache, "why": self.engine.why_cache, **stats}
 
     # --- life ----------------------------------------------------------------------------------------------------------------------------
 

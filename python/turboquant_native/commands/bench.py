@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-r", "--repeats", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--batch", metavar="N,...", help="also generate so many sequences at once, one row each")
     parser.add_argument("--depth", metavar="N,...", help="also generate behind so many cached tokens, one row each")
-    parser.add_argument("--cache", metavar="TYPE,...", default="f16", help=f"of --depth: {', '.join(CHOICES)}; one row each (%(default)s)")
+    parser.add_argument(
+        "--cache", metavar="TYPE,...", default="f16", help=f"of --depth: {', '.join(CHOICES)}; one row each (default: %(default)s)"
+    )
     parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="activations of packed matrices (%(default)s)")
     parser.add_argument("--gpu", action="store_true", help="run on a GPU")
     parser.add_argument("--profile", action="store_true", help="also show where the time of generation goes")

@@ -48,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("int8", "f32"), default="int8", help="activations of packed matrices (default: %(default)s)"
     )
     parser.add_argument(
-        "--cache", choices=CHOICES, default="f16", help="keys and values, as k8v4; without --reference measured from f16 (%(default)s)"
+        "--cache",
+        choices=CHOICES,
+        default="f16",
+        help="keys and values, as k8v4; without --reference measured from f16 (default: %(default)s)",
     )
     parser.add_argument("--gpu", action="store_true", help="run on a GPU")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -50,7 +50,7 @@ def _totals(summary: FileSummary) -> dict[str, Any]:
         "parameters": summary.parameters,
         "bits_per_weight": summary.bits_per_weight,
         "bits_per_weight_without_embeddings": summary.bits_per_weight_without_embeddings,
-        "ratio_to_f16": 2 * summary.parameters / summary.tensor_bytes,
+        "ratio_to_f16": 16 / summary.bits_per_weight,
         "key_statistics_bytes": sum(tensor.bytes for tensor in summary.key_statistics),
     }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import ConvertError
-from ..engine.cache_types import CACHE_HELP, OFFERED, choice_text, measured_choice, types_of
+from ..engine.cache_types import CACHE_HELP, OFFERED, Choice, measured_choice, types_of
 from .terminal.console import Console, size
 
 if TYPE_CHECKING:
@@ -114,8 +114,6 @@ def open_model(args: argparse.Namespace, console: Console) -> Iterator[Opened]:
     _check(args, console)
     file = ModelFile(find_model(args.model))
     n_ctx = _context(file, args, console)
-    if args.cache == "auto":
-        console.note(f"(cache: {choice_text(*_kind(file))})")
     type_k, type_v = types_of(args.cache)
     with console.waiting(f"loading {Path(file.path).name}"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_ctx=")  # said above, with the option's name
@@ -131,6 +129,8 @@ def open_model(args: argparse.Namespace, console: Console) -> Iterator[Opened]:
             verbose=False,
         )
     with llm:
+        if llm.engine.why_cache:
+            console.note(f"(cache: {llm.engine.cache}: {llm.engine.why_cache})")
         yield Opened(llm, file, args)
 
 
@@ -138,22 +138,23 @@ def print_fit(args: argparse.Namespace, as_json: bool) -> int:
     """The estimate alone; 1 where the model does not fit."""
     from ..api.fit import ModelFile
 
-    _check(args, Console())
+    console = Console()
+    _check(args, console)
     file = ModelFile(find_model(args.model))
-    fit = file.fit(args.ctx, threads=args.threads or 0, gpu=args.gpu, cache=_cache(file, args))
+    cache, why = _cache(file, args)
+    if why:
+        console.note(f"(cache: {cache}: {why})")
+    fit = file.fit(args.ctx, threads=args.threads or 0, gpu=args.gpu, cache=cache)
     print(json.dumps(fit.to_dict()) if as_json else _fit_text(fit))
     return 0 if fit.fits else 1
 
 
-def _kind(file: ModelFile) -> tuple[str, list[int], bool]:
-    """What `--cache auto` chooses by."""
-    return str(file.metadata.get("general.architecture")), [dim for _, dim, _ in file.layers], file.balanced
-
-
-def _cache(file: ModelFile, args: argparse.Namespace) -> str:
-    """The cache's type for the estimate: float32 activations have a float32 cache unless it is quantized."""
-    choice: str = measured_choice(*_kind(file)) if args.cache == "auto" else args.cache
-    return "f32" if args.precision == "f32" and choice == "f16" else choice
+def _cache(file: ModelFile, args: argparse.Namespace) -> Choice:
+    """The cache's type for the estimate, and why `auto` takes it: float32 activations have a float32 cache unless it is quantized."""
+    choice = Choice(args.cache, "")
+    if args.cache == "auto":
+        choice = measured_choice(str(file.metadata.get("general.architecture")), (dim for _, dim, _ in file.layers), file.balanced)
+    return choice._replace(cache="f32") if args.precision == "f32" and choice.cache == "f16" else choice
 
 
 def _check(args: argparse.Namespace, console: Console) -> None:
@@ -169,7 +170,7 @@ def _check(args: argparse.Namespace, console: Console) -> None:
 
 def _context(file: ModelFile, args: argparse.Namespace, console: Console) -> int:
     """Positions of the context: those asked for, else the model's own as far as memory goes."""
-    fit = file.fit(args.ctx, probe=False, cache=_cache(file, args))
+    fit = file.fit(args.ctx, probe=False, cache=_cache(file, args).cache)
     if args.ctx is not None and fit.n_ctx > fit.n_ctx_train:
         console.note(f"warning: --ctx {args.ctx} is beyond the {fit.n_ctx_train} tokens that the model was trained for")
     if not fit.fits and not args.gpu:

@@ -1,6 +1,7 @@
 """Types of cached keys and values: the names that users know, and the core's."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 CHOICES = ("f16", "k8v8", "k8v4", "k4v8", "k4v4")  # of command lines; k8v4: keys in 8 bits, values in 4
 
@@ -53,28 +54,37 @@ def types_of(choice: str) -> tuple[str | None, str | None]:
     return f"q{choice[1]}_0", f"q{choice[3]}_0"
 
 
-def is_balanced(names: Iterable[str]) -> bool:
-    """Whether every layer with keys has their means and balances, in a file with tensors of these names (docs/format.md)."""
-    known = {name.partition(".tqn")[0] for name in names}
-    layers = [name.removesuffix(".attn_k.weight") for name in known if name.endswith(".attn_k.weight")]
-    return bool(layers) and all(f"{layer}{KEY_STATISTICS}{kind}.weight" in known for layer in layers for kind in ("mean", "balance"))
+def is_balanced(names: Iterable[str], layers: Iterable[int]) -> bool:
+    """Whether the file has means and balances of the keys of all these layers, those that may keep codes (docs/format.md).
+
+    Args:
+        names: of the file's tensors.
+        layers: their numbers, as `_core.GgufFile.layers_with_codes` has them.
+    """
+    wanted = {f"blk.{layer}{KEY_STATISTICS}{kind}.weight" for layer in layers for kind in ("mean", "balance")}
+    return bool(wanted) and wanted.issubset(names)
 
 
-def measured_choice(architecture: str, head_dims: Iterable[int], balanced: bool) -> str:
-    """The one of CHOICES that suits a model: f16 where models of its architecture and size of heads were not measured."""
-    measured = _MEASURED_BALANCED if balanced else _MEASURED
-    found = {measured.get((architecture, dim), "f16") for dim in head_dims}
+class Choice(NamedTuple):
+    """What `auto` takes: one of CHOICES, and why, in a few words for people."""
+
+    cache: str
+    why: str
+
+
+def measured_choice(architecture: str, head_dims: Iterable[int], balanced: bool) -> Choice:
+    """What suits a model: f16 where models of its architecture and size of heads were not measured."""
+    dims = set(head_dims)
+    if (cache := _measured(_MEASURED_BALANCED if balanced else _MEASURED, architecture, dims)) != "f16":
+        return Choice(cache, "measured to lose little with such models")
+    if _measured(_MEASURED_BALANCED, architecture, dims) != "f16":
+        return Choice("f16", "codes lose too much with such models where not every layer of the file has means and balances of its keys")
+    return Choice("f16", "quantized caches were not measured with such models")
+
+
+def _measured(table: dict[tuple[str, int], str], architecture: str, head_dims: set[int]) -> str:
+    found = {table.get((architecture, dim), "f16") for dim in head_dims}
     return found.pop() if len(found) == 1 else "f16"
-
-
-def choice_text(architecture: str, head_dims: Iterable[int], balanced: bool) -> str:
-    """What measured_choice() takes, and why, for people."""
-    dims = list(head_dims)
-    if (choice := measured_choice(architecture, dims, balanced)) != "f16":
-        return f"{choice}: measured to lose little with such models"
-    if measured_choice(architecture, dims, True) != "f16":
-        return "f16: with such models codes lose too much where the file has no means and balances of keys"
-    return "f16: quantized caches were not measured with such models"
 
 
 def budget_levels(own: str, four_bit_keys: bool) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .cache_types import MEASURED, choice_text, four_bit_keys, is_balanced, measured_choice
+from .cache_types import MEASURED, four_bit_keys, is_balanced, measured_choice
 from .generation import Generation, Limits
 from .head import read_head
 from .pace import Pace
@@ -42,6 +42,9 @@ class Engine:
         cache: type of cached keys and values, as `_core.Context` names it, or `cache_types.MEASURED`.
         cache_budget: bytes that the caches of all sequences may take together, which their precision then follows; None: no limit.
 
+    Attributes:
+        why_cache: where the type of the cache was left to what was measured: why it is that one. Else None.
+
     Raises FileNotFoundError, FormatError, UnsupportedError, ValueError, MemoryError.
     """
 
@@ -70,12 +73,12 @@ class Engine:
             model = _core.Model(os.fsencode(model), device=device, threads=threads, precision=precision, lock_memory=lock_memory)
         self.core = model
         architecture = str(model.config["architecture"])
-        balanced = is_balanced(name for name, _, _ in model.file.tensors())
+        balanced = is_balanced((name for name, _, _ in model.file.tensors()), model.file.layers_with_codes())
         bears = four_bit_keys(architecture, balanced)
+        self.why_cache: str | None = None
         if cache == MEASURED:
-            head_dims = [layer["head_dim"] for layer in model.config["layers"] if "head_dim" in layer]
-            choice = measured_choice(architecture, head_dims, balanced)
-            logger.info("cache: auto is %s", choice_text(architecture, head_dims, balanced))
+            head_dims = (layer["head_dim"] for layer in model.config["layers"] if "head_dim" in layer)
+            choice, self.why_cache = measured_choice(architecture, head_dims, balanced)
             cache = "auto" if choice == "f16" else choice
         if cache.startswith("k4") and bears is False:
             logger.warning(
@@ -94,6 +97,8 @@ class Engine:
 
         guess = self.core.parameters * _CPU_SECONDS if device.startswith("cpu") else 0.0
         self.scheduler = Scheduler(open_context, n_slots, max_slots, queue_limit, Pace(n_batch, guess), cache_budget, bears is True)
+        if self.why_cache:
+            logger.info("cache: auto is %s: %s", self.cache, self.why_cache)
         self.metadata: dict[str, Any] = self.core.file.metadata
         self.vocabulary = Vocabulary(self.metadata, self.n_vocab)
 
@@ -101,6 +106,11 @@ class Engine:
     def context(self) -> Any:
         """The `_core.Context`; use it only in functions given to `scheduler.run`."""
         return self.scheduler.context
+
+    @property
+    def cache(self) -> str:
+        """Type of cached keys and values: "f16", "f32", "k8v4" and so on."""
+        return str(self.context.cache)
 
     @property
     def n_ctx(self) -> int:

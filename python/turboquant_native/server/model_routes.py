@@ -148,6 +148,8 @@ async def props(service: TheService, model: str | None = None) -> dict[str, Any]
             "n_embd": llama.n_embd(),
             "n_params": llama.engine.core.parameters,
             "architecture": llama.metadata.get("general.architecture"),
+            "cache": llama.engine.cache,
+            "why_cache": llama.engine.why_cache,
             "chat_template": llama.metadata.get("tokenizer.chat_template"),
             "default_generation_settings": {"n_ctx": llama.n_ctx(), "params": dict(service.settings.sampling)},
         }
