@@ -284,7 +284,7 @@ def test_bad_states_are_refused(model: Model) -> None:
         (state[:16] + b"\x07" + state[17:], "another model"),
         (state[:24] + (2**40).to_bytes(8, "little") + state[32:], "1099511627776 positions"),
         (state[:24] + (2**64 - 1).to_bytes(8, "little") + state[32:], "-1 positions"),
-        (state[:40] + b"\x07" + state[41:], "its layers remember something else"),
+        (state[:40] + b"\x07" + state[41:], "layer 0 has 7 heads of keys, here"),
         (state[:48] + b"\x07" + state[49:], "type 7 of cached numbers is unknown"),
     ):
         with pytest.raises(FormatError, match=text):
