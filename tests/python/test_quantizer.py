@@ -22,7 +22,7 @@ from turboquant_native.calibrate.quantizer import Quantizer
 from turboquant_native.calibrate.request import Effort, Request
 from turboquant_native.calibrate.rounding import SequentialRounder, Settings, SiteStatistics, relative_error
 from turboquant_native.calibrate.sensitivity import SensitivityMeter
-from turboquant_native.calibrate.text import cut_windows, default_windows, file_windows
+from turboquant_native.calibrate.text import default_windows
 from turboquant_native.calibrate.widths import WidthChooser
 from turboquant_native.commands import convert as convert_hf_to_tq
 from turboquant_native.common.errors import ConvertError
@@ -30,7 +30,6 @@ from turboquant_native.common.progress import Stopwatch
 from turboquant_native.convert.conversion import Options, bits_per_weight, make_plan, write_model
 from turboquant_native.convert.quantize import MatrixSpec, quantize_matrix
 from turboquant_native.convert.sources import open_source
-from turboquant_native.engine import vocabulary
 
 _FULL_EFFORTS = requests.EFFORTS
 
@@ -493,22 +492,6 @@ def test_calibration_files(folder: Path, tmp_path: Path) -> None:
         convert(folder, tmp_path / "m.gguf", Request(calib=tmp_path / "missing", effort="fast", seq_len=32))
 
 
-def test_default_text_is_deterministic_and_mixed(folder: Path, tmp_path: Path) -> None:
-    from turboquant_native.convert.conversion import make_plan, write_model
-
-    source = open_source(str(folder), None, None)
-    write_model(source, make_plan(source, Options(outtype="f32")), tmp_path / "f32.gguf")
-    model = _core.Model(str(tmp_path / "f32.gguf"), precision="f32", threads=1)
-    windows = default_windows(model, 8, 16, seed=3)
-    assert windows.shape == (8, 16) and windows.dtype == np.int32
-    assert np.array_equal(windows, default_windows(model, 8, 16, seed=3))
-    assert not np.array_equal(windows, default_windows(model, 8, 16, seed=4))
-    short = tmp_path / "short.txt"
-    short.write_text("a")
-    with pytest.raises(ConvertError, match="at least one window"):
-        file_windows(model, short, 2, 16)
-
-
 @pytest.mark.parametrize("budget", [{"bpw": 4.5}, {"size": 60000}])
 def test_a_dry_run_shows_an_estimate_and_after_a_measurement_the_plan(folder: Path, tmp_path: Path, budget: dict[str, float]) -> None:
     request = Request(effort="fast", seq_len=32, cache=tmp_path / "cache", **budget)  # type: ignore[arg-type]
@@ -539,34 +522,6 @@ def test_dry_runs_of_given_widths_and_of_budgets_that_are_too_small(folder: Path
     assert "smallest widths" in capsys.readouterr().err
 
 
-def test_sampling_goes_on_at_the_batch_it_was_in(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = open_source(str(folder), None, None)
-    write_model(source, make_plan(source, Options(outtype="f32")), tmp_path / "m.gguf")
-    model = _core.Model(str(tmp_path / "m.gguf"), precision="f32", threads=1)
-    monkeypatch.setattr(calibration_text, "_SLOTS", 2)
-    for has_bos in (True, False):
-        kept = tmp_path / f"kept{has_bos}"
-        if not has_bos:
-            monkeypatch.setattr(calibration_text, "vocabulary_of", lambda model: None)
-        whole = calibration_text.sample(model, 5, 12, 7)
-        draw_batch, batches = calibration_text._sample_batch, []
-
-        def fails_in_the_second(*args, draw_batch=draw_batch, batches=batches):
-            batches.append(len(args[1]))
-            if len(batches) == 2:
-                raise ZeroDivisionError
-            return draw_batch(*args)
-
-        monkeypatch.setattr(calibration_text, "_sample_batch", fails_in_the_second)
-        with pytest.raises(ZeroDivisionError):
-            calibration_text.sample(model, 5, 12, 7, checkpoint=kept)
-        with open(kept, "ab") as stream:
-            stream.write(b"torn" * 13)  # a record and a bit of the second batch
-        np.testing.assert_array_equal(calibration_text.sample(model, 5, 12, 7, checkpoint=kept), whole)
-        assert batches == [2, 2, 2, 1]
-        monkeypatch.setattr(calibration_text, "_sample_batch", draw_batch)
-
-
 def test_fast_text_is_drawn_from_the_model_at_8_bits(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a run with text of the user's own nothing but probes is drawn, so that no file at 8 bits is made; no run leaves one."""
     assert _FULL_EFFORTS["fast"].samples_at_8_bits and not _FULL_EFFORTS["normal"].samples_at_8_bits
@@ -584,32 +539,3 @@ def test_fast_text_is_drawn_from_the_model_at_8_bits(folder: Path, tmp_path: Pat
         convert(folder, tmp_path / "m.gguf", Request(effort="fast", seq_len=32, calib=calib))
         assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "m.gguf.quant.json", "text.txt"]
     assert drawn_from == [{8}, set()]
-
-
-def test_windows_are_spread_over_the_text() -> None:
-    class Words:
-        add_bos, bos = False, -1
-
-        def encode(self, text: str) -> list[int]:
-            return [int(word) for word in text.split()]
-
-    cut = cut_windows(Words(), " ".join(map(str, range(100))), 4, 10)
-    assert cut[0, 0] == 0 and cut[-1, -1] == 99 and (np.diff(cut, axis=1) == 1).all()
-
-
-@pytest.mark.parametrize("separator", ["\n\n", "\n", " ", ""])
-def test_long_texts_are_encoded_piece_by_piece(separator: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(vocabulary, "_PIECE", 40)
-    pieces: list[str] = []
-
-    class Letters:
-        def encode(self, text: str) -> list[int]:
-            pieces.append(text)
-            return [ord(letter) for letter in text]
-
-    for length in (0, 1, 39, 40, 41, 400):
-        text = separator.join(f"word{i:03}" for i in range(100))[:length]
-        pieces.clear()
-        assert vocabulary.encode_long(Letters(), text, quiet=length == 0).tolist() == [ord(letter) for letter in text]
-        assert all(len(piece) <= 40 and piece.endswith(separator) for piece in pieces[:-1])
-        assert (f"reading text: 100 % of {length} characters" in capsys.readouterr().err) == (length > 40)

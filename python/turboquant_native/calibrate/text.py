@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from .. import _core
 from ..common.errors import ConvertError
 from ..common.journal import Journal
-from ..engine.vocabulary import Vocabulary, encode_long
+from ..engine.long_text import encode_long
+from ..engine.vocabulary import Vocabulary
 
 Tokens = NDArray[np.int32]
 SAMPLED_SHARE = 0.75  # of the default mix; the rest is half documentation, half source text of the standard library

@@ -4,21 +4,17 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from .._core import FormatError
-from ..common.progress import Progress
 from .tokenizer_json import TokenizerError, compact, guarded, made_harmless, parsed, text_bound
 
 # Texts of tokens that end a turn, in the families whose metadata names only one of them.
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|end_of_role|>")
 
 
-_PIECE = 1 << 21  # characters that are encoded at once: the tokenizer takes some 140 bytes for each
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 _KINDS = {str: "a text", int: "a whole number", bool: "true or false", list: "a list"}
 
@@ -48,30 +44,6 @@ def _typed(key: str, value: Any, kind: type) -> Any:
 def _value(metadata: dict[str, Any], key: str, kind: type, default: Any) -> Any:
     """A value of the metadata; FormatError names the key where it is of another type."""
     return _typed(key, metadata[key], kind) if key in metadata else default
-
-
-class Encoder(Protocol):
-    """What encode_long() needs of a Vocabulary."""
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
-        ...
-
-
-def encode_long(vocabulary: Encoder, text: str, quiet: bool = True) -> NDArray[np.int32]:
-    """Token ids of a text of any length, piece by piece: beyond two million characters it is cut behind a blank line, a line or a word,
-    where a token that would span the cut becomes two. quiet: show no progress."""
-    parts, first = [np.empty(0, np.int32)], 0
-    with Progress(len(text), "reading text", quiet or len(text) <= _PIECE, unit="characters") as progress:
-        while first < len(text):
-            stop = first + _PIECE
-            if stop < len(text):
-                cuts = (text.rfind(mark, first + _PIECE // 2, stop) + len(mark) for mark in ("\n\n", "\n", " "))
-                stop = next((cut for cut in cuts if cut > first + _PIECE // 2), stop)
-            parts.append(np.array(vocabulary.encode(text[first:stop]), np.int32))
-            first = stop
-            progress.advance_to(min(stop, len(text)))
-    return np.concatenate(parts)
 
 
 class Vocabulary:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..convert.inspection import describe
-from ..engine.vocabulary import Vocabulary, encode_long
+from ..engine.long_text import encode_long
+from ..engine.vocabulary import Vocabulary
 
 Logprobs = NDArray[np.float32]
 _BLOCK_VALUES = 1 << 22  # values that one step of the arithmetic touches, so that memory does not grow with the vocabulary
