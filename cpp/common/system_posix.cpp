@@ -53,7 +53,7 @@ std::span<const uint8_t> map_file(const std::string& path) {
   void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.fd, 0);
   if (data == MAP_FAILED) fail_errno(path);
 #ifdef MADV_HUGEPAGE
-  // A file that is not in the page cache yet is then read into huge pages: two threads generate 6 to 9 % faster (docs/kernels.md).
+  // A file that is not in the page cache yet is then read into huge pages: two threads generate up to 9 % faster (docs/kernels.md).
   ::madvise(data, size, MADV_HUGEPAGE);
 #endif
   return {static_cast<const uint8_t*>(data), size};
